@@ -1,0 +1,288 @@
+// Cpu: the reference backend. Eigen for large products, vectorised loops for the rest, OpenMP threads where
+// they pay.
+//
+// Formula: see backend/backend.hpp.
+// Shapes:  see backend/backend.hpp.
+// Units:   elements.
+// Errors:  std::bad_alloc when the machine has no memory left.
+// Not supported: use of one Cpu object from several threads at once; give each its own.
+// Source:  none.
+#pragma once
+
+#include <algorithm>
+#include <concepts>
+#include <cstring>
+#include <new>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#include "mttt/backend/arena.hpp"
+#include "mttt/backend/backend.hpp"
+#include "mttt/backend/cpu/matmul.hpp"
+
+namespace mttt {
+
+/// Zeroed bytes aligned for the widest vectors.
+class CpuMemory {
+ public:
+  explicit CpuMemory(Index bytes)
+      : data_(::operator new (static_cast<std::size_t>(bytes), std::align_val_t{64})) {
+    std::memset(data_, 0, static_cast<std::size_t>(bytes));
+  }
+  template <class B>
+  CpuMemory(B&, Index bytes) : CpuMemory(bytes) {}
+  CpuMemory(CpuMemory&& other) noexcept : data_(std::exchange(other.data_, nullptr)) {}
+  CpuMemory(const CpuMemory&) = delete;
+  CpuMemory& operator=(const CpuMemory&) = delete;
+  CpuMemory& operator=(CpuMemory&&) = delete;
+  ~CpuMemory() { ::operator delete (data_, std::align_val_t{64}); }
+
+  void* data() { return data_; }
+  const void* data() const { return data_; }
+
+ private:
+  void* data_;
+};
+
+/// A row's team on the CPU: one thread, vectorised loops.
+class CpuTeam {
+ public:
+  explicit CpuTeam(void* scratch) : scratch_(scratch) {}
+
+  template <class F>
+  void for_each(Index n, const F& f) const {
+    MTTT_SIMD
+    for (Index i = 0; i < n; ++i) f(i);
+  }
+  template <class A, class F>
+  A sum(Index n, const F& f) const {
+    A total = 0;
+    MTTT_SIMD_SUM(total)
+    for (Index i = 0; i < n; ++i) total += f(i);
+    return total;
+  }
+  template <class A, class F>
+  A max(Index n, const F& f) const {
+    A largest = f(0);
+    MTTT_SIMD_MAX(largest)
+    for (Index i = 1; i < n; ++i) {
+      const A value = f(i);
+      largest = largest < value ? value : largest;
+    }
+    return largest;
+  }
+  template <class A, class F>
+  Index argmax(Index n, const F& f) const {
+    Index best = 0;
+    A largest = f(0);
+    for (Index i = 1; i < n; ++i) {
+      const A value = f(i);
+      if (value > largest) {
+        largest = value;
+        best = i;
+      }
+    }
+    return best;
+  }
+  template <class T>
+  T* scratch() const {
+    return static_cast<T*>(scratch_);
+  }
+  void sync() const {}
+
+ private:
+  void* scratch_;
+};
+
+template <std::floating_point T>
+class Cpu {
+ public:
+  using Scalar = T;
+  using Accum = std::conditional_t<std::same_as<T, double>, double, float>;
+  using Memory = CpuMemory;
+  using Team = CpuTeam;
+
+  /// 0 threads: as many as OpenMP offers (1 without OpenMP).
+  explicit Cpu(int threads = 0) : threads_(threads > 0 ? threads : available_threads()) {}
+  Cpu(const Cpu&) = delete;
+  Cpu& operator=(const Cpu&) = delete;
+
+  int threads() const { return threads_; }
+  Index arena_bytes() const { return arena_.capacity(); }
+
+  [[nodiscard]] auto scope() { return ArenaScope<Arena<CpuMemory>>(arena_); }
+
+  /// A tensor in the arena, its contents undefined; one argument for each `dyn`.
+  template <class U, Index... E, class... N>
+  Tensor<U, E...> make(N... dims) {
+    static_assert(sizeof...(N) == (Index(E == dyn) + ... + 0),
+                  "make<T, E...>(dims...) takes one number for each dyn");
+    std::array<Index, sizeof...(E)> extents{E...};
+    [[maybe_unused]] const std::array<Index, sizeof...(N)> given{static_cast<Index>(dims)...};
+    [[maybe_unused]] std::size_t next = 0;
+    Index n = 1;
+    for (Index& extent : extents) {
+      if constexpr (sizeof...(N) > 0) {
+        if (extent == dyn) extent = given[next++];
+      }
+      n *= extent;
+    }
+    return {static_cast<U*>(arena_.alloc(n * static_cast<Index>(sizeof(U)))), extents};
+  }
+
+  template <class U>
+  void matmul(Matrix<const U> a, std::type_identity_t<Matrix<const U>> b, std::type_identity_t<Matrix<U>> c,
+              std::type_identity_t<U> alpha = 1, std::type_identity_t<U> beta = 0) {
+    const Index work = std::max<Index>(1, parallel_work / std::max<Index>(1, a.cols));
+    if (detail::prefer_dots<U>(a, b)) {
+      parallel(b.cols, std::max<Index>(4, work / a.rows / 4 * 4), [&](Index begin, Index end, int) {
+        dots(a, detail::take_columns(b, begin, end), detail::take_columns(c, begin, end), alpha, beta);
+      });
+    } else if (c.cols >= c.rows) {
+      const auto memory = panels<U>(c.rows, c.cols, a.cols);
+      parallel(c.cols, std::max<Index>(16, work / c.rows), [&](Index begin, Index end, int thread) {
+        blocked(a, detail::take_columns(b, begin, end), detail::take_columns(c, begin, end), alpha, beta,
+                memory, thread);
+      });
+    } else {
+      const auto memory = panels<U>(c.rows, c.cols, a.cols);
+      parallel(c.rows, std::max<Index>(16, work / c.cols), [&](Index begin, Index end, int thread) {
+        blocked(detail::take_rows(a, begin, end), b, detail::take_rows(c, begin, end), alpha, beta, memory,
+                thread);
+      });
+    }
+  }
+  template <class U>
+  void matmul(Matrix<U> a, std::type_identity_t<Matrix<const U>> b, std::type_identity_t<Matrix<U>> c,
+              std::type_identity_t<U> alpha = 1, std::type_identity_t<U> beta = 0) {
+    matmul(Matrix<const U>(a), b, c, alpha, beta);
+  }
+
+  template <class U>
+  void matmul_grid(Index outer, Index inner, MatrixGrid<const U> a,
+                   std::type_identity_t<MatrixGrid<const U>> b, std::type_identity_t<MatrixGrid<U>> c,
+                   std::type_identity_t<U> alpha = 1, std::type_identity_t<U> beta = 0) {
+    const Index work = std::max<Index>(1, c.first.rows * c.first.cols * a.first.cols);
+    const bool by_dots = detail::prefer_dots<U>(a.first, b.first);
+    const auto memory = panels<U>(c.first.rows, c.first.cols, by_dots ? 0 : a.first.cols);
+    parallel(outer * inner, std::max<Index>(1, parallel_work / work),
+             [&](Index begin, Index end, int thread) {
+               for (Index i = begin; i < end; ++i) {
+                 const auto pa = a.at(i / inner, i % inner), pb = b.at(i / inner, i % inner);
+                 const auto pc = c.at(i / inner, i % inner);
+                 by_dots ? dots(pa, pb, pc, alpha, beta) : blocked(pa, pb, pc, alpha, beta, memory, thread);
+               }
+             });
+  }
+  template <class U>
+  void matmul_grid(Index outer, Index inner, MatrixGrid<U> a, std::type_identity_t<MatrixGrid<const U>> b,
+                   std::type_identity_t<MatrixGrid<U>> c, std::type_identity_t<U> alpha = 1,
+                   std::type_identity_t<U> beta = 0) {
+    matmul_grid(outer, inner, MatrixGrid<const U>(a), b, c, alpha, beta);
+  }
+
+  template <class F>
+  void for_each(Index n, const F& f) {
+    parallel(n, Index{1} << 14, [&](Index begin, Index end, int) {
+      MTTT_SIMD
+      for (Index i = begin; i < end; ++i) f(i);
+    });
+  }
+
+  /// `scratch` bytes a team; `cost` is the rough number of operations of one row, to decide whether threads
+  /// pay.
+  template <class F>
+  void rows(Index n, const F& f, Index scratch = 0, Index cost = 256) {
+    const auto guard = scope();
+    const Index each = (scratch + 63) / 64 * 64;
+    auto* pool = each == 0 ? nullptr : static_cast<std::byte*>(arena_.alloc(each * threads_));
+    parallel(n, std::max<Index>(1, (Index{1} << 15) / std::max<Index>(1, cost)),
+             [&](Index begin, Index end, int thread) {
+               const CpuTeam team(pool == nullptr ? nullptr : pool + each * thread);
+               for (Index i = begin; i < end; ++i) f(team, i);
+             });
+  }
+
+  template <class U>
+  void copy(const U* from, U* to, Index n) {
+    if (n > 0) std::memcpy(to, from, static_cast<std::size_t>(n) * sizeof(U));
+  }
+  template <class U>
+  void fill(U* to, Index n, U value) {
+    std::fill_n(to, n, value);
+  }
+  template <class U>
+  void to_host(const U* from, U* to, Index n) {
+    copy(from, to, n);
+  }
+  template <class U>
+  void to_device(const U* from, U* to, Index n) {
+    copy(from, to, n);
+  }
+
+ private:
+  static constexpr Index parallel_work = Index{1}
+                                         << 17;  // multiply-adds below which a second thread costs more
+
+  static int available_threads() {
+#ifdef _OPENMP
+    return omp_get_max_threads();
+#else
+    return 1;
+#endif
+  }
+
+  /// Packing memory for products of this size, one piece a thread, while it lives.
+  struct Panels {
+    ArenaScope<Arena<CpuMemory>> scope;
+    std::byte* first;
+    Index each;
+    std::byte* of(int thread) const { return first + each * thread; }
+  };
+  template <class U>
+  Panels panels(Index M, Index N, Index K) {
+    const Index each = K == 0 ? 0 : (detail::Blocking<U>(N, M, K).bytes() + 63) / 64 * 64;
+    return {ArenaScope<Arena<CpuMemory>>(arena_), static_cast<std::byte*>(arena_.alloc(each * threads_)),
+            each};
+  }
+  template <class U>
+  static void dots(Matrix<const U> a, Matrix<const U> b, Matrix<U> c, U alpha, U beta) {
+    detail::matmul_by_dots<U>(a.data, a.ld, b.data, b.ld, c.data, c.ld, a.rows, b.cols, a.cols, alpha, beta);
+  }
+  template <class U>
+  static void blocked(Matrix<const U> a, Matrix<const U> b, Matrix<U> c, U alpha, U beta,
+                      const Panels& memory, int thread) {
+    detail::scale(c, beta);
+    detail::Blocking<U> blocking(c.cols, c.rows, a.cols);
+    blocking.use(memory.of(thread), memory.each);
+    detail::matmul_by_eigen<U>(a, b, c, alpha, blocking);
+  }
+
+  /// f(begin, end, thread) over pieces of [0, n), at least `grain` long, one a thread.
+  template <class F>
+  void parallel(Index n, Index grain, const F& f) {
+    if (n <= 0) return;
+#ifdef _OPENMP
+    const Index pieces = std::min<Index>(threads_, (n + grain - 1) / grain);
+    if (pieces > 1 && !omp_in_parallel()) {
+#pragma omp parallel num_threads(static_cast <int>(pieces))
+      {
+        const Index thread = omp_get_thread_num(), team = omp_get_num_threads();
+        const Index step = (n + team - 1) / team;
+        const Index begin = thread * step, end = std::min(n, begin + step);
+        if (begin < end) f(begin, end, static_cast<int>(thread));
+      }
+      return;
+    }
+#endif
+    f(Index{0}, n, 0);
+  }
+
+  int threads_;
+  Arena<CpuMemory> arena_;
+};
+
+static_assert(Backend<Cpu<float>> && Backend<Cpu<double>>);
+
+}  // namespace mttt

@@ -1,0 +1,158 @@
+// Matrix products on the CPU: Eigen for the large ones, our own dot-product tiles for few rows or small
+// weights.
+//
+// Formula: C = alpha op(A) op(B) + beta C.
+// A streaming step multiplies a handful of rows by a weight matrix that is read once from memory. The tiles
+// read each weight once for up to four rows, allocate nothing, and sum every output in the same order
+// whatever the number of rows, so that a session's numbers do not depend on who else is in the batch. Shapes:
+// A (M, K), B (K, N), C (M, N), row-major planes; C is never transposed. Units:   elements. Errors:  none;
+// extents are the caller's promise. Not supported: aliasing of C with A or B. Source:  Eigen's packet layer
+// (Eigen::internal::packet_traits) and its GEMM.
+#pragma once
+
+#include <Eigen/Core>
+#include <algorithm>
+
+#include "mttt/core/tensor.hpp"
+
+namespace mttt::detail {
+
+/// C[i][j] for a tile of MR x NR dot products of length K; a and b are rows, both contiguous along K.
+template <int MR, int NR, class T>
+inline void dot_tile(const T* a, Index lda, const T* b, Index ldb, T* c, Index ldc, Index K, T alpha,
+                     T beta) {
+  namespace ei = Eigen::internal;
+  using Packet = typename ei::packet_traits<T>::type;
+  constexpr Index width = ei::packet_traits<T>::size;
+  Packet sum[MR][NR];
+  for (int i = 0; i < MR; ++i) {
+    for (int j = 0; j < NR; ++j) sum[i][j] = ei::pset1<Packet>(T(0));
+  }
+  const Index whole = K / width * width;
+  for (Index k = 0; k < whole; k += width) {
+    Packet pa[MR];
+    for (int i = 0; i < MR; ++i) pa[i] = ei::ploadu<Packet>(a + i * lda + k);
+    for (int j = 0; j < NR; ++j) {
+      const Packet pb = ei::ploadu<Packet>(b + j * ldb + k);
+      for (int i = 0; i < MR; ++i) sum[i][j] = ei::pmadd(pa[i], pb, sum[i][j]);
+    }
+  }
+  for (int i = 0; i < MR; ++i) {
+    for (int j = 0; j < NR; ++j) {
+      T total = ei::predux(sum[i][j]);
+      for (Index k = whole; k < K; ++k) total += a[i * lda + k] * b[j * ldb + k];
+      T& out = c[i * ldc + j];
+      out = beta == T(0) ? alpha * total : alpha * total + beta * out;
+    }
+  }
+}
+
+template <int MR, class T>
+inline void dot_panel(const T* a, Index lda, const T* b, Index ldb, T* c, Index ldc, Index N, Index K,
+                      T alpha, T beta) {
+  Index j = 0;
+  for (; j + 4 <= N; j += 4) dot_tile<MR, 4>(a, lda, b + j * ldb, ldb, c + j, ldc, K, alpha, beta);
+  for (; j < N; ++j) dot_tile<MR, 1>(a, lda, b + j * ldb, ldb, c + j, ldc, K, alpha, beta);
+}
+
+/// C = alpha A B^T + beta C with B given by rows (N, K): weights as they are stored.
+template <class T>
+inline void matmul_by_dots(const T* a, Index lda, const T* b, Index ldb, T* c, Index ldc, Index M, Index N,
+                           Index K, T alpha, T beta) {
+  // Panels of weights that stay in the first-level cache while all rows of A pass over them.
+  const Index panel = std::max<Index>(4, (Index{16} << 10) / std::max<Index>(1, K) / 4 * 4);
+  for (Index j = 0; j < N; j += panel) {
+    const Index n = std::min(panel, N - j);
+    const T* rows = b + j * ldb;
+    Index i = 0;
+    for (; i + 4 <= M; i += 4)
+      dot_panel<4>(a + i * lda, lda, rows, ldb, c + i * ldc + j, ldc, n, K, alpha, beta);
+    if (M - i == 3) dot_panel<3>(a + i * lda, lda, rows, ldb, c + i * ldc + j, ldc, n, K, alpha, beta);
+    if (M - i == 2) dot_panel<2>(a + i * lda, lda, rows, ldb, c + i * ldc + j, ldc, n, K, alpha, beta);
+    if (M - i == 1) dot_panel<1>(a + i * lda, lda, rows, ldb, c + i * ldc + j, ldc, n, K, alpha, beta);
+  }
+}
+
+/// Eigen's blocking of a product, with the packed panels in memory of ours: its own would come from malloc.
+template <class T>
+class Blocking : public Eigen::internal::level3_blocking<T, T> {
+ public:
+  Blocking(Index M, Index N, Index K) {
+    this->m_mc = M;
+    this->m_nc = N;
+    this->m_kc = K;
+    Eigen::internal::computeProductBlockingSizes<T, T, 1>(this->m_kc, this->m_mc, this->m_nc, Index{1});
+  }
+  Index bytes() const { return (elements_a() + elements_b()) * static_cast<Index>(sizeof(T)) + 128; }
+  /// Takes memory of the given size; a piece of a product whose panels would not fit takes narrower ones.
+  void use(void* memory, Index capacity) {
+    while (bytes() > capacity && (this->m_nc > 4 || this->m_mc > 4)) {
+      Index& larger = elements_b() >= elements_a() ? this->m_nc : this->m_mc;
+      larger = std::max<Index>(4, larger / 2);
+    }
+    this->m_blockA = static_cast<T*>(memory);
+    this->m_blockB = this->m_blockA + elements_a();
+  }
+
+ private:
+  static Index whole_lines(Index n) { return (n + 15) / 16 * 16; }
+  Index elements_a() const { return whole_lines(this->m_mc * this->m_kc); }
+  Index elements_b() const { return whole_lines(this->m_kc * this->m_nc); }
+};
+
+template <class T, int OrderA, int OrderB>
+void run_eigen(Matrix<const T> a, Matrix<const T> b, Matrix<T> c, T alpha, Blocking<T>& blocking) {
+  // Eigen's kernel writes column-major results: C^T = B^T A^T.
+  Eigen::internal::general_matrix_matrix_product<Index, T, OrderB, false, T, OrderA, false, Eigen::ColMajor,
+                                                 1>::run(c.cols, c.rows, a.cols, b.data, b.ld, a.data, a.ld,
+                                                         c.data, 1, c.ld, alpha, blocking, nullptr);
+}
+
+/// C += alpha A B.
+template <class T>
+void matmul_by_eigen(Matrix<const T> a, Matrix<const T> b, Matrix<T> c, T alpha, Blocking<T>& blocking) {
+  constexpr int rows = Eigen::RowMajor,
+                columns = Eigen::ColMajor;  // a row-major plane, seen transposed, is by columns
+  if (a.transposed) {
+    b.transposed ? run_eigen<T, rows, rows>(a, b, c, alpha, blocking)
+                 : run_eigen<T, rows, columns>(a, b, c, alpha, blocking);
+  } else {
+    b.transposed ? run_eigen<T, columns, rows>(a, b, c, alpha, blocking)
+                 : run_eigen<T, columns, columns>(a, b, c, alpha, blocking);
+  }
+}
+
+/// C *= beta, with 0 clearing even NaN.
+template <class T>
+void scale(Matrix<T> c, T beta) {
+  if (beta == T(1)) return;
+  for (Index i = 0; i < c.rows; ++i) {
+    T* row = c.data + i * c.ld;
+    if (beta == T(0)) {
+      std::fill_n(row, c.cols, T(0));
+    } else {
+      for (Index j = 0; j < c.cols; ++j) row[j] *= beta;
+    }
+  }
+}
+
+/// Rows [begin, end) of a matrix that may be transposed.
+template <class T>
+Matrix<T> take_rows(Matrix<T> m, Index begin, Index end) {
+  m.data += m.transposed ? begin : begin * m.ld;
+  m.rows = end - begin;
+  return m;
+}
+template <class T>
+Matrix<T> take_columns(Matrix<T> m, Index begin, Index end) {
+  return take_rows(m.t(), begin, end).t();
+}
+
+/// Whether the tiles serve better than Eigen: rows along K on both sides, and few of them or a cache-sized
+/// weight.
+template <class T>
+bool prefer_dots(Matrix<const T> a, Matrix<const T> b) {
+  return !a.transposed && b.transposed && (a.rows <= 128 || b.rows * b.cols <= (Index{1} << 16));
+}
+
+}  // namespace mttt::detail

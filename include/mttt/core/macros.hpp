@@ -1,0 +1,24 @@
+// The two macros of the library: MTTT_HD marks scalar code that runs on host and device, MTTT_SIMD a loop
+// whose iterations are independent.
+//
+// Shapes, units, errors: none.
+// Not supported: other compilers' vectorisation hints; they ignore MTTT_SIMD and stay correct.
+// Source: OpenMP 4.0 `simd`; CUDA C++ Programming Guide, execution space specifiers.
+#pragma once
+
+#ifdef __CUDACC__
+#define MTTT_HD __host__ __device__
+#else
+#define MTTT_HD
+#endif
+
+#define MTTT_PRAGMA(text) _Pragma(#text)
+#if defined(__CUDACC__)
+#define MTTT_SIMD
+#define MTTT_SIMD_SUM(variable)
+#define MTTT_SIMD_MAX(variable)
+#else
+#define MTTT_SIMD MTTT_PRAGMA(omp simd)
+#define MTTT_SIMD_SUM(variable) MTTT_PRAGMA(omp simd reduction(+ : variable))
+#define MTTT_SIMD_MAX(variable) MTTT_PRAGMA(omp simd reduction(max : variable))
+#endif

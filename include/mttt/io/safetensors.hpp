@@ -1,0 +1,450 @@
+// The safetensors file format: named tensors after a JSON header. Reader (memory-mapped) and writer (atomic).
+//
+// Layout:  uint64 header length N, little endian | N bytes of JSON | the data, one tensor after the other, row-major.
+//          {"__metadata__": {"key": "text"}, "name": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}}
+// Shapes:  as stored, any rank up to 64; rank 0 is one element.   Units: bytes, elements.
+// Errors:  the reader takes every file for hostile: lengths, nesting, repeated names, types, shapes, offsets, overlaps and
+//          holes are checked on opening, so that a SafetensorsFile that exists is sound. Values that the wanted type
+//          cannot hold are refused on reading. The writer leaves an older file alone when anything fails.
+// Not supported: big-endian machines; 8-bit floats; index files of sharded checkpoints.
+// Source:  huggingface/safetensors, README "Format".
+#pragma once
+
+#include <cmath>
+#include <limits>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <unordered_map>
+#include <unordered_set>
+#include <vector>
+
+#include "mttt/io/dtype.hpp"
+#include "mttt/io/file.hpp"
+
+namespace mttt {
+
+static_assert(std::endian::native == std::endian::little, "mttt: safetensors needs a little-endian machine");
+
+/// One stored tensor; `bytes` points into the mapped file.
+struct TensorEntry {
+  std::string name;
+  DType dtype{};
+  std::vector<std::int64_t> shape;
+  std::span<const std::byte> bytes;
+
+  std::size_t count() const { return bytes.size() / dtype_size(dtype); }
+};
+
+using SafetensorsMetadata = std::map<std::string, std::string>;
+
+namespace detail {
+
+inline constexpr std::uint64_t safetensors_header_limit = 100'000'000;
+inline constexpr std::size_t safetensors_rank_limit = 64;
+inline constexpr std::string_view safetensors_advice =
+    "the file is damaged or was not written by a safetensors library: fetch or export it again";
+
+/// "[2, 3]"
+inline std::string shape_text(std::span<const std::int64_t> shape) {
+  std::string out = "[";
+  for (const auto extent : shape) out += (out.size() > 1 ? ", " : "") + std::to_string(extent);
+  return out + "]";
+}
+
+/// Bytes of a tensor, or nothing where the product overflows.
+inline std::optional<std::uint64_t> tensor_bytes(DType dtype, std::span<const std::int64_t> shape) {
+  std::uint64_t bytes = dtype_size(dtype);
+  for (const auto extent : shape) {
+    if (__builtin_mul_overflow(bytes, static_cast<std::uint64_t>(extent), &bytes)) return std::nullopt;
+  }
+  return bytes;
+}
+
+/// Reads the header as a stream of events: no tree in memory, no recursion, nothing accepted but the four known levels.
+class SafetensorsHeader {
+ public:
+  struct Item {
+    TensorEntry entry;
+    std::uint64_t begin, end;
+  };
+  std::vector<Item> items;
+  SafetensorsMetadata metadata;
+
+  SafetensorsHeader(std::string file, std::string_view text) : file_(std::move(file)) {
+    if (text.empty() || text.front() != '{') refuse("a header that does not start with '{'", "a JSON object");
+    if (text.find('\0') != text.npos) refuse("a zero byte in the header", "JSON padded with spaces");
+    nlohmann::json::sax_parse(text.begin(), text.end(), this);
+  }
+
+  // The events, under the names that nlohmann::json::sax_parse calls.
+  bool null() { return unexpected("null"); }
+  bool boolean(bool) { return unexpected("true or false"); }
+  bool number_float(double, const std::string& text) { return unexpected("the number " + quoted(text)); }
+  bool number_integer(std::int64_t value) { return unexpected(cat("the number ", value)); }
+  bool binary(nlohmann::json::binary_t&) { return unexpected("binary data"); }
+
+  bool number_unsigned(std::uint64_t value) {
+    if (level_ != Level::array) return unexpected(cat("the number ", value));
+    if (value > std::uint64_t(std::numeric_limits<std::int64_t>::max())) return unexpected(cat("the number ", value));
+    if (numbers_.size() == safetensors_rank_limit) refuse(where() + " with more than 64 numbers", "at most 64");
+    numbers_.push_back(static_cast<std::int64_t>(value));
+    return true;
+  }
+
+  bool string(std::string& value) {
+    if (level_ == Level::metadata) {
+      metadata[key_] = std::move(value);
+    } else if (level_ == Level::tensor && key_ == "dtype") {
+      const auto dtype = dtype_from_name(value);
+      if (!dtype) refuse(where() + " of " + quoted(value), "one of " + dtype_names(), "convert the tensor to one of these");
+      item_.entry.dtype = *dtype;
+    } else {
+      return unexpected("the text " + quoted(value));
+    }
+    return true;
+  }
+
+  bool key(std::string& value) {
+    key_ = std::move(value);
+    if (level_ == Level::top) {
+      name_ = key_;
+      if (!names_.insert(name_).second) refuse("the name " + quoted(name_) + " twice", "every name once");
+    } else if (level_ == Level::metadata) {
+      if (metadata.contains(key_)) refuse("the metadata key " + quoted(key_) + " twice", "every key once");
+    } else {
+      const int bit = key_ == "dtype" ? 1 : key_ == "shape" ? 2 : key_ == "data_offsets" ? 4 : 0;
+      if (bit == 0) refuse(where(), "only dtype, shape and data_offsets");
+      if (fields_ & bit) refuse(where() + " twice", "it once");
+      fields_ |= bit;
+    }
+    return true;
+  }
+
+  bool start_object(std::size_t) {
+    if (level_ == Level::outside) {
+      level_ = Level::top;
+    } else if (level_ == Level::top) {
+      level_ = name_ == "__metadata__" ? Level::metadata : Level::tensor;
+      fields_ = 0;
+      item_ = {};
+    } else {
+      return unexpected("an object");
+    }
+    return true;
+  }
+
+  bool end_object() {
+    if (level_ == Level::tensor) {
+      if (fields_ != 7) refuse("tensor " + quoted(name_) + " with a field missing", "dtype, shape and data_offsets");
+      item_.entry.name = name_;
+      items.push_back(std::move(item_));
+    }
+    level_ = level_ == Level::top ? Level::outside : Level::top;
+    return true;
+  }
+
+  bool start_array(std::size_t) {
+    if (level_ != Level::tensor || key_ == "dtype") return unexpected("an array");
+    level_ = Level::array;
+    numbers_.clear();
+    return true;
+  }
+
+  bool end_array() {
+    level_ = Level::tensor;
+    if (key_ == "shape") {
+      item_.entry.shape = numbers_;
+    } else if (numbers_.size() != 2) {
+      refuse(cat(where(), " with ", numbers_.size(), " numbers"), "two: begin and end");
+    } else {
+      item_.begin = static_cast<std::uint64_t>(numbers_[0]);
+      item_.end = static_cast<std::uint64_t>(numbers_[1]);
+    }
+    return true;
+  }
+
+  bool parse_error(std::size_t position, const std::string&, const nlohmann::json::exception& error) {
+    const std::string_view what = error.what();  // "[json.exception...] parse error at ...: the reason"
+    const auto reason = what.substr(std::min(what.size(), what.find("] ") + 2));
+    refuse(cat("at byte ", position, " of the header: ", quoted(reason)), "valid JSON");
+  }
+
+  [[noreturn]] void refuse(std::string_view found, std::string_view expected,
+                           std::string_view advice = safetensors_advice) const {
+    fail(file_, found, expected, advice);
+  }
+
+ private:
+  enum class Level { outside, top, metadata, tensor, array };
+
+  std::string where() const {
+    if (level_ == Level::outside) return "the header";
+    if (level_ == Level::top) return "the header entry " + quoted(name_);
+    if (level_ == Level::metadata) return "the metadata key " + quoted(key_);
+    return "field " + quoted(key_) + " of tensor " + quoted(name_);
+  }
+  bool unexpected(const std::string& what) const {
+    const bool text = level_ == Level::metadata || key_ == "dtype";
+    const bool object = level_ == Level::outside || level_ == Level::top;
+    refuse(what + " as " + where(), object ? "an object" : (text ? "text" : "an array of non-negative whole numbers"));
+  }
+
+  std::string file_, name_, key_;
+  Level level_ = Level::outside;
+  std::unordered_set<std::string> names_;
+  Item item_{};
+  int fields_ = 0;
+  std::vector<std::int64_t> numbers_;
+};
+
+/// Edit distance, for "did you mean".
+inline std::size_t edit_distance(std::string_view a, std::string_view b) {
+  std::vector<std::size_t> row(b.size() + 1);
+  for (std::size_t j = 0; j <= b.size(); ++j) row[j] = j;
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    std::size_t diagonal = std::exchange(row[0], i + 1);
+    for (std::size_t j = 0; j < b.size(); ++j) {
+      const std::size_t best = std::min({row[j] + 1, row[j + 1] + 1, diagonal + (a[i] != b[j])});
+      diagonal = std::exchange(row[j + 1], best);
+    }
+  }
+  return row.back();
+}
+
+struct HalfBits {
+  std::uint16_t bits;
+};
+struct BFloat16Bits {
+  std::uint16_t bits;
+};
+inline float widen(HalfBits value) { return half_to_float(value.bits); }
+inline float widen(BFloat16Bits value) { return bfloat16_to_float(value.bits); }
+template <class T>
+T widen(T value) {
+  return value;
+}
+
+/// Calls `f` with a zero of the type that stores `dtype`; BOOL is stored as one byte.
+template <class F>
+void with_storage_type(DType dtype, F&& f) {
+  switch (dtype) {
+    case DType::F64: return f(double{});
+    case DType::F32: return f(float{});
+    case DType::F16: return f(HalfBits{});
+    case DType::BF16: return f(BFloat16Bits{});
+    case DType::I64: return f(std::int64_t{});
+    case DType::I32: return f(std::int32_t{});
+    case DType::I16: return f(std::int16_t{});
+    case DType::I8: return f(std::int8_t{});
+    case DType::U64: return f(std::uint64_t{});
+    case DType::U32: return f(std::uint32_t{});
+    case DType::U16: return f(std::uint16_t{});
+    case DType::U8:
+    case DType::BOOL: return f(std::uint8_t{});
+  }
+}
+
+/// Whether `to` can stand for `from`: any rounding among floats, but no finite value becomes infinite; integers exactly.
+template <class To, class From>
+bool representable(From from) {
+  if constexpr (std::is_integral_v<To>) return std::in_range<To>(from);
+  if constexpr (std::is_same_v<From, double> && std::is_same_v<To, float>) {
+    // The largest double that still rounds to the largest float.
+    return !(std::isfinite(from) && std::abs(from) >= 0x1.ffffffp127);
+  }
+  return true;
+}
+
+}  // namespace detail
+
+/// A checked safetensors file, mapped into memory for as long as this object lives.
+class SafetensorsFile {
+ public:
+  explicit SafetensorsFile(const std::filesystem::path& path) : path_(path.string()), map_(path) {
+    const auto bytes = map_.bytes();
+    if (bytes.size() < 8) refuse(detail::cat("a file of ", bytes.size(), " bytes"), "at least 8");
+    std::uint64_t length = 0;
+    std::memcpy(&length, bytes.data(), sizeof length);
+    if (length > detail::safetensors_header_limit) {
+      refuse(detail::cat("a header of ", length, " bytes"), detail::cat("at most ", detail::safetensors_header_limit));
+    }
+    if (length > bytes.size() - 8) {
+      refuse(detail::cat("a header of ", length, " bytes in a file of ", bytes.size()), "a header that ends inside the file");
+    }
+    detail::SafetensorsHeader header(path_, map_.text().substr(8, length));
+    place(header.items, bytes.subspan(8 + length));
+    metadata_ = std::move(header.metadata);
+    tensors_.reserve(header.items.size());
+    for (auto& item : header.items) tensors_.push_back(std::move(item.entry));
+    for (std::size_t i = 0; i < tensors_.size(); ++i) index_.emplace(tensors_[i].name, i);
+  }
+
+  /// In the order of the header.
+  std::span<const TensorEntry> tensors() const { return tensors_; }
+  const SafetensorsMetadata& metadata() const { return metadata_; }
+  const std::string& path() const { return path_; }
+
+  const TensorEntry* find(std::string_view name) const {
+    const auto found = index_.find(name);
+    return found == index_.end() ? nullptr : &tensors_[found->second];
+  }
+
+  const TensorEntry& at(std::string_view name) const {
+    if (const auto* entry = find(name)) return *entry;
+    std::vector<std::pair<std::size_t, const TensorEntry*>> near;
+    for (const auto& entry : tensors_) near.emplace_back(detail::edit_distance(name.substr(0, 256), entry.name.substr(0, 256)), &entry);
+    const auto shown = std::min<std::size_t>(3, near.size());
+    std::partial_sort(near.begin(), near.begin() + static_cast<std::ptrdiff_t>(shown), near.end());
+    std::string closest;
+    for (std::size_t i = 0; i < shown; ++i) closest += (i > 0 ? ", " : "") + detail::quoted(near[i].second->name);
+    fail(path_, detail::cat("no tensor ", detail::quoted(name), " among ", tensors_.size()), "a tensor of that name",
+         closest.empty() ? "the file holds no tensors at all" : "the closest names are " + closest);
+  }
+
+  /// Copies a tensor out, converted: floats of any width to float or double, whole numbers to whole numbers.
+  template <class T>
+  void read(const TensorEntry& entry, T* out, std::size_t n) const {
+    static_assert(std::is_arithmetic_v<T>, "mttt: SafetensorsFile::read fills built-in number types");
+    if (n != entry.count()) {
+      fail(where(entry), detail::cat(entry.count(), " elements, shape ", detail::shape_text(entry.shape)),
+           detail::cat(n, " elements"), "compare the configuration of the model with that of the file");
+    }
+    detail::with_storage_type(entry.dtype, [&](auto zero) {
+      using Stored = decltype(zero);
+      using Wide = decltype(detail::widen(zero));
+      if constexpr (std::is_same_v<Stored, T>) {
+        if (n > 0) std::memcpy(out, entry.bytes.data(), entry.bytes.size());
+      } else if constexpr (std::is_floating_point_v<Wide> != std::is_floating_point_v<T> || std::is_same_v<T, bool>) {
+        fail(where(entry), dtype_name(entry.dtype), dtype_name(dtype_of<T>()), "read it into a type of its own kind");
+      } else {
+        for (std::size_t i = 0; i < n; ++i) {
+          Stored stored;  // copied, because nothing aligns the data of a foreign file
+          std::memcpy(&stored, entry.bytes.data() + i * sizeof stored, sizeof stored);
+          const Wide value = detail::widen(stored);
+          if (!detail::representable<T>(value)) {
+            fail(where(entry), detail::cat(+value, " at element ", i), detail::cat("a value that ", dtype_name(dtype_of<T>()), " holds"),
+                 "read it into a wider type");
+          }
+          out[i] = static_cast<T>(value);
+        }
+      }
+    });
+  }
+
+  /// The stored elements in place, without a copy; the type must be the stored one and the data aligned for it.
+  template <class T>
+  std::span<const T> view(const TensorEntry& entry) const {
+    if (dtype_of<T>() != entry.dtype) {
+      fail(where(entry), dtype_name(entry.dtype), dtype_name(dtype_of<T>()), "use read(), which converts");
+    }
+    if (reinterpret_cast<std::uintptr_t>(entry.bytes.data()) % alignof(T) != 0) {
+      fail(where(entry), "data that is not aligned for its type", detail::cat("a multiple of ", alignof(T)),
+           "use read(), or write the file again with SafetensorsWriter");
+    }
+    return {reinterpret_cast<const T*>(entry.bytes.data()), entry.count()};
+  }
+
+ private:
+  [[noreturn]] void refuse(std::string_view found, std::string_view expected) const {
+    fail(path_, found, expected, detail::safetensors_advice);
+  }
+  std::string where(const TensorEntry& entry) const { return path_ + ", tensor " + detail::quoted(entry.name); }
+
+  /// Checks sizes, then that the tensors tile the data exactly; fills `bytes` of every entry.
+  void place(std::vector<detail::SafetensorsHeader::Item>& items, std::span<const std::byte> data) const {
+    std::vector<const detail::SafetensorsHeader::Item*> order;
+    for (auto& [entry, begin, end] : items) {
+      const std::string subject = "tensor " + detail::quoted(entry.name);
+      const std::string range = detail::cat("bytes ", begin, " to ", end);
+      if (begin > end || end > data.size()) refuse(subject + " at " + range, detail::cat("a range within the ", data.size(), " bytes of data"));
+      const auto bytes = detail::tensor_bytes(entry.dtype, entry.shape);
+      if (bytes != end - begin) {
+        refuse(subject + " at " + range, detail::cat(bytes ? std::to_string(*bytes) : "more than 2^64", " bytes for shape ",
+                                                     detail::shape_text(entry.shape), " of ", dtype_name(entry.dtype)));
+      }
+      entry.bytes = data.subspan(begin, end - begin);
+    }
+    for (const auto& item : items) order.push_back(&item);
+    std::sort(order.begin(), order.end(),
+              [](auto* a, auto* b) { return std::pair(a->begin, a->end) < std::pair(b->begin, b->end); });
+    std::uint64_t covered = 0;
+    for (const auto* item : order) {
+      const std::string subject = "tensor " + detail::quoted(item->entry.name);
+      if (item->begin < covered) refuse(subject + " overlapping another", "tensors that share no bytes");
+      if (item->begin > covered) {
+        refuse(detail::cat(item->begin - covered, " unused bytes before ", subject), "data without holes");
+      }
+      covered = item->end;
+    }
+    if (covered != data.size()) refuse(detail::cat(data.size() - covered, " unused bytes at the end"), "data without holes");
+  }
+
+  std::string path_;
+  MappedFile map_;
+  SafetensorsMetadata metadata_;
+  std::vector<TensorEntry> tensors_;
+  std::unordered_map<std::string_view, std::size_t> index_;  // keys point into tensors_, which never changes
+};
+
+/// Collects tensors, then writes them in one pass. Holds views only: the data must live until write() returns.
+/// Equal content added in equal order gives equal bytes. Data is laid out widest type first, so that all of it is aligned.
+class SafetensorsWriter {
+ public:
+  void add(std::string name, DType dtype, std::vector<std::int64_t> shape, std::span<const std::byte> bytes) {
+    add(std::move(name), dtype, dtype, std::move(shape), bytes);
+  }
+  template <class T>
+  void add(std::string name, std::vector<std::int64_t> shape, std::span<const T> values) {
+    add(std::move(name), dtype_of<T>(), dtype_of<T>(), std::move(shape), std::as_bytes(values));
+  }
+  /// Rounds to `dtype` (F32, F16 or BF16) while writing.
+  void add_rounded(std::string name, DType dtype, std::vector<std::int64_t> shape, std::span<const float> values) {
+    if (!is_float(dtype) || dtype == DType::F64) {
+      fail("SafetensorsWriter: tensor " + detail::quoted(name), dtype_name(dtype), "F32, F16 or BF16", "choose one of these");
+    }
+    add(std::move(name), dtype, DType::F32, std::move(shape), std::as_bytes(values));
+  }
+  void set_metadata(std::string key, std::string value) {
+    metadata_.insert_or_assign(checked_text(std::move(key)), checked_text(std::move(value)));
+  }
+
+  /// See write_file_atomically.
+  void write(const std::filesystem::path& path) const {
+    std::vector<std::size_t> order(items_.size());
+    for (std::size_t i = 0; i < order.size(); ++i) order[i] = i;
+    std::stable_sort(order.begin(), order.end(),
+                     [&](auto a, auto b) { return dtype_size(items_[a].dtype) > dtype_size(items_[b].dtype); });
+    const std::string header = make_header(order);
+    if (header.size() > detail::safetensors_header_limit) {
+      fail(path.string(), detail::cat("a header of ", header.size(), " bytes"), detail::cat("at most ", detail::safetensors_header_limit),
+           "split the tensors over several files");
+    }
+    write_file_atomically(path, [&](FileSink& sink) {
+      const std::uint64_t length = header.size();
+      sink.write(std::as_bytes(std::span(&length, 1)));
+      sink.write(header);
+      for (const auto i : order) write_data(sink, items_[i]);
+    });
+  }
+
+ private:
+  struct Item {
+    std::string name;
+    DType dtype, source;  // as in the file, as in memory
+    std::vector<std::int64_t> shape;
+    std::span<const std::byte> bytes;
+    std::uint64_t file_bytes() const { return bytes.size() / dtype_size(source) * dtype_size(dtype); }
+  };
+
+  static std::string checked_text(std::string text) {
+    if (nlohmann::json::accept(text = nlohmann::json(text).dump(-1, ' ', false, nlohmann::json::error_handler_t::ignore))) {}
+    return text;
+  }
+
+  std::vector<Item> items_;
+  std::unordered_set<std::string> names_;
+  SafetensorsMetadata metadata_;
+};
+
+}  // namespace mttt

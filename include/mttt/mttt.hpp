@@ -1,0 +1,12 @@
+// Everything that a C++ compiler takes and that needs Eigen alone. Files, audio and text are in mttt/io/, and
+// CUDA is in mttt/cuda.cuh.
+//
+// Formula, shapes, units, errors: see the single headers.
+// Not supported: CUDA.
+// Source:  none.
+#pragma once
+
+#include "mttt/backend/cpu/cpu.hpp"
+#include "mttt/core/store.hpp"
+#include "mttt/laws.hpp"
+#include "mttt/nn/linear.hpp"

@@ -1,0 +1,81 @@
+// Linear: y = x W^T + b.
+//
+// Formula: y = x W^T + b;  dx = dy W;  dW += dy^T x;  db += sum of dy over rows.
+// Shapes:  x (B, T, in), weight (out, in), bias (out), y (B, T, out).
+// Units:   none.
+// Errors:  none.
+// Not supported: quantised weights.
+// Source:  torch.nn.Linear.
+#pragma once
+
+#include <cmath>
+
+#include "mttt/core/concepts.hpp"
+#include "mttt/nn/elementwise.hpp"
+
+namespace mttt {
+
+struct LinearConfig {
+  Index in, out;
+  bool bias = false;
+};
+
+/// Fills a tensor in host memory with normal numbers of the given deviation, cut at three deviations.
+template <class T, Index... E>
+void init_truncated_normal(Tensor<T, E...> tensor, double deviation, Rng& rng) {
+  for (Index i = 0; i < tensor.size(); ++i)
+    tensor.data()[i] = static_cast<T>(deviation * rng.truncated_normal());
+}
+template <class T, Index... E>
+void init_constant(Tensor<T, E...> tensor, double value) {
+  for (Index i = 0; i < tensor.size(); ++i) tensor.data()[i] = static_cast<T>(value);
+}
+
+template <LinearConfig C, class B>
+struct Linear {
+  using T = typename B::Scalar;
+  static constexpr Index in = C.in, out = C.out;
+
+  struct Params {
+    Tensor<T, C.out, C.in> weight;
+    Tensor<T, C.bias ? C.out : 0> bias;  // of no elements without bias
+    static void visit(auto&& f, auto&&... p) {
+      f("weight", p.weight...);
+      if constexpr (C.bias) f("bias", p.bias...);
+    }
+  };
+  struct Saved {
+    Sequence<const T, in> x;
+  };
+  using State = NoState;
+
+  static void init(Params& p, Rng& rng) {
+    init_truncated_normal(p.weight, 1.0 / std::sqrt(static_cast<double>(in)), rng);
+    if constexpr (C.bias) init_constant(p.bias, 0.0);
+  }
+
+  static void forward(B& be, const Params& p, Sequence<const T, in> x, Sequence<T, out> y, Saved& saved) {
+    saved.x = x;
+    apply(be, p, x, y);
+  }
+
+  static void backward(B& be, const Params& p, const Saved& saved, Sequence<const T, out> dy,
+                       Sequence<T, in> dx, Params& grad) {
+    be.matmul(dy.matrix(), p.weight.matrix(), dx.matrix());
+    be.matmul(dy.matrix().t(), saved.x.matrix(), grad.weight.matrix(), 1, 1);
+    if constexpr (C.bias) sum_columns(be, dy.data(), grad.bias.data(), dy.flat_rows().extent(0), out);
+  }
+
+  static void step(B& be, const Params& p, State&, Sequence<const T, in> x, Sequence<T, out> y, Mask) {
+    apply(be, p, x, y);
+  }
+  static void reset(B&, const Params&, State&, Mask) {}
+
+ private:
+  static void apply(B& be, const Params& p, Sequence<const T, in> x, Sequence<T, out> y) {
+    be.matmul(x.matrix(), p.weight.matrix().t(), y.matrix());
+    if constexpr (C.bias) add_row(be, p.bias.data(), y.data(), y.flat_rows().extent(0), out);
+  }
+};
+
+}  // namespace mttt
