@@ -1,12 +1,15 @@
 // Element types of stored tensors, and exact conversions between float16, bfloat16 and float.
 //
-// Formula: widening is exact for every bit pattern; narrowing rounds to nearest, ties to even. Infinities stay, what is
-//          too large becomes infinity, subnormals are kept (also under flush-to-zero: integer arithmetic only), and NaN
-//          stays NaN with the leading payload bits, so that 16 bits -> float -> 16 bits returns every pattern.
+// Formula: widening is exact for every bit pattern; narrowing rounds to nearest, ties to even. Infinities
+// stay, what is
+//          too large becomes infinity, subnormals are kept (also under flush-to-zero: integer arithmetic
+//          only), and NaN stays NaN with the leading payload bits, so that 16 bits -> float -> 16 bits
+//          returns every pattern.
 // Shapes:  none.   Units: bytes.
 // Errors:  none; dtype_from_name answers nothing for a name it does not know.
 // Not supported: 8-bit and complex types.
-// Source:  IEEE 754-2019 binary16 and binary32; bfloat16 = the upper half of binary32; names as in safetensors.
+// Source:  IEEE 754-2019 binary16 and binary32; bfloat16 = the upper half of binary32; names as in
+// safetensors.
 #pragma once
 
 #include <array>
@@ -75,11 +78,14 @@ constexpr DType dtype_of() {
   return wide[3] ? DType::U64 : wide[2] ? DType::U32 : wide[1] ? DType::U16 : DType::U8;
 }
 
-constexpr float bfloat16_to_float(std::uint16_t bits) { return std::bit_cast<float>(std::uint32_t(bits) << 16); }
+constexpr float bfloat16_to_float(std::uint16_t bits) {
+  return std::bit_cast<float>(std::uint32_t(bits) << 16);
+}
 
 constexpr std::uint16_t float_to_bfloat16(float value) {
   const auto bits = std::bit_cast<std::uint32_t>(value);
-  if ((bits & 0x7fffffffu) > 0x7f800000u) {  // NaN: cut the payload; one that would vanish becomes a quiet NaN
+  if ((bits & 0x7fffffffu) >
+      0x7f800000u) {  // NaN: cut the payload; one that would vanish becomes a quiet NaN
     return std::uint16_t((bits >> 16) | ((bits & 0x007f0000u) == 0 ? 0x40u : 0u));
   }
   return std::uint16_t((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
@@ -106,7 +112,8 @@ constexpr std::uint16_t float_to_half(float value) {
     const std::uint32_t payload = (magnitude >> 13) & 0x3ffu;
     return std::uint16_t(sign | 0x7c00u | (payload == 0 ? 0x200u : payload));
   }
-  if (magnitude >= 0x477ff000u) return std::uint16_t(sign | 0x7c00u);  // from 65520 on the nearest is infinity
+  if (magnitude >= 0x477ff000u)
+    return std::uint16_t(sign | 0x7c00u);  // from 65520 on the nearest is infinity
   const std::uint32_t exponent = magnitude >> 23;
   if (exponent >= 113) {  // normal: rebias; a carry out of the mantissa correctly raises the exponent
     const std::uint32_t rebased = magnitude - (112u << 23);

@@ -1,12 +1,12 @@
 // Files: read whole by memory map, written whole or not at all.
 //
-// write_file_atomically fills a temporary file in the target's folder, forces it to disk, renames it over the target and
-// forces the folder to disk. Whatever fails on the way, the temporary is removed and an older file stays as it was.
-// Shapes:  none.   Units: bytes.
-// Errors:  missing or unreadable files, folders and devices in place of a file, a full disk: Error. What the callback of
+// write_file_atomically fills a temporary file in the target's folder, forces it to disk, renames it over the
+// target and forces the folder to disk. Whatever fails on the way, the temporary is removed and an older file
+// stays as it was. Shapes:  none.   Units: bytes. Errors:  missing or unreadable files, folders and devices
+// in place of a file, a full disk: Error. What the callback of
 //          write_file_atomically throws passes through, after the temporary is removed.
-// Not supported: systems without POSIX; pipes; a file that another process shortens while it is mapped (SIGBUS).
-// Source:  POSIX.1-2017 rename, fsync, mmap.
+// Not supported: systems without POSIX; pipes; a file that another process shortens while it is mapped
+// (SIGBUS). Source:  POSIX.1-2017 rename, fsync, mmap.
 #pragma once
 
 #include <fcntl.h>
@@ -43,7 +43,7 @@ std::string cat(const Args&... args) {
 }
 
 /// Text from a file, made fit for a message: quoted, printable, not longer than a line.
-inline std::string quoted(std::string_view text) {
+inline std::string quote(std::string_view text) {
   constexpr std::size_t limit = 80;
   std::string out = "'";
   for (const char c : text.substr(0, limit)) out += (c >= ' ' && c <= '~') ? c : '?';
@@ -53,9 +53,11 @@ inline std::string quoted(std::string_view text) {
 [[noreturn]] inline void fail_system(const std::filesystem::path& path, std::string_view doing, int error) {
   const bool full = error == ENOSPC || error == EDQUOT || error == EFBIG;
   const bool denied = error == EACCES || error == EPERM || error == EROFS;
-  fail(path.string(), cat("'", std::generic_category().message(error), "' while ", doing), "a file that the system lets us use",
+  fail(path.string(), cat("'", std::generic_category().message(error), "' while ", doing),
+       "a file that the system lets us use",
        full ? "free space there or choose another disk; nothing was replaced"
-            : (denied ? "check the permissions of the file and of its folder" : "check the path and the disk"));
+            : (denied ? "check the permissions of the file and of its folder"
+                      : "check the path and the disk"));
 }
 
 /// Owns a file descriptor.
@@ -89,7 +91,8 @@ inline Descriptor open_for_reading(const std::filesystem::path& path, std::uint6
   struct stat status {};
   if (::fstat(file.get(), &status) != 0) fail_system(path, "reading its size", errno);
   if (!S_ISREG(status.st_mode)) {
-    fail(path.string(), S_ISDIR(status.st_mode) ? "a folder" : "a pipe or a device", "a regular file", "name the file itself");
+    fail(path.string(), S_ISDIR(status.st_mode) ? "a folder" : "a pipe or a device", "a regular file",
+         "name the file itself");
   }
   bytes = static_cast<std::uint64_t>(status.st_size);
   return file;
@@ -131,7 +134,8 @@ class FileSink {
 
   void write(std::span<const std::byte> bytes) {
     while (!bytes.empty()) {
-      const auto done = ::write(descriptor_, bytes.data(), std::min<std::size_t>(bytes.size(), std::size_t{1} << 30));
+      const auto done =
+          ::write(descriptor_, bytes.data(), std::min<std::size_t>(bytes.size(), std::size_t{1} << 30));
       if (done < 0 && errno == EINTR) continue;
       if (done < 0) detail::fail_system(path_, detail::cat("writing after ", written_, " bytes"), errno);
       bytes = bytes.subspan(static_cast<std::size_t>(done));
@@ -165,7 +169,8 @@ class TemporaryFile {
     } while (file_.get() < 0 && errno == EEXIST);
     if (file_.get() < 0) fail_system(target_, "creating a temporary file beside it", errno);
     struct stat old {};
-    if (::stat(target_.c_str(), &old) == 0) (void)!::fchmod(file_.get(), old.st_mode & 07777);  // as good as it gets
+    if (::stat(target_.c_str(), &old) == 0)
+      (void)!::fchmod(file_.get(), old.st_mode & 07777);  // as good as it gets
   }
   TemporaryFile(const TemporaryFile&) = delete;
   TemporaryFile& operator=(const TemporaryFile&) = delete;
@@ -181,7 +186,8 @@ class TemporaryFile {
     if (::rename(path_.c_str(), target_.c_str()) != 0) fail_system(target_, "renaming it into place", errno);
     committed_ = true;
     // Some network disks cannot sync a folder and say EINVAL; there is nothing more to do on those.
-    if (::fsync(folder_.get()) != 0 && errno != EINVAL) fail_system(target_, "forcing its folder to disk", errno);
+    if (::fsync(folder_.get()) != 0 && errno != EINVAL)
+      fail_system(target_, "forcing its folder to disk", errno);
   }
 
  private:
@@ -192,7 +198,8 @@ class TemporaryFile {
 
 }  // namespace detail
 
-/// Calls `fill(sink)` and puts what it wrote in the place of `path`. A symbolic link is followed, not replaced.
+/// Calls `fill(sink)` and puts what it wrote in the place of `path`. A symbolic link is followed, not
+/// replaced.
 template <std::invocable<FileSink&> Fill>
 void write_file_atomically(const std::filesystem::path& path, Fill&& fill) {
   std::error_code ignored;

@@ -1,10 +1,9 @@
 // A file of JSON lines (metrics, logs) that survives a crash: every append writes one whole line.
 //
-// A process killed in the middle of a line leaves a half line; opening the file again cuts it off, and says how much.
-// Shapes:  none.   Units: bytes.
-// Errors:  Error when the file cannot be opened or written; a line written in part is taken back first.
-// Not supported: several writers of one file at a time; forcing every line to disk.
-// Source:  jsonlines.org.
+// A process killed in the middle of a line leaves a half line; opening the file again cuts it off, and says
+// how much. Shapes:  none.   Units: bytes. Errors:  Error when the file cannot be opened or written; a line
+// written in part is taken back first. Not supported: several writers of one file at a time; forcing every
+// line to disk. Source:  jsonlines.org.
 #pragma once
 
 #include <nlohmann/json.hpp>
@@ -23,9 +22,12 @@ class JsonLines {
     const std::size_t end = text.rfind('\n') + 1;  // npos + 1 == 0
     size_ = text.size();
     if (end == size_) return;
-    if (nlohmann::json::accept(text.substr(end))) return write("\n");  // whole, only its line end is missing
-    repaired_ = text.size() - end;
-    cut(end);
+    if (nlohmann::json::accept(text.substr(end))) {
+      write("\n");  // whole, only its line end is missing
+    } else {
+      repaired_ = size_ - end;
+      cut(end);
+    }
   }
 
   void append(const nlohmann::json& value) {
@@ -47,7 +49,8 @@ class JsonLines {
     size_ += text.size();
   }
   void cut(std::uint64_t size) {
-    if (::ftruncate(file_.get(), static_cast<off_t>(size)) != 0) detail::fail_system(path_, "removing a half line", errno);
+    if (::ftruncate(file_.get(), static_cast<off_t>(size)) != 0)
+      detail::fail_system(path_, "removing a half line", errno);
     size_ = size;
   }
 

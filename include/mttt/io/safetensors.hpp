@@ -1,11 +1,15 @@
 // The safetensors file format: named tensors after a JSON header. Reader (memory-mapped) and writer (atomic).
 //
-// Layout:  uint64 header length N, little endian | N bytes of JSON | the data, one tensor after the other, row-major.
-//          {"__metadata__": {"key": "text"}, "name": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}}
+// Layout:  uint64 header length N, little endian | N bytes of JSON | the data, one tensor after the other,
+// row-major.
+//          {"__metadata__": {"key": "text"}, "name": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0,
+//          24]}}
 // Shapes:  as stored, any rank up to 64; rank 0 is one element.   Units: bytes, elements.
-// Errors:  the reader takes every file for hostile: lengths, nesting, repeated names, types, shapes, offsets, overlaps and
-//          holes are checked on opening, so that a SafetensorsFile that exists is sound. Values that the wanted type
-//          cannot hold are refused on reading. The writer leaves an older file alone when anything fails.
+// Errors:  the reader takes every file for hostile: lengths, nesting, repeated names, types, shapes, offsets,
+// overlaps and
+//          holes are checked on opening, so that a SafetensorsFile that exists is sound. Values that the
+//          wanted type cannot hold are refused on reading. The writer leaves an older file alone when
+//          anything fails.
 // Not supported: big-endian machines; 8-bit floats; index files of sharded checkpoints.
 // Source:  huggingface/safetensors, README "Format".
 #pragma once
@@ -61,7 +65,8 @@ inline std::optional<std::uint64_t> tensor_bytes(DType dtype, std::span<const st
   return bytes;
 }
 
-/// Reads the header as a stream of events: no tree in memory, no recursion, nothing accepted but the four known levels.
+/// Reads the header as a stream of events: no tree in memory, no recursion, nothing accepted but the four
+/// known levels.
 class SafetensorsHeader {
  public:
   struct Item {
@@ -80,14 +85,16 @@ class SafetensorsHeader {
   // The events, under the names that nlohmann::json::sax_parse calls.
   bool null() { return unexpected("null"); }
   bool boolean(bool) { return unexpected("true or false"); }
-  bool number_float(double, const std::string& text) { return unexpected("the number " + quoted(text)); }
+  bool number_float(double, const std::string& text) { return unexpected("the number " + quote(text)); }
   bool number_integer(std::int64_t value) { return unexpected(cat("the number ", value)); }
   bool binary(nlohmann::json::binary_t&) { return unexpected("binary data"); }
 
   bool number_unsigned(std::uint64_t value) {
     if (level_ != Level::array) return unexpected(cat("the number ", value));
-    if (value > std::uint64_t(std::numeric_limits<std::int64_t>::max())) return unexpected(cat("the number ", value));
-    if (numbers_.size() == safetensors_rank_limit) refuse(where() + " with more than 64 numbers", "at most 64");
+    if (value > std::uint64_t(std::numeric_limits<std::int64_t>::max()))
+      return unexpected(cat("the number ", value));
+    if (numbers_.size() == safetensors_rank_limit)
+      refuse(where() + " with more than 64 numbers", "at most 64");
     numbers_.push_back(static_cast<std::int64_t>(value));
     return true;
   }
@@ -97,10 +104,12 @@ class SafetensorsHeader {
       metadata[key_] = std::move(value);
     } else if (level_ == Level::tensor && key_ == "dtype") {
       const auto dtype = dtype_from_name(value);
-      if (!dtype) refuse(where() + " of " + quoted(value), "one of " + dtype_names(), "convert the tensor to one of these");
+      if (!dtype)
+        refuse(where() + " of " + quote(value), "one of " + dtype_names(),
+               "convert the tensor to one of these");
       item_.entry.dtype = *dtype;
     } else {
-      return unexpected("the text " + quoted(value));
+      return unexpected("the text " + quote(value));
     }
     return true;
   }
@@ -109,9 +118,9 @@ class SafetensorsHeader {
     key_ = std::move(value);
     if (level_ == Level::top) {
       name_ = key_;
-      if (!names_.insert(name_).second) refuse("the name " + quoted(name_) + " twice", "every name once");
+      if (!names_.insert(name_).second) refuse("the name " + quote(name_) + " twice", "every name once");
     } else if (level_ == Level::metadata) {
-      if (metadata.contains(key_)) refuse("the metadata key " + quoted(key_) + " twice", "every key once");
+      if (metadata.contains(key_)) refuse("the metadata key " + quote(key_) + " twice", "every key once");
     } else {
       const int bit = key_ == "dtype" ? 1 : key_ == "shape" ? 2 : key_ == "data_offsets" ? 4 : 0;
       if (bit == 0) refuse(where(), "only dtype, shape and data_offsets");
@@ -136,7 +145,8 @@ class SafetensorsHeader {
 
   bool end_object() {
     if (level_ == Level::tensor) {
-      if (fields_ != 7) refuse("tensor " + quoted(name_) + " with a field missing", "dtype, shape and data_offsets");
+      if (fields_ != 7)
+        refuse("tensor " + quote(name_) + " with a field missing", "dtype, shape and data_offsets");
       item_.entry.name = name_;
       items.push_back(std::move(item_));
     }
@@ -167,7 +177,7 @@ class SafetensorsHeader {
   bool parse_error(std::size_t position, const std::string&, const nlohmann::json::exception& error) {
     const std::string_view what = error.what();  // "[json.exception...] parse error at ...: the reason"
     const auto reason = what.substr(std::min(what.size(), what.find("] ") + 2));
-    refuse(cat("at byte ", position, " of the header: ", quoted(reason)), "valid JSON");
+    refuse(cat("at byte ", position, " of the header: ", quote(reason)), "valid JSON");
   }
 
   [[noreturn]] void refuse(std::string_view found, std::string_view expected,
@@ -180,14 +190,15 @@ class SafetensorsHeader {
 
   std::string where() const {
     if (level_ == Level::outside) return "the header";
-    if (level_ == Level::top) return "the header entry " + quoted(name_);
-    if (level_ == Level::metadata) return "the metadata key " + quoted(key_);
-    return "field " + quoted(key_) + " of tensor " + quoted(name_);
+    if (level_ == Level::top) return "the header entry " + quote(name_);
+    if (level_ == Level::metadata) return "the metadata key " + quote(key_);
+    return "field " + quote(key_) + " of tensor " + quote(name_);
   }
   bool unexpected(const std::string& what) const {
     const bool text = level_ == Level::metadata || key_ == "dtype";
     const bool object = level_ == Level::outside || level_ == Level::top;
-    refuse(what + " as " + where(), object ? "an object" : (text ? "text" : "an array of non-negative whole numbers"));
+    refuse(what + " as " + where(),
+           object ? "an object" : (text ? "text" : "an array of non-negative whole numbers"));
   }
 
   std::string file_, name_, key_;
@@ -229,23 +240,36 @@ T widen(T value) {
 template <class F>
 void with_storage_type(DType dtype, F&& f) {
   switch (dtype) {
-    case DType::F64: return f(double{});
-    case DType::F32: return f(float{});
-    case DType::F16: return f(HalfBits{});
-    case DType::BF16: return f(BFloat16Bits{});
-    case DType::I64: return f(std::int64_t{});
-    case DType::I32: return f(std::int32_t{});
-    case DType::I16: return f(std::int16_t{});
-    case DType::I8: return f(std::int8_t{});
-    case DType::U64: return f(std::uint64_t{});
-    case DType::U32: return f(std::uint32_t{});
-    case DType::U16: return f(std::uint16_t{});
+    case DType::F64:
+      return f(double{});
+    case DType::F32:
+      return f(float{});
+    case DType::F16:
+      return f(HalfBits{});
+    case DType::BF16:
+      return f(BFloat16Bits{});
+    case DType::I64:
+      return f(std::int64_t{});
+    case DType::I32:
+      return f(std::int32_t{});
+    case DType::I16:
+      return f(std::int16_t{});
+    case DType::I8:
+      return f(std::int8_t{});
+    case DType::U64:
+      return f(std::uint64_t{});
+    case DType::U32:
+      return f(std::uint32_t{});
+    case DType::U16:
+      return f(std::uint16_t{});
     case DType::U8:
-    case DType::BOOL: return f(std::uint8_t{});
+    case DType::BOOL:
+      return f(std::uint8_t{});
   }
 }
 
-/// Whether `to` can stand for `from`: any rounding among floats, but no finite value becomes infinite; integers exactly.
+/// Whether `to` can stand for `from`: any rounding among floats, but no finite value becomes infinite;
+/// integers exactly.
 template <class To, class From>
 bool representable(From from) {
   if constexpr (std::is_integral_v<To>) return std::in_range<To>(from);
@@ -267,10 +291,12 @@ class SafetensorsFile {
     std::uint64_t length = 0;
     std::memcpy(&length, bytes.data(), sizeof length);
     if (length > detail::safetensors_header_limit) {
-      refuse(detail::cat("a header of ", length, " bytes"), detail::cat("at most ", detail::safetensors_header_limit));
+      refuse(detail::cat("a header of ", length, " bytes"),
+             detail::cat("at most ", detail::safetensors_header_limit));
     }
     if (length > bytes.size() - 8) {
-      refuse(detail::cat("a header of ", length, " bytes in a file of ", bytes.size()), "a header that ends inside the file");
+      refuse(detail::cat("a header of ", length, " bytes in a file of ", bytes.size()),
+             "a header that ends inside the file");
     }
     detail::SafetensorsHeader header(path_, map_.text().substr(8, length));
     place(header.items, bytes.subspan(8 + length));
@@ -293,12 +319,15 @@ class SafetensorsFile {
   const TensorEntry& at(std::string_view name) const {
     if (const auto* entry = find(name)) return *entry;
     std::vector<std::pair<std::size_t, const TensorEntry*>> near;
-    for (const auto& entry : tensors_) near.emplace_back(detail::edit_distance(name.substr(0, 256), entry.name.substr(0, 256)), &entry);
+    for (const auto& entry : tensors_)
+      near.emplace_back(detail::edit_distance(name.substr(0, 256), entry.name.substr(0, 256)), &entry);
     const auto shown = std::min<std::size_t>(3, near.size());
     std::partial_sort(near.begin(), near.begin() + static_cast<std::ptrdiff_t>(shown), near.end());
     std::string closest;
-    for (std::size_t i = 0; i < shown; ++i) closest += (i > 0 ? ", " : "") + detail::quoted(near[i].second->name);
-    fail(path_, detail::cat("no tensor ", detail::quoted(name), " among ", tensors_.size()), "a tensor of that name",
+    for (std::size_t i = 0; i < shown; ++i)
+      closest += (i > 0 ? ", " : "") + detail::quote(near[i].second->name);
+    fail(path_, detail::cat("no tensor ", detail::quote(name), " among ", tensors_.size()),
+         "a tensor of that name",
          closest.empty() ? "the file holds no tensors at all" : "the closest names are " + closest);
   }
 
@@ -315,15 +344,18 @@ class SafetensorsFile {
       using Wide = decltype(detail::widen(zero));
       if constexpr (std::is_same_v<Stored, T>) {
         if (n > 0) std::memcpy(out, entry.bytes.data(), entry.bytes.size());
-      } else if constexpr (std::is_floating_point_v<Wide> != std::is_floating_point_v<T> || std::is_same_v<T, bool>) {
-        fail(where(entry), dtype_name(entry.dtype), dtype_name(dtype_of<T>()), "read it into a type of its own kind");
+      } else if constexpr (std::is_floating_point_v<Wide> != std::is_floating_point_v<T> ||
+                           std::is_same_v<T, bool>) {
+        fail(where(entry), dtype_name(entry.dtype), dtype_name(dtype_of<T>()),
+             "read it into a type of its own kind");
       } else {
         for (std::size_t i = 0; i < n; ++i) {
           Stored stored;  // copied, because nothing aligns the data of a foreign file
           std::memcpy(&stored, entry.bytes.data() + i * sizeof stored, sizeof stored);
           const Wide value = detail::widen(stored);
           if (!detail::representable<T>(value)) {
-            fail(where(entry), detail::cat(+value, " at element ", i), detail::cat("a value that ", dtype_name(dtype_of<T>()), " holds"),
+            fail(where(entry), detail::cat(+value, " at element ", i),
+                 detail::cat("a value that ", dtype_name(dtype_of<T>()), " holds"),
                  "read it into a wider type");
           }
           out[i] = static_cast<T>(value);
@@ -332,7 +364,8 @@ class SafetensorsFile {
     });
   }
 
-  /// The stored elements in place, without a copy; the type must be the stored one and the data aligned for it.
+  /// The stored elements in place, without a copy; the type must be the stored one and the data aligned for
+  /// it.
   template <class T>
   std::span<const T> view(const TensorEntry& entry) const {
     if (dtype_of<T>() != entry.dtype) {
@@ -349,19 +382,23 @@ class SafetensorsFile {
   [[noreturn]] void refuse(std::string_view found, std::string_view expected) const {
     fail(path_, found, expected, detail::safetensors_advice);
   }
-  std::string where(const TensorEntry& entry) const { return path_ + ", tensor " + detail::quoted(entry.name); }
+  std::string where(const TensorEntry& entry) const {
+    return path_ + ", tensor " + detail::quote(entry.name);
+  }
 
   /// Checks sizes, then that the tensors tile the data exactly; fills `bytes` of every entry.
   void place(std::vector<detail::SafetensorsHeader::Item>& items, std::span<const std::byte> data) const {
     std::vector<const detail::SafetensorsHeader::Item*> order;
     for (auto& [entry, begin, end] : items) {
-      const std::string subject = "tensor " + detail::quoted(entry.name);
+      const std::string subject = "tensor " + detail::quote(entry.name);
       const std::string range = detail::cat("bytes ", begin, " to ", end);
-      if (begin > end || end > data.size()) refuse(subject + " at " + range, detail::cat("a range within the ", data.size(), " bytes of data"));
+      if (begin > end || end > data.size())
+        refuse(subject + " at " + range, detail::cat("a range within the ", data.size(), " bytes of data"));
       const auto bytes = detail::tensor_bytes(entry.dtype, entry.shape);
       if (bytes != end - begin) {
-        refuse(subject + " at " + range, detail::cat(bytes ? std::to_string(*bytes) : "more than 2^64", " bytes for shape ",
-                                                     detail::shape_text(entry.shape), " of ", dtype_name(entry.dtype)));
+        refuse(subject + " at " + range,
+               detail::cat(bytes ? std::to_string(*bytes) : "more than 2^64", " bytes for shape ",
+                           detail::shape_text(entry.shape), " of ", dtype_name(entry.dtype)));
       }
       entry.bytes = data.subspan(begin, end - begin);
     }
@@ -370,14 +407,15 @@ class SafetensorsFile {
               [](auto* a, auto* b) { return std::pair(a->begin, a->end) < std::pair(b->begin, b->end); });
     std::uint64_t covered = 0;
     for (const auto* item : order) {
-      const std::string subject = "tensor " + detail::quoted(item->entry.name);
+      const std::string subject = "tensor " + detail::quote(item->entry.name);
       if (item->begin < covered) refuse(subject + " overlapping another", "tensors that share no bytes");
       if (item->begin > covered) {
         refuse(detail::cat(item->begin - covered, " unused bytes before ", subject), "data without holes");
       }
       covered = item->end;
     }
-    if (covered != data.size()) refuse(detail::cat(data.size() - covered, " unused bytes at the end"), "data without holes");
+    if (covered != data.size())
+      refuse(detail::cat(data.size() - covered, " unused bytes at the end"), "data without holes");
   }
 
   std::string path_;
@@ -387,8 +425,9 @@ class SafetensorsFile {
   std::unordered_map<std::string_view, std::size_t> index_;  // keys point into tensors_, which never changes
 };
 
-/// Collects tensors, then writes them in one pass. Holds views only: the data must live until write() returns.
-/// Equal content added in equal order gives equal bytes. Data is laid out widest type first, so that all of it is aligned.
+/// Collects tensors, then writes them in one pass. Holds views only: the data must live until write()
+/// returns. Equal content added in equal order gives equal bytes. Data is laid out widest type first, so that
+/// all of it is aligned.
 class SafetensorsWriter {
  public:
   void add(std::string name, DType dtype, std::vector<std::int64_t> shape, std::span<const std::byte> bytes) {
@@ -399,26 +438,30 @@ class SafetensorsWriter {
     add(std::move(name), dtype_of<T>(), dtype_of<T>(), std::move(shape), std::as_bytes(values));
   }
   /// Rounds to `dtype` (F32, F16 or BF16) while writing.
-  void add_rounded(std::string name, DType dtype, std::vector<std::int64_t> shape, std::span<const float> values) {
+  void add_rounded(std::string name, DType dtype, std::vector<std::int64_t> shape,
+                   std::span<const float> values) {
     if (!is_float(dtype) || dtype == DType::F64) {
-      fail("SafetensorsWriter: tensor " + detail::quoted(name), dtype_name(dtype), "F32, F16 or BF16", "choose one of these");
+      fail("SafetensorsWriter: tensor " + detail::quote(name), dtype_name(dtype), "F32, F16 or BF16",
+           "choose one of these");
     }
     add(std::move(name), dtype, DType::F32, std::move(shape), std::as_bytes(values));
   }
   void set_metadata(std::string key, std::string value) {
-    metadata_.insert_or_assign(checked_text(std::move(key)), checked_text(std::move(value)));
+    json_text(key), json_text(value);
+    metadata_.insert_or_assign(std::move(key), std::move(value));
   }
 
   /// See write_file_atomically.
   void write(const std::filesystem::path& path) const {
     std::vector<std::size_t> order(items_.size());
     for (std::size_t i = 0; i < order.size(); ++i) order[i] = i;
-    std::stable_sort(order.begin(), order.end(),
-                     [&](auto a, auto b) { return dtype_size(items_[a].dtype) > dtype_size(items_[b].dtype); });
+    std::stable_sort(order.begin(), order.end(), [&](auto a, auto b) {
+      return dtype_size(items_[a].dtype) > dtype_size(items_[b].dtype);
+    });
     const std::string header = make_header(order);
     if (header.size() > detail::safetensors_header_limit) {
-      fail(path.string(), detail::cat("a header of ", header.size(), " bytes"), detail::cat("at most ", detail::safetensors_header_limit),
-           "split the tensors over several files");
+      fail(path.string(), detail::cat("a header of ", header.size(), " bytes"),
+           detail::cat("at most ", detail::safetensors_header_limit), "split the tensors over several files");
     }
     write_file_atomically(path, [&](FileSink& sink) {
       const std::uint64_t length = header.size();
@@ -437,9 +480,73 @@ class SafetensorsWriter {
     std::uint64_t file_bytes() const { return bytes.size() / dtype_size(source) * dtype_size(dtype); }
   };
 
-  static std::string checked_text(std::string text) {
-    if (nlohmann::json::accept(text = nlohmann::json(text).dump(-1, ' ', false, nlohmann::json::error_handler_t::ignore))) {}
-    return text;
+  void add(std::string name, DType dtype, DType source, std::vector<std::int64_t> shape,
+           std::span<const std::byte> bytes) {
+    const std::string subject = "SafetensorsWriter: tensor " + detail::quote(name);
+    json_text(name);
+    const bool positive = std::all_of(shape.begin(), shape.end(), [](auto extent) { return extent >= 0; });
+    const auto wanted = positive ? detail::tensor_bytes(source, shape) : std::nullopt;
+    if (wanted != bytes.size()) {
+      fail(subject, detail::cat(bytes.size(), " bytes"),
+           detail::cat(wanted ? std::to_string(*wanted) + " bytes" : "a possible size", " for shape ",
+                       detail::shape_text(shape), " of ", dtype_name(source)),
+           "pass the shape of the data");
+    }
+    if (name == "__metadata__" || !names_.insert(name).second) {
+      fail(subject, "a name already taken", "every name once", "rename one of the tensors");
+    }
+    items_.push_back({std::move(name), dtype, source, std::move(shape), bytes});
+  }
+
+  /// As a JSON string; refuses what is not UTF-8.
+  static std::string json_text(const std::string& text) {
+    try {
+      return nlohmann::json(text).dump();
+    } catch (const nlohmann::json::exception&) {
+      fail("SafetensorsWriter", "the text " + detail::quote(text), "valid UTF-8",
+           "convert names and metadata to UTF-8");
+    }
+  }
+
+  /// Entries in the order of insertion; padded so that the data starts at a multiple of 8.
+  std::string make_header(const std::vector<std::size_t>& order) const {
+    std::vector<std::uint64_t> begin(items_.size());
+    std::uint64_t offset = 0;
+    for (const auto i : order) offset = (begin[i] = offset) + items_[i].file_bytes();
+    std::string out = "{", separator;
+    if (!metadata_.empty()) {
+      for (const auto& [key, value] : metadata_) {
+        out += separator.empty() ? "\"__metadata__\":{" : separator;
+        out += json_text(key) + ":" + json_text(value);
+        separator = ",";
+      }
+      out += "}";
+    }
+    for (std::size_t i = 0; i < items_.size(); ++i) {
+      const auto& item = items_[i];
+      out += detail::cat(separator, json_text(item.name), ":{\"dtype\":\"", dtype_name(item.dtype),
+                         "\",\"shape\":", detail::shape_text(item.shape), ",\"data_offsets\":[", begin[i],
+                         ",", begin[i] + item.file_bytes(), "]}");
+      separator = ",";
+    }
+    out += "}";
+    out.resize((out.size() + 7) / 8 * 8, ' ');
+    return out;
+  }
+
+  static void write_data(FileSink& sink, const Item& item) {
+    if (item.dtype == item.source) return sink.write(item.bytes);
+    std::array<std::uint16_t, 4096> block;
+    const std::size_t count = item.bytes.size() / sizeof(float);
+    for (std::size_t start = 0; start < count; start += block.size()) {
+      const std::size_t n = std::min(block.size(), count - start);
+      for (std::size_t i = 0; i < n; ++i) {
+        float value;
+        std::memcpy(&value, item.bytes.data() + (start + i) * sizeof value, sizeof value);
+        block[i] = item.dtype == DType::F16 ? float_to_half(value) : float_to_bfloat16(value);
+      }
+      sink.write(std::as_bytes(std::span(block).first(n)));
+    }
   }
 
   std::vector<Item> items_;

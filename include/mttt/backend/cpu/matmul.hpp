@@ -148,11 +148,10 @@ Matrix<T> take_columns(Matrix<T> m, Index begin, Index end) {
   return take_rows(m.t(), begin, end).t();
 }
 
-/// Whether the tiles serve better than Eigen: rows along K on both sides, and few of them or a cache-sized
-/// weight.
+/// Whether the tiles serve better than Eigen: few rows, so that reading the weights is most of the work.
 template <class T>
 bool prefer_dots(Matrix<const T> a, Matrix<const T> b) {
-  return !a.transposed && b.transposed && (a.rows <= 128 || b.rows * b.cols <= (Index{1} << 16));
+  return !a.transposed && b.transposed && a.rows <= 16;
 }
 
 }  // namespace mttt::detail
