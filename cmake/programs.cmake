@@ -1,0 +1,70 @@
+# How our own programs (tests, examples, benchmarks) are compiled. Nothing here reaches users of the library.
+#
+# mttt_programs                         link this: the library, every component found, our flags
+# mttt_lacks(<variable> <source>...)    the components that the sources include and that were not found
+include(CheckCXXCompilerFlag)
+include(warnings)
+
+if(PROJECT_IS_TOP_LEVEL)
+  if(NOT CMAKE_BUILD_TYPE AND NOT CMAKE_CONFIGURATION_TYPES)
+    set(CMAKE_BUILD_TYPE Release CACHE STRING "Debug, Release, RelWithDebInfo or MinSizeRel" FORCE)
+  endif()
+  set(CMAKE_EXPORT_COMPILE_COMMANDS ON)
+endif()
+set(CMAKE_CXX_EXTENSIONS OFF)
+set(MTTT_BIN_DIR "${PROJECT_BINARY_DIR}/bin")
+
+if(MTTT_TIME_COMPILE)  # without a cache: a cached compilation takes no time
+  set(CMAKE_CXX_COMPILER_LAUNCHER
+    "${PROJECT_SOURCE_DIR}/cmake/timed_compile.sh;${PROJECT_BINARY_DIR}/compile_times.tsv")
+elseif(NOT DEFINED CMAKE_CXX_COMPILER_LAUNCHER)
+  find_program(MTTT_CCACHE ccache)
+  if(MTTT_CCACHE)  # the two sloppinesses are what ccache asks for to cache precompiled headers
+    set(CMAKE_CXX_COMPILER_LAUNCHER
+      "${CMAKE_COMMAND};-E;env;CCACHE_SLOPPINESS=pch_defines,time_macros;${MTTT_CCACHE}")
+  endif()
+endif()
+
+add_library(mttt_programs INTERFACE)
+target_link_libraries(mttt_programs INTERFACE mttt::mttt)
+mttt_warnings(mttt_programs)
+foreach(component io audio text)
+  if(TARGET mttt::${component})
+    target_link_libraries(mttt_programs INTERFACE mttt::${component})
+  endif()
+endforeach()
+
+if(MTTT_NATIVE)
+  check_cxx_compiler_flag(-march=native MTTT_MARCH_NATIVE)
+  if(MTTT_MARCH_NATIVE)
+    target_compile_options(mttt_programs INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-march=native>)
+  endif()
+endif()
+
+if(MTTT_OPENMP)
+  find_package(OpenMP QUIET COMPONENTS CXX)
+  if(OpenMP_CXX_FOUND)
+    target_link_libraries(mttt_programs INTERFACE OpenMP::OpenMP_CXX)
+  else()
+    message(STATUS "OpenMP was not found: our programs use one thread")
+  endif()
+endif()
+
+function(mttt_lacks variable)
+  set(lacks "")
+  foreach(source IN LISTS ARGN)
+    file(STRINGS "${source}" includes REGEX "^ *#include +[<\"]mttt/io/[a-z_0-9/]+\\.hpp[>\"]")
+    foreach(include IN LISTS includes)
+      if(include MATCHES "mttt/io/(audio|text)\\.hpp")
+        set(component ${CMAKE_MATCH_1})
+      else()
+        set(component io)
+      endif()
+      if(NOT TARGET mttt::${component})
+        list(APPEND lacks mttt::${component})
+      endif()
+    endforeach()
+  endforeach()
+  list(REMOVE_DUPLICATES lacks)
+  set(${variable} "${lacks}" PARENT_SCOPE)
+endfunction()

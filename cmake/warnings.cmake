@@ -1,0 +1,14 @@
+# Warnings of our own programs. Users choose theirs: nothing here reaches mttt::mttt.
+function(mttt_warnings target)
+  set(warnings -Wall -Wextra -Wshadow -Wconversion
+    -Wno-sign-conversion   # Eigen counts in signed, the standard library in unsigned
+    -Wno-unknown-pragmas)  # `#pragma omp` without OpenMP, `#pragma unroll` of nvcc
+  if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+    list(APPEND warnings -Winvalid-pch)
+  endif()
+  if(MTTT_WARNINGS_AS_ERRORS)
+    list(APPEND warnings -Werror)
+  endif()
+  target_compile_options(${target} INTERFACE
+    "$<$<COMPILE_LANG_AND_ID:CXX,GNU,Clang,AppleClang>:${warnings}>")
+endfunction()

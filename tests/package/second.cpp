@@ -1,0 +1,3 @@
+#include "mttt_headers.hpp"
+
+void second() { mttt::fail("consumer", "1", "2"); }
