@@ -55,7 +55,7 @@ inline std::string quote(std::string_view text) {
   const bool denied = error == EACCES || error == EPERM || error == EROFS;
   fail(path.string(), cat("'", std::generic_category().message(error), "' while ", doing),
        "a file that the system lets us use",
-       full ? "free space there or choose another disk; nothing was replaced"
+       full ? "make space on that disk or choose another; nothing was replaced"
             : (denied ? "check the permissions of the file and of its folder"
                       : "check the path and the disk"));
 }

@@ -334,7 +334,8 @@ class SafetensorsFile {
   /// Copies a tensor out, converted: floats of any width to float or double, whole numbers to whole numbers.
   template <class T>
   void read(const TensorEntry& entry, T* out, std::size_t n) const {
-    static_assert(std::is_arithmetic_v<T>, "mttt: SafetensorsFile::read fills built-in number types");
+    static_assert(std::is_arithmetic_v<T> && !std::is_same_v<T, bool>,
+                  "mttt: SafetensorsFile::read fills built-in numbers; read BOOL into uint8_t");
     if (n != entry.count()) {
       fail(where(entry), detail::cat(entry.count(), " elements, shape ", detail::shape_text(entry.shape)),
            detail::cat(n, " elements"), "compare the configuration of the model with that of the file");
@@ -344,8 +345,7 @@ class SafetensorsFile {
       using Wide = decltype(detail::widen(zero));
       if constexpr (std::is_same_v<Stored, T>) {
         if (n > 0) std::memcpy(out, entry.bytes.data(), entry.bytes.size());
-      } else if constexpr (std::is_floating_point_v<Wide> != std::is_floating_point_v<T> ||
-                           std::is_same_v<T, bool>) {
+      } else if constexpr (std::is_floating_point_v<Wide> != std::is_floating_point_v<T>) {
         fail(where(entry), dtype_name(entry.dtype), dtype_name(dtype_of<T>()),
              "read it into a type of its own kind");
       } else {
