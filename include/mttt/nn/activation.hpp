@@ -1,0 +1,45 @@
+// Activation: a scalar function on every element, as a block without weights.
+//
+// Formula: y = F::f(x);  dx = dy * F::df(x).
+// Shapes:  x, y (B, T, dim).
+// Units:   none.
+// Errors:  none.
+// Not supported: functions with learned parameters.
+// Source:  math/scalar.hpp names that of each function.
+#pragma once
+
+#include "mttt/core/concepts.hpp"
+#include "mttt/math/scalar.hpp"
+#include "mttt/nn/elementwise.hpp"
+
+namespace mttt {
+
+/// F is one of math/scalar.hpp: Elu, Silu, Gelu, GeluTanh, Sigmoid.
+template <class F, Index dim, class B>
+struct Activation {
+  using T = typename B::Scalar;
+  static constexpr Index in = dim, out = dim;
+
+  using Params = NoParams;
+  struct Saved {
+    Sequence<const T, in> x;
+  };
+  using State = NoState;
+
+  static void init(Params&, Rng&) {}
+
+  static void forward(B& be, const Params&, Sequence<const T, in> x, Sequence<T, out> y, Saved& saved) {
+    saved.x = x;
+    be.for_each(x.size(), detail::Activate<F, T>{x.data(), y.data()});
+  }
+  static void backward(B& be, const Params&, const Saved& saved, Sequence<const T, out> dy,
+                       Sequence<T, in> dx, Params&) {
+    be.for_each(dy.size(), detail::ActivateBackward<F, T>{saved.x.data(), dy.data(), dx.data()});
+  }
+  static void step(B& be, const Params&, State&, Sequence<const T, in> x, Sequence<T, out> y, Mask) {
+    be.for_each(x.size(), detail::Activate<F, T>{x.data(), y.data()});
+  }
+  static void reset(B&, const Params&, State&, Mask) {}
+};
+
+}  // namespace mttt

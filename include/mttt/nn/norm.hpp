@@ -1,0 +1,232 @@
+// RmsNorm and LayerNorm: every row of channels brought to unit size, then scaled by learned weights.
+//
+// Formula: RmsNorm    y = x * alpha * r,  r = 1 / sqrt(mean(x^2) + eps)
+//          LayerNorm  y = n * weight + bias,  n = (x - mean) * r,  r = 1 / sqrt(var(x) + eps), var biased
+//          backward, with g = dy * weight:  dx = r (g - mean(g) - n mean(g n)), without mean(g) for RmsNorm
+// Shapes:  x, y (B, T, dim); alpha (1, 1, dim) as published; weight, bias (dim).
+// Units:   none.
+// Errors:  none.
+// Not supported: norms over more than the last extent.
+// Source:  Zhang & Sennrich 2019 and kyutai-labs/moshi modules/transformer.py `RMSNorm`; torch.nn.LayerNorm.
+#pragma once
+
+#include <cmath>
+
+#include "mttt/core/concepts.hpp"
+#include "mttt/nn/linear.hpp"
+
+namespace mttt {
+
+struct NormConfig {
+  Index dim;
+  double eps = 1e-5;
+};
+
+namespace detail {
+
+/// One row: y = (x - mean) * r * weight + bias, leaving mean (if Centred) and r for the way back.
+template <class T, class A, bool Centred>
+struct Normalise {
+  const T *x, *weight, *bias;  // bias null without one
+  T* y;
+  A *mean, *r;  // (rows); mean null unless Centred; both null when nothing is kept
+  Index dim;
+  A eps;
+  template <class Team>
+  MTTT_HD void operator()(Team team, Index row) const {
+    const T *in = x + row * dim, *w = weight, *shift = bias;
+    T* out = y + row * dim;
+    A m = 0;
+    if constexpr (Centred) {
+      m = team.template sum<A>(dim, [=](Index i) { return static_cast<A>(in[i]); }) / static_cast<A>(dim);
+    }
+    const A square = team.template sum<A>(dim, [=](Index i) {
+      const A d = static_cast<A>(in[i]) - m;
+      return d * d;
+    });
+    const A scale = A(1) / std::sqrt(square / static_cast<A>(dim) + eps);
+    if (shift != nullptr) {
+      team.for_each(dim, [=](Index i) {
+        const A n = (static_cast<A>(in[i]) - m) * scale;
+        out[i] = static_cast<T>(n * static_cast<A>(w[i]) + static_cast<A>(shift[i]));
+      });
+    } else {
+      team.for_each(dim, [=](Index i) {
+        out[i] = static_cast<T>((static_cast<A>(in[i]) - m) * scale * static_cast<A>(w[i]));
+      });
+    }
+    if (mean != nullptr) mean[row] = m;
+    if (r != nullptr) r[row] = scale;
+  }
+};
+
+template <class T, class A, bool Centred>
+struct NormaliseBackward {
+  const T *x, *weight, *dy;
+  const A *mean, *r;
+  T* dx;
+  Index dim;
+  template <class Team>
+  MTTT_HD void operator()(Team team, Index row) const {
+    const T *in = x + row * dim, *w = weight, *up = dy + row * dim;
+    T* out = dx + row * dim;
+    const A scale = r[row], width = static_cast<A>(dim);
+    const A m = Centred ? mean[row] : A(0);
+    A g_mean = 0;
+    if constexpr (Centred) {
+      g_mean = team.template sum<A>(dim, [=](Index i) {
+        return static_cast<A>(up[i]) * static_cast<A>(w[i]);
+      }) / width;
+    }
+    const A gn_mean = team.template sum<A>(dim, [=](Index i) {
+      const A n = (static_cast<A>(in[i]) - m) * scale;
+      return static_cast<A>(up[i]) * static_cast<A>(w[i]) * n;
+    }) / width;
+    team.for_each(dim, [=](Index i) {
+      const A n = (static_cast<A>(in[i]) - m) * scale;
+      out[i] = static_cast<T>(scale * (static_cast<A>(up[i]) * static_cast<A>(w[i]) - g_mean - n * gn_mean));
+    });
+  }
+};
+
+/// grad[c] += sum over rows of dy[., c] * (x[., c] - mean) * r; a null mean is 0, a null r is 1.
+template <class T, class A>
+struct SumProductColumns {
+  const T *dy, *x;
+  const A *mean, *r;
+  T* grad;
+  Index rows, width, block;
+  template <class Team>
+  MTTT_HD void operator()(Team team, Index b) const {
+    const Index first = b * block, n = block < width - first ? block : width - first;
+    A* total = team.template scratch<A>();
+    team.for_each(n, [=](Index c) { total[c] = 0; });
+    for (Index row = 0; row < rows; ++row) {  // rows outside, so that memory is read along its lines
+      const T *up = dy + row * width + first, *in = x + row * width + first;
+      const A m = mean == nullptr ? A(0) : mean[row], scale = r == nullptr ? A(1) : r[row];
+      team.for_each(
+          n, [=](Index c) { total[c] += static_cast<A>(up[c]) * (static_cast<A>(in[c]) - m) * scale; });
+    }
+    T* out = grad + first;
+    team.for_each(n, [=](Index c) { out[c] += static_cast<T>(total[c]); });
+  }
+};
+
+}  // namespace detail
+
+/// grad += column sums of dy * (x - mean) * r, all (rows, width); null mean and r stand for 0 and 1.
+template <class B, class T>
+void sum_product_columns(B& be, const T* dy, const T* x, const typename B::Accum* mean,
+                         const typename B::Accum* r, T* grad, Index rows, Index width) {
+  using A = typename B::Accum;
+  constexpr Index block = 64;
+  be.rows((width + block - 1) / block,
+          detail::SumProductColumns<T, A>{dy, x, mean, r, grad, rows, width, block},
+          block * static_cast<Index>(sizeof(A)), rows * block);
+}
+
+template <NormConfig C, class B>
+struct RmsNorm {
+  using T = typename B::Scalar;
+  using A = typename B::Accum;
+  static constexpr Index in = C.dim, out = C.dim;
+
+  struct Params {
+    Tensor<T, 1, 1, C.dim> alpha;
+    static void visit(auto&& f, auto&&... p) { f("alpha", p.alpha...); }
+  };
+  struct Saved {
+    Sequence<const T, in> x;
+    Tensor<A, dyn> r;  // (B * T)
+  };
+  using State = NoState;
+
+  static void init(Params& p, Rng&) { init_constant(p.alpha, 1.0); }
+
+  static void forward(B& be, const Params& p, Sequence<const T, in> x, Sequence<T, out> y, Saved& saved) {
+    saved = {x, be.template make<A, dyn>(x.flat_rows().extent(0))};
+    apply(be, p, x, y, saved.r.data());
+  }
+
+  static void backward(B& be, const Params& p, const Saved& saved, Sequence<const T, out> dy,
+                       Sequence<T, in> dx, Params& grad) {
+    const Index rows = dy.flat_rows().extent(0);
+    const T* x = saved.x.data();
+    be.rows(rows,
+            detail::NormaliseBackward<T, A, false>{x, p.alpha.data(), dy.data(), nullptr, saved.r.data(),
+                                                   dx.data(), C.dim},
+            0, 4 * C.dim);
+    sum_product_columns(be, dy.data(), x, nullptr, saved.r.data(), grad.alpha.data(), rows, C.dim);
+  }
+
+  static void step(B& be, const Params& p, State&, Sequence<const T, in> x, Sequence<T, out> y, Mask) {
+    apply(be, p, x, y, nullptr);
+  }
+  static void reset(B&, const Params&, State&, Mask) {}
+
+ private:
+  static void apply(B& be, const Params& p, Sequence<const T, in> x, Sequence<T, out> y, A* r) {
+    be.rows(x.flat_rows().extent(0),
+            detail::Normalise<T, A, false>{x.data(), p.alpha.data(), nullptr, y.data(), nullptr, r, C.dim,
+                                           static_cast<A>(C.eps)},
+            0, 3 * C.dim);
+  }
+};
+
+template <NormConfig C, class B>
+struct LayerNorm {
+  using T = typename B::Scalar;
+  using A = typename B::Accum;
+  static constexpr Index in = C.dim, out = C.dim;
+
+  struct Params {
+    Tensor<T, C.dim> weight, bias;
+    static void visit(auto&& f, auto&&... p) {
+      f("weight", p.weight...);
+      f("bias", p.bias...);
+    }
+  };
+  struct Saved {
+    Sequence<const T, in> x;
+    Tensor<A, dyn> mean, r;  // (B * T)
+  };
+  using State = NoState;
+
+  static void init(Params& p, Rng&) {
+    init_constant(p.weight, 1.0);
+    init_constant(p.bias, 0.0);
+  }
+
+  static void forward(B& be, const Params& p, Sequence<const T, in> x, Sequence<T, out> y, Saved& saved) {
+    const Index rows = x.flat_rows().extent(0);
+    saved = {x, be.template make<A, dyn>(rows), be.template make<A, dyn>(rows)};
+    apply(be, p, x, y, saved.mean.data(), saved.r.data());
+  }
+
+  static void backward(B& be, const Params& p, const Saved& saved, Sequence<const T, out> dy,
+                       Sequence<T, in> dx, Params& grad) {
+    const Index rows = dy.flat_rows().extent(0);
+    const T* x = saved.x.data();
+    const A *mean = saved.mean.data(), *r = saved.r.data();
+    be.rows(rows,
+            detail::NormaliseBackward<T, A, true>{x, p.weight.data(), dy.data(), mean, r, dx.data(), C.dim},
+            0, 6 * C.dim);
+    sum_product_columns(be, dy.data(), x, mean, r, grad.weight.data(), rows, C.dim);
+    sum_columns(be, dy.data(), grad.bias.data(), rows, C.dim);
+  }
+
+  static void step(B& be, const Params& p, State&, Sequence<const T, in> x, Sequence<T, out> y, Mask) {
+    apply(be, p, x, y, nullptr, nullptr);
+  }
+  static void reset(B&, const Params&, State&, Mask) {}
+
+ private:
+  static void apply(B& be, const Params& p, Sequence<const T, in> x, Sequence<T, out> y, A* mean, A* r) {
+    be.rows(x.flat_rows().extent(0),
+            detail::Normalise<T, A, true>{x.data(), p.weight.data(), p.bias.data(), y.data(), mean, r, C.dim,
+                                          static_cast<A>(C.eps)},
+            0, 4 * C.dim);
+  }
+};
+
+}  // namespace mttt
