@@ -1,1 +1,0 @@
-// Nothing: CMake needs one source that takes the precompiled header for the header to be made.
