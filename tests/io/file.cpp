@@ -1,37 +1,10 @@
 // Atomic files, memory maps, JSON lines: round trips, and what is left behind when something fails.
 #include "mttt/io/file.hpp"
 
-#include <sys/resource.h>
-
-#include <csignal>
 #include <stdexcept>
 
 #include "mttt/io/json_lines.hpp"
 #include "scratch.hpp"
-
-namespace {
-
-/// Lets no file of this process grow beyond `bytes`: a full disk, made to order.
-class FileSizeLimit {
- public:
-  explicit FileSizeLimit(rlim_t bytes) : handler_(std::signal(SIGXFSZ, SIG_IGN)) {
-    ::getrlimit(RLIMIT_FSIZE, &old_);
-    const rlimit limit{bytes, old_.rlim_max};
-    ::setrlimit(RLIMIT_FSIZE, &limit);
-  }
-  FileSizeLimit(const FileSizeLimit&) = delete;
-  FileSizeLimit& operator=(const FileSizeLimit&) = delete;
-  ~FileSizeLimit() {
-    ::setrlimit(RLIMIT_FSIZE, &old_);
-    std::signal(SIGXFSZ, handler_);
-  }
-
- private:
-  rlimit old_{};
-  void (*handler_)(int);
-};
-
-}  // namespace
 
 TEST_CASE("a file is written whole and mapped back", "[io]") {
   Scratch scratch;
