@@ -4,8 +4,11 @@ function(mttt_warnings target)
     -Wno-sign-conversion   # Eigen counts in signed, the standard library in unsigned
     -Wno-unknown-pragmas)  # `#pragma omp` without OpenMP, `#pragma unroll` of nvcc
   if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
-    # g++ 12 takes its own AVX-512 intrinsics, inlined from Eigen, for uninitialised (GCC bug 105593).
-    list(APPEND warnings -Winvalid-pch -Wno-maybe-uninitialized)
+    list(APPEND warnings -Winvalid-pch)
+    if(CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
+      # These take g++'s own AVX-512 intrinsics, inlined from Eigen, for uninitialised (GCC bug 105593).
+      list(APPEND warnings -Wno-uninitialized -Wno-maybe-uninitialized)
+    endif()
   endif()
   if(MTTT_WARNINGS_AS_ERRORS)
     list(APPEND warnings -Werror)
