@@ -1,0 +1,414 @@
+// Causal sliding-window attention: its core over explicit strides, its step over a ring cache, and the block.
+//
+// Formula: out_t = sum_s p_ts v_s,  p_t. = softmax over s of (q_t . k_s / sqrt(head_dim)),
+//          s in [max(0, t - context + 1), t]; a context of 0 or less is unlimited.
+//          Query head h reads key head h / (heads / kv_heads).
+//          backward from the log-sum-exp of each row:  p = exp(score - lse),  delta = dout . out,
+//          ds = p (dout . v - delta) / sqrt(head_dim),  dq += ds k,  dk += ds q,  dv += p dout.
+//          Block: [q | k | v] = x in^T, RoPE on q and k, attention, y = out out_projs^T.
+// Shapes:  q, out: rows of heads * head_dim; k, v: rows of kv_heads * head_dim; x, y (B, T, dim);
+//          lse (B, T, heads); caches (B, kv_heads, context, head_dim), position p in slot p % context.
+// Units:   context and positions in steps, strides in elements.
+// Errors:  none at run time; static_assert on a dim, heads and kv_repeat that do not divide.
+// Not supported: attention to the future, cross attention, dropout, biases; streaming without a context.
+// Source:  Vaswani et al. 2017; FlashAttention-2 (Dao 2023) for the backward pass; kyutai-labs/moshi
+//          modules/transformer.py `StreamingMultiheadAttention`, `RingKVCache`.
+#pragma once
+
+#include <cmath>
+
+#include "mttt/core/concepts.hpp"
+#include "mttt/math/scalar.hpp"
+#include "mttt/nn/linear.hpp"
+#include "mttt/nn/rope.hpp"
+
+namespace mttt {
+
+struct AttentionShape {
+  Index heads, kv_heads, head_dim, context;
+
+  MTTT_HD constexpr Index group() const { return heads / kv_heads; }
+  /// First key that query t sees.
+  MTTT_HD constexpr Index first_key(Index t) const {
+    return context > 0 && t >= context ? t - context + 1 : 0;
+  }
+  /// One past the last query, of `steps`, that sees key s.
+  MTTT_HD constexpr Index end_query(Index s, Index steps) const {
+    return context > 0 && s + context < steps ? s + context : steps;
+  }
+  /// Keys of the longest row.
+  MTTT_HD constexpr Index window(Index steps) const {
+    return context > 0 && context < steps ? context : steps;
+  }
+};
+
+namespace detail {
+
+/// out[j] = scale * (a . row j of b), n rows `ld` apart.
+template <class A, class Team, class T>
+MTTT_HD void dot_rows(Team team, const T* a, const T* b, Index ld, Index n, Index dim, A scale, A* out) {
+  for (Index j = 0; j < n; ++j) {
+    const T* row = b + j * ld;
+    out[j] = scale * team.template sum<A>(
+                         dim, [=](Index i) { return static_cast<A>(a[i]) * static_cast<A>(row[i]); });
+  }
+  team.sync();
+}
+
+/// to = sum over j of weight[j] * (row j of b).
+template <class A, class Team, class T>
+MTTT_HD void add_rows(Team team, const A* weight, const T* b, Index ld, Index n, Index dim, A* to) {
+  for (Index j = 0; j < n; ++j) {
+    const T* row = b + j * ld;
+    const A w = weight[j];
+    team.for_each(dim, [=](Index i) { to[i] += w * static_cast<A>(row[i]); });
+  }
+}
+
+/// One query against n keys; returns the log-sum-exp. scratch holds n + dim numbers.
+template <class A, class Team, class T>
+MTTT_HD A attend_row(Team team, const T* q, const T* k, const T* v, Index ld, Index n, Index dim, A* scratch,
+                     T* out) {
+  A *p = scratch, *mixed = scratch + n;
+  dot_rows<A>(team, q, k, ld, n, dim, A(1) / std::sqrt(static_cast<A>(dim)), p);
+  const A largest = team.template max<A>(n, [=](Index j) { return p[j]; });
+  team.for_each(n, [=](Index j) { p[j] = mttt::exp(p[j] - largest); });
+  team.for_each(dim, [=](Index i) { mixed[i] = 0; });
+  team.sync();
+  const A total = team.template sum<A>(n, [=](Index j) { return p[j]; });
+  add_rows<A>(team, p, v, ld, n, dim, mixed);
+  const A share = A(1) / total;
+  team.for_each(dim, [=](Index i) { out[i] = static_cast<T>(mixed[i] * share); });
+  team.sync();  // the next row takes the same scratch
+  return largest + std::log(total);
+}
+
+/// What all passes over a whole sequence share. Rows are numbered (b, head, t): neighbours reuse their keys.
+template <class T>
+struct AttentionInputs {
+  AttentionShape shape;
+  Index steps;
+  const T *q, *k, *v;
+  Strides in, to;
+
+  MTTT_HD Index at(Strides strides, Index b, Index t, Index head) const {
+    return b * strides.batch + t * strides.step + head * shape.head_dim;
+  }
+  MTTT_HD Index row(Index b, Index t, Index head) const { return (b * steps + t) * shape.heads + head; }
+};
+
+template <class T, class A>
+struct Attend : AttentionInputs<T> {
+  T* out;
+  A* lse;
+  template <class Team>
+  MTTT_HD void operator()(Team team, Index i) const {
+    const AttentionShape s = this->shape;
+    const Index t = i % this->steps, h = i / this->steps % s.heads, b = i / this->steps / s.heads;
+    const Index first = s.first_key(t), keys = this->at(this->in, b, first, h / s.group());
+    lse[this->row(b, t, h)] = attend_row<A>(team, this->q + this->at(this->in, b, t, h), this->k + keys,
+                                            this->v + keys, this->in.step, t - first + 1, s.head_dim,
+                                            team.template scratch<A>(), out + this->at(this->to, b, t, h));
+  }
+};
+
+/// delta = dout . out, one a row.
+template <class T, class A>
+struct AttentionDelta {
+  AttentionInputs<T> a;
+  const T *out, *dout;
+  A* delta;
+  template <class Team>
+  MTTT_HD void operator()(Team team, Index i) const {
+    const Index h = i % a.shape.heads, t = i / a.shape.heads % a.steps, b = i / a.shape.heads / a.steps;
+    const T *value = out + a.at(a.to, b, t, h), *up = dout + a.at(a.to, b, t, h);
+    delta[i] = team.template sum<A>(
+        a.shape.head_dim, [=](Index c) { return static_cast<A>(value[c]) * static_cast<A>(up[c]); });
+  }
+};
+
+/// dq of one (b, head, t). scratch: the row's scores and their gradients, then head_dim sums.
+template <class T, class A>
+struct AttentionQueryGradient {
+  AttentionInputs<T> a;
+  const T* dout;
+  const A *lse, *delta;
+  T* dq;
+  template <class Team>
+  MTTT_HD void operator()(Team team, Index i) const {
+    const AttentionShape s = a.shape;
+    const Index t = i % a.steps, h = i / a.steps % s.heads, b = i / a.steps / s.heads;
+    const Index first = s.first_key(t), n = t - first + 1, dim = s.head_dim;
+    const Index keys = a.at(a.in, b, first, h / s.group());
+    const A scale = A(1) / std::sqrt(static_cast<A>(dim));
+    A *score = team.template scratch<A>(), *ds = score + n, *sum = ds + n;
+    dot_rows<A>(team, a.q + a.at(a.in, b, t, h), a.k + keys, a.in.step, n, dim, scale, score);
+    dot_rows<A>(team, dout + a.at(a.to, b, t, h), a.v + keys, a.in.step, n, dim, A(1), ds);
+    const A row_lse = lse[a.row(b, t, h)], row_delta = delta[a.row(b, t, h)];
+    team.for_each(n, [=](Index j) { ds[j] = mttt::exp(score[j] - row_lse) * (ds[j] - row_delta) * scale; });
+    team.for_each(dim, [=](Index c) { sum[c] = 0; });
+    team.sync();
+    add_rows<A>(team, ds, a.k + keys, a.in.step, n, dim, sum);
+    T* to = dq + a.at(a.in, b, t, h);
+    team.for_each(dim, [=](Index c) { to[c] = static_cast<T>(sum[c]); });
+    team.sync();
+  }
+};
+
+/// dk and dv of one (b, kv_head, s), over all queries and heads that read it, in a fixed order.
+template <class T, class A>
+struct AttentionKeyGradient {
+  AttentionInputs<T> a;
+  const T* dout;
+  const A *lse, *delta;
+  T *dk, *dv;
+  template <class Team>
+  MTTT_HD void operator()(Team team, Index i) const {
+    const AttentionShape s = a.shape;
+    const Index key = i % a.steps, kv = i / a.steps % s.kv_heads, b = i / a.steps / s.kv_heads;
+    const Index n = s.end_query(key, a.steps) - key, dim = s.head_dim, heads = s.heads;
+    const Index at = a.at(a.in, b, key, kv);
+    const A scale = A(1) / std::sqrt(static_cast<A>(dim));
+    A *p = team.template scratch<A>(), *ds = p + n, *k_sum = ds + n, *v_sum = k_sum + dim;
+    team.for_each(2 * dim, [=](Index c) { k_sum[c] = 0; });
+    for (Index h = kv * s.group(); h < (kv + 1) * s.group(); ++h) {
+      const T *queries = a.q + a.at(a.in, b, key, h), *ups = dout + a.at(a.to, b, key, h);
+      dot_rows<A>(team, a.k + at, queries, a.in.step, n, dim, scale, p);
+      dot_rows<A>(team, a.v + at, ups, a.to.step, n, dim, A(1), ds);
+      const A *row_lse = lse + a.row(b, key, h), *row_delta = delta + a.row(b, key, h);
+      team.for_each(n, [=](Index j) {
+        p[j] = mttt::exp(p[j] - row_lse[j * heads]);
+        ds[j] = p[j] * (ds[j] - row_delta[j * heads]) * scale;
+      });
+      team.sync();
+      add_rows<A>(team, ds, queries, a.in.step, n, dim, k_sum);
+      add_rows<A>(team, p, ups, a.to.step, n, dim, v_sum);
+      team.sync();
+    }
+    T *k_to = dk + at, *v_to = dv + at;
+    team.for_each(dim, [=](Index c) {
+      k_to[c] = static_cast<T>(k_sum[c]);
+      v_to[c] = static_cast<T>(v_sum[c]);
+    });
+    team.sync();
+  }
+};
+
+/// One (b, kv_head): its steps in order, each written to the ring before it is attended from, so that a chunk
+/// that wraps never overwrites a key which an earlier step of the chunk still needs.
+template <class T, class A>
+struct AttendStep {
+  AttentionInputs<T> a;
+  T *cache_k, *cache_v;
+  const std::int64_t* positions;
+  const std::uint8_t* mask;
+  T* out;
+  template <class Team>
+  MTTT_HD void operator()(Team team, Index i) const {
+    const AttentionShape s = a.shape;
+    const Index kv = i % s.kv_heads, b = i / s.kv_heads, dim = s.head_dim;
+    const Index first_head = kv * s.group(), end_head = first_head + s.group();
+    if (!active(mask, b)) {  // defined, if meaningless, numbers for the layers above
+      for (Index t = 0; t < a.steps; ++t) {
+        T* to = out + a.at(a.to, b, t, first_head);
+        team.for_each(s.group() * dim, [=](Index c) { to[c] = T(0); });
+      }
+      return;
+    }
+    T *keys = cache_k + i * s.context * dim, *values = cache_v + i * s.context * dim;
+    for (Index t = 0; t < a.steps; ++t) {
+      const std::int64_t position = positions[b] + t;
+      const Index slot = static_cast<Index>(position % s.context) * dim;
+      const T *k_from = a.k + a.at(a.in, b, t, kv), *v_from = a.v + a.at(a.in, b, t, kv);
+      team.for_each(dim, [=](Index c) {
+        keys[slot + c] = k_from[c];
+        values[slot + c] = v_from[c];
+      });
+      team.sync();
+      const Index n = position + 1 < s.context ? static_cast<Index>(position) + 1 : s.context;
+      for (Index h = first_head; h < end_head; ++h) {
+        attend_row<A>(team, a.q + a.at(a.in, b, t, h), keys, values, dim, n, dim, team.template scratch<A>(),
+                      out + a.at(a.to, b, t, h));
+      }
+    }
+  }
+};
+
+struct Advance {
+  std::int64_t* positions;
+  const std::uint8_t* mask;
+  Index steps;
+  MTTT_HD void operator()(Index b) const { positions[b] += active(mask, b) ? steps : 0; }
+};
+
+}  // namespace detail
+
+/// out and lse of a whole sequence. q, k and v have rows at the same strides (slices of one projection).
+template <class B, class T>
+void attend(B& be, AttentionShape shape, Index batch, Index steps, const T* q, const T* k, const T* v,
+            Strides strides, T* out, Strides out_strides, typename B::Accum* lse) {
+  using A = typename B::Accum;
+  const detail::AttentionInputs<T> inputs{shape, steps, q, k, v, strides, out_strides};
+  const Index window = shape.window(steps);
+  be.rows(batch * steps * shape.heads, detail::Attend<T, A>{inputs, out, lse},
+          (window + shape.head_dim) * static_cast<Index>(sizeof(A)), 4 * window * shape.head_dim);
+}
+
+/// Overwrites dq, dk, dv, which have the strides of q, k, v; dout has those of out.
+template <class B, class T>
+void attend_backward(B& be, AttentionShape shape, Index batch, Index steps, const T* q, const T* k,
+                     const T* v, Strides strides, const T* out, const T* dout, Strides out_strides,
+                     const typename B::Accum* lse, T* dq, T* dk, T* dv) {
+  using A = typename B::Accum;
+  const auto scope = be.scope();
+  const Index rows = batch * steps * shape.heads, window = shape.window(steps), dim = shape.head_dim;
+  const auto delta = be.template make<A, dyn>(rows);
+  const detail::AttentionInputs<T> inputs{shape, steps, q, k, v, strides, out_strides};
+  const Index scratch = (2 * window + 2 * dim) * static_cast<Index>(sizeof(A));
+  be.rows(rows, detail::AttentionDelta<T, A>{inputs, out, dout, delta.data()}, 0, 2 * dim);
+  be.rows(rows, detail::AttentionQueryGradient<T, A>{inputs, dout, lse, delta.data(), dq}, scratch,
+          6 * window * dim);
+  be.rows(batch * steps * shape.kv_heads,
+          detail::AttentionKeyGradient<T, A>{inputs, dout, lse, delta.data(), dk, dv}, scratch,
+          8 * window * dim * shape.group());
+}
+
+/// Attends from `steps` new steps a session, and puts their keys and values into the ring; shape.context > 0.
+/// positions (batch) counts the steps each session has seen; the caller advances it (`advance`). The caches
+/// of inactive sessions stay as they are, and their rows of out are 0.
+template <class B, class T>
+void attend_step(B& be, AttentionShape shape, Index batch, Index steps, const T* q, const T* k, const T* v,
+                 Strides strides, T* cache_k, T* cache_v, const std::int64_t* positions, Mask mask, T* out,
+                 Strides out_strides) {
+  using A = typename B::Accum;
+  const detail::AttentionInputs<T> inputs{shape, steps, q, k, v, strides, out_strides};
+  be.rows(batch * shape.kv_heads,
+          detail::AttendStep<T, A>{inputs, cache_k, cache_v, positions, mask.data(), out},
+          (shape.context + shape.head_dim) * static_cast<Index>(sizeof(A)),
+          4 * steps * shape.group() * shape.context * shape.head_dim);
+}
+
+/// positions += steps for active sessions.
+template <class B>
+void advance(B& be, std::int64_t* positions, Index batch, Index steps, Mask mask) {
+  be.for_each(batch, detail::Advance{positions, mask.data(), steps});
+}
+
+struct AttentionConfig {
+  Index dim, num_heads;
+  Index kv_repeat = 1;  // query heads that share a key head
+  Index context = 0;    // steps; 0 is unlimited, and then the block cannot be streamed
+  bool rope = true;
+  double max_period = 10000;
+
+  consteval Index head_dim() const { return dim / num_heads; }
+  consteval Index kv_heads() const { return num_heads / kv_repeat; }
+  consteval Index kv_dim() const { return head_dim() * kv_heads(); }
+  consteval Index qkv_dim() const { return dim + 2 * kv_dim(); }
+};
+
+template <AttentionConfig C, class B>
+struct Attention {
+  static_assert(C.num_heads > 0 && C.dim % C.num_heads == 0, "Attention: num_heads must divide dim");
+  static_assert(C.kv_repeat > 0 && C.num_heads % C.kv_repeat == 0,
+                "Attention: kv_repeat must divide num_heads");
+  static_assert(!C.rope || C.head_dim() % 2 == 0, "Attention: RoPE needs an even dim / num_heads");
+
+  using T = typename B::Scalar;
+  using A = typename B::Accum;
+  static constexpr Index in = C.dim, out = C.dim, qkv_dim = C.qkv_dim();
+
+  struct Params {
+    Tensor<T, qkv_dim, C.dim> in_proj;  // rows q | k | v
+    Tensor<T, C.dim, C.dim> out_proj;
+    static void visit(auto&& f, auto&&... p) {
+      f("in_projs.0.weight", p.in_proj...);
+      f("out_projs.0.weight", p.out_proj...);
+    }
+  };
+  struct Saved {
+    Sequence<const T, in> x;
+    Sequence<T, qkv_dim> qkv;  // after RoPE
+    Sequence<T, C.dim> mixed;
+    Tensor<A, dyn, dyn, C.num_heads> lse;
+  };
+  struct RingState {
+    Tensor<T, dyn, C.kv_heads(), C.context, C.head_dim()> k, v;
+    Tensor<std::int64_t, dyn> position;  // steps seen
+    static void visit(auto&& f, auto&&... s) {
+      f("k", s.k...);
+      f("v", s.v...);
+      f("position", s.position...);
+    }
+  };
+  using State = std::conditional_t<(C.context > 0), RingState, NoState>;
+
+  static void init(Params& p, Rng& rng) {
+    init_truncated_normal(p.in_proj, 1.0 / std::sqrt(static_cast<double>(C.dim)), rng);
+    init_truncated_normal(p.out_proj, 1.0 / std::sqrt(static_cast<double>(C.dim)), rng);
+  }
+
+  static void forward(B& be, const Params& p, Sequence<const T, in> x, Sequence<T, out> y, Saved& saved) {
+    const Index batch = x.extent(0), steps = x.extent(1);
+    const auto qkv = be.template make<T, dyn, dyn, qkv_dim>(batch, steps);
+    const auto mixed = be.template make<T, dyn, dyn, C.dim>(batch, steps);
+    const auto lse = be.template make<A, dyn, dyn, C.num_heads>(batch, steps);
+    saved = {x, qkv, mixed, lse};
+    project(be, p, x, qkv, nullptr);
+    attend<B, T>(be, shape, batch, steps, q(qkv), k(qkv), v(qkv), qkv_strides(steps), mixed.data(),
+                 strides(steps), lse.data());
+    be.matmul(mixed.matrix(), p.out_proj.matrix().t(), y.matrix());
+  }
+
+  static void backward(B& be, const Params& p, const Saved& saved, Sequence<const T, out> dy,
+                       Sequence<T, in> dx, Params& grad) {
+    const auto scope = be.scope();
+    const Index batch = dy.extent(0), steps = dy.extent(1);
+    const auto dmixed = be.template make<T, dyn, dyn, C.dim>(batch, steps);
+    const auto dqkv = be.template make<T, dyn, dyn, qkv_dim>(batch, steps);
+    be.matmul(dy.matrix(), p.out_proj.matrix(), dmixed.matrix());
+    be.matmul(dy.matrix().t(), saved.mixed.matrix(), grad.out_proj.matrix(), 1, 1);
+    attend_backward<B, T>(be, shape, batch, steps, q(saved.qkv), k(saved.qkv), v(saved.qkv),
+                          qkv_strides(steps), saved.mixed.data(), dmixed.data(), strides(steps),
+                          saved.lse.data(), q(dqkv), k(dqkv), v(dqkv));
+    if constexpr (C.rope) rotate(be, dqkv, nullptr, Rotation::backward);
+    be.matmul(dqkv.matrix(), p.in_proj.matrix(), dx.matrix());
+    be.matmul(dqkv.matrix().t(), saved.x.matrix(), grad.in_proj.matrix(), 1, 1);
+  }
+
+  static void step(B& be, const Params& p, State& state, Sequence<const T, in> x, Sequence<T, out> y,
+                   Mask mask) requires(C.context > 0) {
+    const auto scope = be.scope();
+    const Index batch = x.extent(0), steps = x.extent(1);
+    const auto qkv = be.template make<T, dyn, dyn, qkv_dim>(batch, steps);
+    const auto mixed = be.template make<T, dyn, dyn, C.dim>(batch, steps);
+    project(be, p, x, qkv, state.position.data());
+    attend_step<B, T>(be, shape, batch, steps, q(qkv), k(qkv), v(qkv), qkv_strides(steps), state.k.data(),
+                      state.v.data(), state.position.data(), mask, mixed.data(), strides(steps));
+    be.matmul(mixed.matrix(), p.out_proj.matrix().t(), y.matrix());
+    advance(be, state.position.data(), batch, steps, mask);
+  }
+  static void reset(B& be, const Params&, State& state, Mask mask) requires(C.context > 0) {
+    clear_state(be, state, mask);
+  }
+
+ private:
+  static constexpr AttentionShape shape{C.num_heads, C.kv_heads(), C.head_dim(), C.context};
+  static constexpr Strides strides(Index steps) { return {steps * C.dim, C.dim}; }
+  static constexpr Strides qkv_strides(Index steps) { return {steps * qkv_dim, qkv_dim}; }
+  static T* q(Sequence<T, qkv_dim> qkv) { return qkv.data(); }
+  static T* k(Sequence<T, qkv_dim> qkv) { return qkv.data() + C.dim; }
+  static T* v(Sequence<T, qkv_dim> qkv) { return qkv.data() + C.dim + C.kv_dim(); }
+
+  static void project(B& be, const Params& p, Sequence<const T, in> x, Sequence<T, qkv_dim> qkv,
+                      const std::int64_t* positions) {
+    be.matmul(x.matrix(), p.in_proj.matrix().t(), qkv.matrix());
+    if constexpr (C.rope) rotate(be, qkv, positions, Rotation::forward);
+  }
+  static void rotate(B& be, Sequence<T, qkv_dim> qkv, const std::int64_t* positions, Rotation direction) {
+    rope(be, qkv.data(), qkv.extent(0), qkv.extent(1), qkv_strides(qkv.extent(1)), C.num_heads + C.kv_heads(),
+         C.head_dim(), positions, 0, C.max_period, direction);
+  }
+};
+
+}  // namespace mttt
