@@ -15,6 +15,7 @@
 // A team works on one row together:
 //   team.for_each(n, g)  g(i) in any order        team.sum<A>(n, g)  the sum of g(i), known to all members
 //   team.max<A>(n, g)    the largest              team.argmax<A>(n, g)  its first index
+//   team.matmul(a, b, c, alpha, beta)  a product of planes that fit into a cache
 //   team.scratch<T>()    `scratch` bytes of fast memory        team.sync()  order what was written before
 //   what is read
 // On a CPU a team is one thread and its loops vectorise; on a GPU it is a warp or a thread block.

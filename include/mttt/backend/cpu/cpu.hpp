@@ -85,11 +85,23 @@ class CpuTeam {
     }
     return best;
   }
+  /// C = alpha A B + beta C of planes that fit into a cache.
+  template <class T>
+  void matmul(Matrix<const T> a, std::type_identity_t<Matrix<const T>> b, std::type_identity_t<Matrix<T>> c,
+              std::type_identity_t<T> alpha = 1, std::type_identity_t<T> beta = 0) const {
+    detail::matmul_small<T>(a, b, c, alpha, beta);
+  }
+  template <class T>
+  void matmul(Matrix<T> a, std::type_identity_t<Matrix<const T>> b, std::type_identity_t<Matrix<T>> c,
+              std::type_identity_t<T> alpha = 1, std::type_identity_t<T> beta = 0) const {
+    detail::matmul_small<T>(a, b, c, alpha, beta);
+  }
   template <class T>
   T* scratch() const {
     return static_cast<T*>(scratch_);
   }
   void sync() const {}
+  bool leader() const { return true; }
 
  private:
   void* scratch_;

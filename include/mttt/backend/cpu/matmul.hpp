@@ -73,6 +73,76 @@ inline void matmul_by_dots(const T* a, Index lda, const T* b, Index ldb, T* c, I
   }
 }
 
+/// A tile of MR rows x NP packets of C = alpha A B + beta C; A by element (row and column stride), B and C by
+/// rows.
+template <int MR, int NP, class T>
+inline void broadcast_tile(const T* a, Index row, Index column, const T* b, Index ldb, T* c, Index ldc,
+                           Index K, T alpha, T beta) {
+  namespace ei = Eigen::internal;
+  using Packet = typename ei::packet_traits<T>::type;
+  constexpr Index width = ei::packet_traits<T>::size;
+  Packet sum[MR][NP];
+  for (int i = 0; i < MR; ++i) {
+    for (int j = 0; j < NP; ++j) sum[i][j] = ei::pset1<Packet>(T(0));
+  }
+  for (Index k = 0; k < K; ++k) {
+    Packet pb[NP];
+    for (int j = 0; j < NP; ++j) pb[j] = ei::ploadu<Packet>(b + k * ldb + j * width);
+    for (int i = 0; i < MR; ++i) {
+      const Packet pa = ei::pset1<Packet>(a[i * row + k * column]);
+      for (int j = 0; j < NP; ++j) sum[i][j] = ei::pmadd(pa, pb[j], sum[i][j]);
+    }
+  }
+  const Packet pa = ei::pset1<Packet>(alpha), pc = ei::pset1<Packet>(beta);
+  for (int i = 0; i < MR; ++i) {
+    for (int j = 0; j < NP; ++j) {
+      T* out = c + i * ldc + j * width;
+      const Packet value = ei::pmul(pa, sum[i][j]);
+      ei::pstoreu(out, beta == T(0) ? value : ei::pmadd(pc, ei::ploadu<Packet>(out), value));
+    }
+  }
+}
+
+template <int NP, class T>
+inline void broadcast_panel(const T* a, Index row, Index column, const T* b, Index ldb, T* c, Index ldc,
+                            Index M, Index K, T alpha, T beta) {
+  Index i = 0;
+  for (; i + 4 <= M; i += 4) {
+    broadcast_tile<4, NP>(a + i * row, row, column, b, ldb, c + i * ldc, ldc, K, alpha, beta);
+  }
+  for (; i < M; ++i)
+    broadcast_tile<1, NP>(a + i * row, row, column, b, ldb, c + i * ldc, ldc, K, alpha, beta);
+}
+
+/// A product of cache-sized planes by one thread: nothing is packed, nothing allocated.
+template <class T>
+void matmul_small(Matrix<const T> a, Matrix<const T> b, Matrix<T> c, T alpha, T beta) {
+  if (b.transposed && !a.transposed) {
+    return matmul_by_dots(a.data, a.ld, b.data, b.ld, c.data, c.ld, a.rows, b.cols, a.cols, alpha, beta);
+  }
+  constexpr Index width = Eigen::internal::packet_traits<T>::size;
+  const Index row = a.transposed ? 1 : a.ld, column = a.transposed ? a.ld : 1;
+  const Index M = c.rows, N = c.cols, K = a.cols;
+  Index j = 0;
+  if (!b.transposed) {
+    for (; j + 4 * width <= N; j += 4 * width) {
+      broadcast_panel<4>(a.data, row, column, b.data + j, b.ld, c.data + j, c.ld, M, K, alpha, beta);
+    }
+    for (; j + width <= N; j += width) {
+      broadcast_panel<1>(a.data, row, column, b.data + j, b.ld, c.data + j, c.ld, M, K, alpha, beta);
+    }
+  }
+  const Index b_row = b.transposed ? 1 : b.ld, b_column = b.transposed ? b.ld : 1;
+  for (; j < N; ++j) {
+    for (Index i = 0; i < M; ++i) {
+      T total = 0;
+      for (Index k = 0; k < K; ++k) total += a.data[i * row + k * column] * b.data[k * b_row + j * b_column];
+      T& out = c.data[i * c.ld + j];
+      out = beta == T(0) ? alpha * total : alpha * total + beta * out;
+    }
+  }
+}
+
 /// Eigen's blocking of a product, with the packed panels in memory of ours: its own would come from malloc.
 template <class T>
 class Blocking : public Eigen::internal::level3_blocking<T, T> {

@@ -1,0 +1,431 @@
+// The TTT update in its dual form: a whole mini-batch by matrix products, forward and backward.
+//
+// Formula: with the gradients g_s of one mini-batch taken at its first weights W, and eta(t, s) = scale_t
+// lr_s,
+//            Z_bar_l = X_bar_l W_l + b_l - (tril(eta) * (tril(X_bar_l X_l^T) + 1)) G_l
+//          X_bar_1 = q, X_bar_(l+1) = gelu(Z_bar_l); output o_t = q_t + LN(Z_bar_L); the 1 is the bias's
+//          share. Carried on: W_l - scale_C sum_s lr_s x_s^T g_s. Both masks are lower triangular, always:
+//          token t sees s <= t.
+// Shapes:  q, k, target, o (B, T, H F); lr (B, T, H); scale (C); fast weights (B, H, size) as in
+// ttt/inner_model.hpp. Units:   none; accumulator type throughout. Errors:  none. Not supported: a
+// bidirectional mini-batch. It would need the future, so it could never be streamed. Source:  ttt-lm-pytorch
+// ttt.py: TTTLinear.ttt, TTTMLP.ttt (`use_dual_form`); the backward is derived here.
+#pragma once
+
+#include <cstdint>
+
+#include "mttt/ttt/inner_model.hpp"
+
+namespace mttt {
+
+/// What forward and backward of a scan read; pointers into (B, T, ...) activations. One team works on one
+/// head.
+template <class T, class A>
+struct TttScan {
+  InnerModel model;
+  Index batch, steps, heads, mini_batch;
+  const T *q, *k, *target;  // (B, T, H F)
+  const A* lr;              // (B, T, H)
+  const A* scale;           // (C)
+  const A *gamma, *beta;    // (H, F)
+  A* checkpoints;           // (mini-batches, B, H, size): the weights that each mini-batch started from
+  A eps;
+
+  MTTT_HD Index mini_batches() const { return (steps + mini_batch - 1) / mini_batch; }
+  MTTT_HD Index tokens(Index m) const {
+    const Index left = steps - m * mini_batch;
+    return left < mini_batch ? left : mini_batch;
+  }
+  MTTT_HD A* checkpoint(Index m, Index head) const {
+    return checkpoints + (m * batch * heads + head) * model.size();
+  }
+
+  /// Offset of token (m, r) of this head in a (B, T, H F) tensor, and in a (B, T, H) one.
+  MTTT_HD Index row_at(Index head, Index m, Index r) const { return lr_at(head, m, r) * model.width; }
+  MTTT_HD Index lr_at(Index head, Index m, Index r) const {
+    return ((head / heads) * steps + m * mini_batch + r) * heads + head % heads;
+  }
+
+  /// Copies n rows of this head into a contiguous plane.
+  template <class Team>
+  MTTT_HD void load(Team team, const T* from, Index head, Index m, Index n, A* to) const {
+    const Index F = model.width;
+    for (Index r = 0; r < n; ++r) {
+      const T* in = from + row_at(head, m, r);
+      A* out = to + r * F;
+      team.for_each(F, [=](Index i) { out[i] = static_cast<A>(in[i]); });
+    }
+  }
+  template <class Team>
+  MTTT_HD void store(Team team, const A* from, Index head, Index m, Index n, T* to) const {
+    const Index F = model.width;
+    for (Index r = 0; r < n; ++r) {
+      const A* in = from + r * F;
+      T* out = to + row_at(head, m, r);
+      team.for_each(F, [=](Index i) { out[i] = static_cast<T>(in[i]); });
+    }
+  }
+};
+
+namespace detail {
+
+/// The queries' pass through the updated weights: planes of all layers, and the causal products between them.
+template <class A>
+struct QueryPass {
+  A* X[max_inner_layers];  // X_bar
+  A* Z[max_inner_layers];  // Z_bar
+  A* P[max_inner_layers];  // -scale_t lr_s (X_bar_t . X_s + 1), zero above the diagonal
+
+  MTTT_HD static constexpr Index scratch(InnerModel model, Index n) {
+    Index total = 0;
+    for (Index l = 0; l < model.layers; ++l) total += n * (model.in(l) + model.out(l) + n);
+    return total;
+  }
+  MTTT_HD A* place(InnerModel model, Index n, A* memory) {
+    for (Index l = 0; l < model.layers; ++l) {
+      X[l] = memory;
+      Z[l] = X[l] + n * model.in(l);
+      P[l] = Z[l] + n * model.out(l);
+      memory = P[l] + n * n;
+    }
+    return memory;
+  }
+};
+
+/// Queries in query.X[0] through W and the causal sums of the mini-batch's gradients.
+template <class A, class T, class Team>
+MTTT_HD void answer(Team team, const TttScan<T, A>& scan, Index head, Index m, Index n, const A* weights,
+                    const InnerPass<A>& pass, QueryPass<A>& query) {
+  const InnerModel model = scan.model;
+  for (Index l = 0; l < model.layers; ++l) {
+    const Matrix<A> X = plane(query.X[l], n, model.in(l)), Z = plane(query.Z[l], n, model.out(l));
+    const Matrix<A> P = plane(query.P[l], n, n);
+    team.matmul(X, model.weight(weights, l), Z);
+    team.matmul(X, plane<const A>(pass.X[l], n, model.in(l)).t(), P);
+    team.sync();
+    add_bias(team, model.bias(weights, l), Z);
+    for (Index t = 0; t < n; ++t) {
+      A* row = query.P[l] + t * n;
+      const A scale = scan.scale[t];
+      const A* lr = scan.lr + scan.lr_at(head, m, 0);
+      const Index stride = scan.heads;
+      team.for_each(n, [=](Index s) { row[s] = s <= t ? -scale * lr[s * stride] * (row[s] + A(1)) : A(0); });
+    }
+    team.sync();
+    team.matmul(P, plane<const A>(pass.G[l], n, model.out(l)), Z, 1, 1);
+    team.sync();
+    if (l + 1 < model.layers) {
+      const A* z = query.Z[l];
+      A* x = query.X[l + 1];
+      team.for_each(n * model.out(l), [=](Index i) { x[i] = GeluTanh::f(z[i]); });
+      team.sync();
+    }
+  }
+}
+
+}  // namespace detail
+
+/// All mini-batches of one head, in order. `weights` (B, H, size) holds the first weights and receives the
+/// last.
+template <class T, class A>
+struct TttForward {
+  TttScan<T, A> scan;
+  A* weights;
+  T* out;  // (B, T, H F)
+
+  static constexpr Index scratch(InnerModel model, Index n) {
+    return detail::InnerPass<A>::scratch(model, n) + detail::QueryPass<A>::scratch(model, n) +
+           n * model.width + n * model.widest();
+  }
+
+  template <class Team>
+  MTTT_HD void operator()(Team team, Index head) const {
+    const InnerModel model = scan.model;
+    const Index F = model.width, size = model.size();
+    A* W = weights + head * size;
+    const A* gamma = scan.gamma + head % scan.heads * F;
+    const A* beta = scan.beta + head % scan.heads * F;
+    for (Index m = 0; m < scan.mini_batches(); ++m) {
+      const Index n = scan.tokens(m);
+      detail::InnerPass<A> pass;
+      detail::QueryPass<A> query;
+      A* target = query.place(model, n, pass.place(model, n, team.template scratch<A>()));
+      A* scaled = target + n * F;
+      A* kept = scan.checkpoint(m, head);
+      team.for_each(size, [=](Index i) { kept[i] = W[i]; });
+      scan.load(team, scan.k, head, m, n, pass.X[0]);
+      scan.load(team, scan.q, head, m, n, query.X[0]);
+      scan.load(team, scan.target, head, m, n, target);
+      team.sync();
+
+      detail::descend(team, model, n, W, target, gamma, beta, scan.eps, pass);
+      detail::answer(team, scan, head, m, n, W, pass, query);
+      for (Index r = 0; r < n; ++r) {  // o = q + LN(Z_bar)
+        A* z = query.Z[model.layers - 1] + r * F;
+        detail::inner_norm(team, z, gamma, beta, z, F, scan.eps);
+        const A* q = query.X[0] + r * F;
+        team.for_each(F, [=](Index i) { z[i] += q[i]; });
+      }
+      scan.store(team, query.Z[model.layers - 1], head, m, n, out);
+      if (n == scan.mini_batch) update(team, head, m, n, W, pass, scaled);
+      team.sync();
+    }
+  }
+
+ private:
+  /// W_l -= scale_C (lr X_l)^T G_l
+  template <class Team>
+  MTTT_HD void update(Team team, Index head, Index m, Index n, A* W, const detail::InnerPass<A>& pass,
+                      A* scaled) const {
+    const InnerModel model = scan.model;
+    for (Index l = 0; l < model.layers; ++l) {
+      for (Index s = 0; s < n; ++s) {  // rates go to the gradients, so that weight and bias share the product
+        const A rate = scan.scale[n - 1] * scan.lr[scan.lr_at(head, m, s)];
+        const A* g = pass.G[l] + s * model.out(l);
+        A* row = scaled + s * model.out(l);
+        A* bias = model.bias(W, l);
+        team.for_each(model.out(l), [=](Index i) {
+          row[i] = rate * g[i];
+          bias[i] -= row[i];
+        });
+      }
+      team.sync();
+      team.matmul(detail::plane<const A>(pass.X[l], n, model.in(l)).t(),
+                  detail::plane<const A>(scaled, n, model.out(l)), model.weight(W, l), -1, 1);
+      team.sync();
+    }
+  }
+};
+
+/// The scan backwards: mini-batches in reverse, each recomputed from its checkpoint.
+template <class T, class A>
+struct TttBackward {
+  TttScan<T, A> scan;
+  const T* dout;         // (B, T, H F)
+  T *dq, *dk, *dtarget;  // (B, T, H F), overwritten
+  A* dlr;                // (B, T, H), overwritten
+  A* dscale;             // (B, H, C), zero at the start
+  A *dgamma, *dbeta;     // (B, H, F), zero at the start
+  A* dweights;           // (B, H, size): gradient of the last weights on entry, of the first ones on return
+
+  static constexpr Index scratch(InnerModel model, Index n) {
+    Index d = 0;  // dX, dZ, dG of all layers, the queries' dX_bar and dZ_bar, dP
+    for (Index l = 0; l < model.layers; ++l) d += n * (model.in(l) + 2 * model.out(l));
+    return detail::InnerPass<A>::scratch(model, n) + detail::QueryPass<A>::scratch(model, n) + d +
+           n * (3 * model.width + 3 * model.widest() + n);
+  }
+
+  template <class Team>
+  MTTT_HD void operator()(Team team, Index head) const {
+    const InnerModel model = scan.model;
+    const Index F = model.width, last = model.layers - 1;
+    A* dW = dweights + head * model.size();
+    const A* gamma = scan.gamma + head % scan.heads * F;
+    const A* beta = scan.beta + head % scan.heads * F;
+    for (Index m = scan.mini_batches() - 1; m >= 0; --m) {
+      const Index n = scan.tokens(m);
+      const A* W = scan.checkpoint(m, head);
+      detail::InnerPass<A> pass, d;  // d.X, d.Z, d.G: gradients of the pass's planes
+      detail::QueryPass<A> query;
+      A* memory = query.place(model, n, pass.place(model, n, team.template scratch<A>()));
+      memory = d.place(model, n, memory);
+      A* target = memory;
+      A* dtarget_here = target + n * F;
+      A* dO = dtarget_here + n * F;
+      A* dXbar = dO + n * F;
+      A* dZbar = dXbar + n * model.widest();
+      A* wide = dZbar + n * model.widest();
+      A* dP = wide + n * model.widest();
+
+      // The mini-batch again.
+      scan.load(team, scan.k, head, m, n, pass.X[0]);
+      scan.load(team, scan.q, head, m, n, query.X[0]);
+      scan.load(team, scan.target, head, m, n, target);
+      scan.load(team, dout, head, m, n, dO);
+      for (Index s = 0; s < n; ++s) {
+        if (team.leader()) dlr[scan.lr_at(head, m, s)] = 0;
+      }
+      team.sync();
+      detail::descend(team, model, n, W, target, gamma, beta, scan.eps, pass);
+      detail::answer(team, scan, head, m, n, W, pass, query);
+
+      // 1. W' = W - scale_C sum lr_s x_s^T g_s: dW' flows on to W, and into X, G and the rates.
+      const bool updated = n == scan.mini_batch;
+      for (Index l = 0; l <= last; ++l) {
+        if (updated) {
+          carried(team, head, m, n, dW, pass, d, l, wide);
+        } else {
+          zero(team, d.X[l], n * model.in(l));
+          zero(team, d.G[l], n * model.out(l));
+        }
+      }
+      // 2. o = q + LN(Z_bar_L), and back through the queries' layers.
+      for (Index r = 0; r < n; ++r) {
+        detail::inner_norm_backward(team, query.Z[last] + r * F, gamma, dO + r * F, dZbar + r * F,
+                                    dgamma + head * F, dbeta + head * F, F, scan.eps);
+      }
+      team.sync();
+      for (Index l = last; l >= 0; --l) {
+        queried(team, head, m, n, W, dW, pass, query, d, l, dXbar, dZbar, dP);
+        if (l > 0) {
+          const A* z = query.Z[l - 1];
+          team.for_each(n * model.in(l), [=](Index i) { dZbar[i] = dXbar[i] * GeluTanh::df(z[i]); });
+          team.sync();
+        }
+      }
+      team.for_each(n * F, [=](Index i) { dXbar[i] += dO[i]; });
+      team.sync();
+      scan.store(team, dXbar, head, m, n, dq);
+      // 3. Back through the closed-form gradients g_1 ... g_L, then through the keys' layers.
+      inner_gradients(team, n, W, dW, pass, d, wide);
+      for (Index r = 0; r < n; ++r) {
+        const Index at = r * F;
+        detail::inner_loss_gradient_backward(team, pass.Z[last] + at, target + at, gamma, beta,
+                                             d.G[last] + at, wide + at, dtarget_here + at, dgamma + head * F,
+                                             dbeta + head * F, F, scan.eps);
+      }
+      team.sync();
+      add(team, wide, d.Z[last], n * F);
+      team.sync();
+      inner_layers(team, n, W, dW, pass, d);
+      scan.store(team, d.X[0], head, m, n, dk);
+      scan.store(team, dtarget_here, head, m, n, dtarget);
+      team.sync();
+    }
+  }
+
+ private:
+  template <class Team>
+  MTTT_HD static void zero(Team team, A* x, Index n) {
+    team.for_each(n, [=](Index i) { x[i] = 0; });
+  }
+  template <class Team>
+  MTTT_HD static void add(Team team, const A* x, A* y, Index n) {
+    team.for_each(n, [=](Index i) { y[i] += x[i]; });
+  }
+
+  /// U = X dW' + db'; dG = -rate U, d rate_s = -g_s . u_s; dX = -rate G dW'^T
+  template <class Team>
+  MTTT_HD void carried(Team team, Index head, Index m, Index n, const A* dW, const detail::InnerPass<A>& pass,
+                       const detail::InnerPass<A>& d, Index l, A* scaled) const {
+    const InnerModel model = scan.model;
+    const Index out = model.out(l);
+    const A last_scale = scan.scale[n - 1];
+    team.matmul(detail::plane<const A>(pass.X[l], n, model.in(l)), model.weight(dW, l),
+                detail::plane(d.G[l], n, out));
+    team.sync();
+    detail::add_bias(team, model.bias(dW, l), detail::plane(d.G[l], n, out));
+    team.sync();
+    for (Index s = 0; s < n; ++s) {
+      const A* g = pass.G[l] + s * out;
+      A* u = d.G[l] + s * out;
+      A* row = scaled + s * out;
+      const A rate = scan.lr[scan.lr_at(head, m, s)];
+      const A product = team.template sum<A>(out, [=](Index i) { return g[i] * u[i]; });
+      if (team.leader()) {
+        dlr[scan.lr_at(head, m, s)] -= last_scale * product;
+        dscale[head * scan.mini_batch + n - 1] -= rate * product;
+      }
+      team.for_each(out, [=](Index i) {
+        u[i] *= -last_scale * rate;
+        row[i] = -last_scale * rate * g[i];
+      });
+    }
+    team.sync();
+    team.matmul(detail::plane<const A>(scaled, n, out), model.weight(dW, l).t(),
+                detail::plane(d.X[l], n, model.in(l)));
+    team.sync();
+  }
+
+  /// Layer l of the queries' pass: dZ_bar to dX_bar, dW, db, dG, dX, and through P to the rates and scales.
+  template <class Team>
+  MTTT_HD void queried(Team team, Index head, Index m, Index n, const A* W, A* dW,
+                       const detail::InnerPass<A>& pass, const detail::QueryPass<A>& query,
+                       const detail::InnerPass<A>& d, Index l, A* dXbar, const A* dZbar, A* dP) const {
+    const InnerModel model = scan.model;
+    const Index in = model.in(l), out = model.out(l);
+    const auto dZ = detail::plane<const A>(dZbar, n, out);
+    team.matmul(dZ, model.weight(W, l).t(), detail::plane(dXbar, n, in));
+    team.matmul(dZ, detail::plane<const A>(pass.G[l], n, out).t(), detail::plane(dP, n, n));
+    team.matmul(detail::plane<const A>(query.P[l], n, n).t(), dZ, detail::plane(d.G[l], n, out), 1, 1);
+    team.matmul(detail::plane<const A>(query.X[l], n, in).t(), dZ, model.weight(dW, l), 1, 1);
+    detail::add_column_sums(team, dZ, model.bias(dW, l));
+    team.sync();
+    // P_ts = -scale_t lr_s (a_ts + 1). The rates are bounded away from zero (a sigmoid), a scale may be zero:
+    // so a_ts + 1 is computed again instead of divided out.
+    for (Index t = 0; t < n; ++t) {
+      const A* x = query.X[l] + t * in;
+      A* row = dP + t * n;
+      const A scale = scan.scale[t];
+      A by_scale = 0;
+      for (Index s = 0; s <= t; ++s) {
+        const A* key = pass.X[l] + s * in;
+        const A a = A(1) + team.template sum<A>(in, [=](Index i) { return x[i] * key[i]; });
+        const A rate = scan.lr[scan.lr_at(head, m, s)];
+        by_scale -= rate * a * row[s];
+        if (team.leader()) dlr[scan.lr_at(head, m, s)] -= scale * a * row[s];
+      }
+      team.sync();
+      if (team.leader()) dscale[head * scan.mini_batch + t] += by_scale;
+      const A* lr = scan.lr + scan.lr_at(head, m, 0);
+      const Index stride = scan.heads;
+      team.for_each(n,
+                    [=](Index s) { row[s] = s <= t ? -scale * lr[s * stride] * row[s] : A(0); });  // now dA
+    }
+    team.sync();
+    team.matmul(detail::plane<const A>(dP, n, n), detail::plane<const A>(pass.X[l], n, in),
+                detail::plane(dXbar, n, in), 1, 1);
+    team.matmul(detail::plane<const A>(dP, n, n).t(), detail::plane<const A>(query.X[l], n, in),
+                detail::plane(d.X[l], n, in), 1, 1);
+    team.sync();
+  }
+
+  /// g_l = (g_(l+1) W_(l+1)^T) * gelu'(z_l): from dG_l to dG_(l+1), dW_(l+1), and dZ_l.
+  template <class Team>
+  MTTT_HD void inner_gradients(Team team, Index n, const A* W, A* dW, const detail::InnerPass<A>& pass,
+                               const detail::InnerPass<A>& d, A* wide) const {
+    const InnerModel model = scan.model;
+    for (Index l = 0; l + 1 < model.layers; ++l) {
+      const Index out = model.out(l), next = model.out(l + 1);
+      const A* z = pass.Z[l];
+      A *dg = d.G[l], *dz = d.Z[l];
+      team.matmul(detail::plane<const A>(pass.G[l + 1], n, next), model.weight(W, l + 1).t(),
+                  detail::plane(wide, n, out));
+      team.sync();
+      team.for_each(n * out, [=](Index i) {
+        dz[i] = dg[i] * wide[i] * GeluTanh::ddf(z[i]);
+        dg[i] *= GeluTanh::df(z[i]);
+      });
+      team.sync();
+      team.matmul(detail::plane<const A>(dg, n, out), model.weight(W, l + 1),
+                  detail::plane(d.G[l + 1], n, next), 1, 1);
+      team.matmul(detail::plane<const A>(dg, n, out).t(), detail::plane<const A>(pass.G[l + 1], n, next),
+                  model.weight(dW, l + 1), 1, 1);
+      team.sync();
+    }
+    zero(team, d.Z[model.layers - 1], n * model.width);
+    team.sync();
+  }
+
+  /// Z_l = X_l W_l + b_l, X_(l+1) = gelu(Z_l): from dZ to dX, dW and db, last layer first.
+  template <class Team>
+  MTTT_HD void inner_layers(Team team, Index n, const A* W, A* dW, const detail::InnerPass<A>& pass,
+                            const detail::InnerPass<A>& d) const {
+    const InnerModel model = scan.model;
+    for (Index l = model.layers - 1; l >= 0; --l) {
+      const auto dZ = detail::plane<const A>(d.Z[l], n, model.out(l));
+      team.matmul(dZ, model.weight(W, l).t(), detail::plane(d.X[l], n, model.in(l)), 1, 1);
+      team.matmul(detail::plane<const A>(pass.X[l], n, model.in(l)).t(), dZ, model.weight(dW, l), 1, 1);
+      detail::add_column_sums(team, dZ, model.bias(dW, l));
+      team.sync();
+      if (l > 0) {
+        const A *z = pass.Z[l - 1], *dx = d.X[l];
+        A* dz = d.Z[l - 1];
+        team.for_each(n * model.in(l), [=](Index i) { dz[i] += dx[i] * GeluTanh::df(z[i]); });
+        team.sync();
+      }
+    }
+  }
+};
+
+}  // namespace mttt

@@ -1,0 +1,219 @@
+// The inner model of a TTT layer: what one head learns while it listens.
+//
+// Formula: net(x; W) = x W1 + b1                                    (TTT-Linear)
+//          net(x; W) = gelu_tanh( ... gelu_tanh(x W1 + b1) ...) W_L + b_L     (TTT-MLP, L = 2 to 5 layers)
+//          out(x; W) = x + LN(net(x; W); gamma, beta)
+//          loss      l(W; s) = 1/2 |LN(net(k_s; W)) - target_s|^2
+//          gradient  g_L = d loss / d net, in closed form;  g_l = (g_(l+1) W_(l+1)^T) * gelu'(z_l)
+// Shapes:  x, k, target (n, width); W_l (in, out); g_l, z_l (n, out of layer l). One head's weights lie in
+// one flat
+//          array W1 b1 W2 b2 ..., so that a session's fast weights are copied, saved and forked as one piece.
+// Units:   none. Everything here is float32 or better, whatever the storage type is.
+// Errors:  none.
+// Not supported: inner models whose input and output widths differ.
+// Source:  Sun et al. 2024, "Learning to (Learn at Test Time)", section 2; ttt-lm-pytorch ttt.py:
+// ln_fused_l2_bwd.
+#pragma once
+
+#include "mttt/core/tensor.hpp"
+#include "mttt/math/scalar.hpp"
+
+namespace mttt {
+
+/// Widths of the layers and where each lies in a head's flat array. Layer indices start at 0.
+struct InnerModel {
+  Index width;   // of a head
+  Index hidden;  // of the layers in between
+  Index layers;  // 1 is TTT-Linear
+
+  MTTT_HD constexpr Index in(Index l) const { return l == 0 ? width : hidden; }
+  MTTT_HD constexpr Index out(Index l) const { return l == layers - 1 ? width : hidden; }
+  MTTT_HD constexpr Index widest() const { return layers == 1 ? width : (hidden > width ? hidden : width); }
+  MTTT_HD constexpr Index weight_at(Index l) const {
+    Index offset = 0;
+    for (Index i = 0; i < l; ++i) offset += (in(i) + 1) * out(i);
+    return offset;
+  }
+  MTTT_HD constexpr Index bias_at(Index l) const { return weight_at(l) + in(l)*out(l); }
+  MTTT_HD constexpr Index size() const { return weight_at(layers); }
+
+  template <class A>
+  MTTT_HD Matrix<A> weight(A* flat, Index l) const {
+    return {flat + weight_at(l), in(l), out(l), out(l)};
+  }
+  template <class A>
+  MTTT_HD A* bias(A* flat, Index l) const {
+    return flat + bias_at(l);
+  }
+};
+
+inline constexpr Index max_inner_layers = 5;
+
+namespace detail {
+
+/// A contiguous plane in scratch.
+template <class A>
+MTTT_HD Matrix<A> plane(A* data, Index rows, Index cols) {
+  return {data, rows, cols, cols};
+}
+
+/// Mean and reciprocal deviation of a row of F numbers.
+template <class A>
+struct Moments {
+  A mean, rstd;
+};
+template <class A, class Team>
+MTTT_HD Moments<A> moments(Team team, const A* z, Index F, A eps) {
+  const A mean = team.template sum<A>(F, [=](Index i) { return z[i]; }) / static_cast<A>(F);
+  const A var =
+      team.template sum<A>(F, [=](Index i) { return (z[i] - mean) * (z[i] - mean); }) / static_cast<A>(F);
+  return {mean, A(1) / std::sqrt(var + eps)};
+}
+
+/// y = gamma * (z - mean) / deviation + beta
+template <class A, class Team>
+MTTT_HD void inner_norm(Team team, const A* z, const A* gamma, const A* beta, A* y, Index F, A eps) {
+  const auto m = moments(team, z, F, eps);
+  team.for_each(F, [=](Index i) { y[i] = gamma[i] * (z[i] - m.mean) * m.rstd + beta[i]; });
+}
+
+/// dz of inner_norm; adds to dgamma, dbeta.
+template <class A, class Team>
+MTTT_HD void inner_norm_backward(Team team, const A* z, const A* gamma, const A* dy, A* dz, A* dgamma,
+                                 A* dbeta, Index F, A eps) {
+  const auto m = moments(team, z, F, eps);
+  const auto hat = [=](Index i) { return (z[i] - m.mean) * m.rstd; };
+  const A mean_d = team.template sum<A>(F, [=](Index i) { return dy[i] * gamma[i]; }) / static_cast<A>(F);
+  const A mean_dx =
+      team.template sum<A>(F, [=](Index i) { return dy[i] * gamma[i] * hat(i); }) / static_cast<A>(F);
+  team.for_each(F, [=](Index i) {
+    const A x = hat(i);
+    dgamma[i] += dy[i] * x;
+    dbeta[i] += dy[i];
+    dz[i] = m.rstd * (dy[i] * gamma[i] - mean_d - x * mean_dx);
+  });
+}
+
+/// g = d/dz of 1/2 |LN(z) - target|^2
+template <class A, class Team>
+MTTT_HD void inner_loss_gradient(Team team, const A* z, const A* target, const A* gamma, const A* beta, A* g,
+                                 Index F, A eps) {
+  const auto m = moments(team, z, F, eps);
+  const auto hat = [=](Index i) { return (z[i] - m.mean) * m.rstd; };
+  const auto h = [=](Index i) { return (gamma[i] * hat(i) + beta[i] - target[i]) * gamma[i]; };
+  const A mean_h = team.template sum<A>(F, h) / static_cast<A>(F);
+  const A mean_hx = team.template sum<A>(F, [=](Index i) { return h(i) * hat(i); }) / static_cast<A>(F);
+  team.for_each(F, [=](Index i) { g[i] = m.rstd * (h(i) - mean_h - hat(i) * mean_hx); });
+}
+
+/// The derivative of inner_loss_gradient against dg: writes dz and dtarget, adds to dgamma and dbeta.
+///   u = h - mean(h) - x mean(h x), g = rstd u, with x = hat(z), e = gamma x + beta - target, h = e gamma
+template <class A, class Team>
+MTTT_HD void inner_loss_gradient_backward(Team team, const A* z, const A* target, const A* gamma,
+                                          const A* beta, const A* dg, A* dz, A* dtarget, A* dgamma, A* dbeta,
+                                          Index F, A eps) {
+  const A inv = A(1) / static_cast<A>(F);
+  const auto m = moments(team, z, F, eps);
+  const auto hat = [=](Index i) { return (z[i] - m.mean) * m.rstd; };
+  const auto e = [=](Index i) { return gamma[i] * hat(i) + beta[i] - target[i]; };
+  const A mean_h = inv * team.template sum<A>(F, [=](Index i) { return e(i) * gamma[i]; });
+  const A mean_hx = inv * team.template sum<A>(F, [=](Index i) { return e(i) * gamma[i] * hat(i); });
+  const A mean_d = inv * team.template sum<A>(F, [=](Index i) { return m.rstd * dg[i]; });
+  const A mean_dx = inv * team.template sum<A>(F, [=](Index i) { return m.rstd * dg[i] * hat(i); });
+  const A drstd =
+      team.template sum<A>(F, [=](Index i) { return dg[i] * (e(i) * gamma[i] - mean_h - hat(i) * mean_hx); });
+  const auto dh = [=](Index i) { return m.rstd * dg[i] - mean_d - hat(i) * mean_dx; };
+  // d loss / d hat: from u, and from e.
+  const auto dhat = [=](Index i) {
+    return dh(i) * gamma[i] * gamma[i] - m.rstd * dg[i] * mean_hx - e(i) * gamma[i] * mean_dx;
+  };
+  const A mean_dhat = inv * team.template sum<A>(F, dhat);
+  const A mean_dhat_x = inv * team.template sum<A>(F, [=](Index i) { return dhat(i) * hat(i); });
+  team.for_each(F, [=](Index i) {
+    const A x = hat(i), de = dh(i) * gamma[i];
+    dgamma[i] += dh(i) * e(i) + de * x;
+    dbeta[i] += de;
+    dtarget[i] = -de;
+    dz[i] = m.rstd * (dhat(i) - mean_dhat - x * mean_dhat_x) - drstd * m.rstd * m.rstd * x * inv;
+  });
+}
+
+/// y[r, :] = row + y[r, :]
+template <class A, class Team>
+MTTT_HD void add_bias(Team team, const A* row, Matrix<A> y) {
+  for (Index r = 0; r < y.rows; ++r) {
+    A* out = y.data + r * y.ld;
+    team.for_each(y.cols, [=](Index i) { out[i] += row[i]; });
+  }
+}
+
+/// row += column sums of y
+template <class A, class Team>
+MTTT_HD void add_column_sums(Team team, Matrix<const A> y, A* row) {
+  for (Index r = 0; r < y.rows; ++r) {
+    const A* in = y.data + r * y.ld;
+    team.for_each(y.cols, [=](Index i) { row[i] += in[i]; });
+  }
+}
+
+/// What one mini-batch of n tokens makes of the inner model: inputs X_l, pre-activations Z_l, gradients G_l
+/// of all layers. The planes lie in scratch; X of the first layer is k itself.
+template <class A>
+struct InnerPass {
+  A* X[max_inner_layers];
+  A* Z[max_inner_layers];
+  A* G[max_inner_layers];
+
+  MTTT_HD static constexpr Index scratch(InnerModel model, Index n) {
+    Index total = 0;
+    for (Index l = 0; l < model.layers; ++l) total += n * (model.in(l) + 2 * model.out(l));
+    return total;
+  }
+  /// Lays the planes out from `memory` on; returns what follows them.
+  MTTT_HD A* place(InnerModel model, Index n, A* memory) {
+    for (Index l = 0; l < model.layers; ++l) {
+      X[l] = memory;
+      Z[l] = X[l] + n * model.in(l);
+      G[l] = Z[l] + n * model.out(l);
+      memory = G[l] + n * model.out(l);
+    }
+    return memory;
+  }
+};
+
+/// Forward and closed-form gradient of the inner loss at `weights` for n tokens whose keys are in pass.X[0].
+template <class A, class Team>
+MTTT_HD void descend(Team team, InnerModel model, Index n, const A* weights, const A* target, const A* gamma,
+                     const A* beta, A eps, InnerPass<A>& pass) {
+  const Index last = model.layers - 1;
+  for (Index l = 0; l <= last; ++l) {
+    const Matrix<A> Z = plane(pass.Z[l], n, model.out(l));
+    team.matmul(plane<const A>(pass.X[l], n, model.in(l)), model.weight(weights, l), Z);
+    team.sync();
+    add_bias(team, model.bias(weights, l), Z);
+    if (l < last) {
+      const A* z = pass.Z[l];
+      A* x = pass.X[l + 1];
+      team.for_each(n * model.out(l), [=](Index i) { x[i] = GeluTanh::f(z[i]); });
+    }
+    team.sync();
+  }
+  for (Index r = 0; r < n; ++r) {
+    const Index at = r * model.width;
+    inner_loss_gradient(team, pass.Z[last] + at, target + at, gamma, beta, pass.G[last] + at, model.width,
+                        eps);
+  }
+  team.sync();
+  for (Index l = last - 1; l >= 0; --l) {
+    team.matmul(plane<const A>(pass.G[l + 1], n, model.out(l + 1)), model.weight(weights, l + 1).t(),
+                plane(pass.G[l], n, model.out(l)));
+    team.sync();
+    const A* z = pass.Z[l];
+    A* g = pass.G[l];
+    team.for_each(n * model.out(l), [=](Index i) { g[i] *= GeluTanh::df(z[i]); });
+    team.sync();
+  }
+}
+
+}  // namespace detail
+}  // namespace mttt

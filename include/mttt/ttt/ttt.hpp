@@ -1,0 +1,378 @@
+// Ttt: the test-time-training layer. It learns a small model of what it hears, while it hears it.
+//
+// Formula: q, k, v = x Wq, x Wk, x Wv; prepared (ttt/prepare.hpp), scanned (ttt/dual.hpp in training,
+// ttt/primal.hpp in a
+//          stream), then y = post_norm(o) Wo. The inner model is TTT-Linear (layers = 1) or TTT-MLP (layers =
+//          2 to 5).
+// Shapes:  x, y (B, T, dim). State per session: fast weights and accumulated gradients (H, size), position.
+// Its size is
+//          constant for any length of stream. The learned start (Params) is never written by a stream.
+// Units:   positions in tokens.
+// Errors:  a config that contradicts itself fails to compile.
+// Not supported: bidirectional mini-batches; gradients through a carried-in state.
+// Source:  Sun et al. 2024; ttt-lm-pytorch ttt.py: TTTLinear, TTTMLP; ttt-video-dit ttt_layer.py. Differences
+// from
+//          the latter: both masks of the dual form are lower triangular here.
+#pragma once
+
+#include "mttt/nn/norm.hpp"
+#include "mttt/ttt/dual.hpp"
+#include "mttt/ttt/prepare.hpp"
+#include "mttt/ttt/primal.hpp"
+
+namespace mttt {
+
+struct TttConfig {
+  Index dim;
+  Index num_heads;
+  Index mini_batch_size = 16;
+  Index layers = 1;     // of the inner model: 1 is TTT-Linear, 2 to 5 TTT-MLP
+  Index expansion = 4;  // hidden width of a TTT-MLP, in head widths
+  TttVariant variant = TttVariant::lm;
+  bool rope = true;
+  double rope_theta = 10000;
+  double base_lr = 1;  // initial value of the parameter of that name
+  double inner_eps = 1e-6;
+
+  consteval Index head_dim() const { return dim / num_heads; }
+  consteval InnerModel model() const { return {head_dim(), expansion * head_dim(), layers}; }
+};
+
+/// Any T fits: storage or accumulator type. One extent is 0 in tensors that the config does without.
+template <TttConfig C, class T>
+struct InnerWeights {
+  static constexpr InnerModel model = C.model();
+  template <Index L>
+  using Weight = Tensor < T,
+        L<C.layers ? C.num_heads : 0, model.in(L), model.out(L)>;
+  template <Index L>
+  using Bias = Tensor < T,
+        L<C.layers ? C.num_heads : 0, 1, model.out(L)>;
+
+  Weight<0> W1;
+  Bias<0> b1;
+  Weight<1> W2;
+  Bias<1> b2;
+  Weight<2> W3;
+  Bias<2> b3;
+  Weight<3> W4;
+  Bias<3> b4;
+  Weight<4> W5;
+  Bias<4> b5;
+
+  static void visit(auto&& f, auto&&... p) {
+    f("W1", p.W1...), f("b1", p.b1...);
+    if constexpr (C.layers > 1) f("W2", p.W2...), f("b2", p.b2...);
+    if constexpr (C.layers > 2) f("W3", p.W3...), f("b3", p.b3...);
+    if constexpr (C.layers > 3) f("W4", p.W4...), f("b4", p.b4...);
+    if constexpr (C.layers > 4) f("W5", p.W5...), f("b5", p.b5...);
+  }
+
+  T* weight(Index l) const {
+    return std::array{W1.data(), W2.data(), W3.data(), W4.data(), W5.data()}[as_size(l)];
+  }
+  T* bias(Index l) const {
+    return std::array{b1.data(), b2.data(), b3.data(), b4.data(), b5.data()}[as_size(l)];
+  }
+
+ private:
+  static std::size_t as_size(Index l) { return static_cast<std::size_t>(l); }
+};
+
+template <TttConfig C, class B>
+struct Ttt {
+  static_assert(C.num_heads > 0 && C.dim % C.num_heads == 0,
+                "TttConfig: dim must be a multiple of num_heads");
+  static_assert(C.layers >= 1 && C.layers <= max_inner_layers,
+                "TttConfig: layers must be 1 (TTT-Linear) to 5");
+  static_assert(C.mini_batch_size >= 1, "TttConfig: mini_batch_size must be at least 1");
+  static_assert(!C.rope || C.head_dim() % 2 == 0, "TttConfig: RoPE needs an even head width");
+
+  using T = typename B::Scalar;
+  using A = typename B::Accum;
+  static constexpr Index in = C.dim, out = C.dim, H = C.num_heads, F = C.head_dim();
+  static constexpr InnerModel model = C.model();
+  static constexpr Index size = model.size();
+  static constexpr bool video = C.variant == TttVariant::video;
+
+  using Projection = Linear<LinearConfig{.in = C.dim, .out = C.dim, .bias = video}, B>;
+  using PostNorm = LayerNorm<NormConfig{.dim = C.dim, .eps = 1e-6}, B>;
+
+  struct Params {
+    typename Projection::Params q, k, v, o;
+    Tensor<T, H, 1, C.dim> learnable_ttt_lr_weight;
+    Tensor<T, H, 1> learnable_ttt_lr_bias;
+    Tensor<T, H, F> ttt_norm_weight, ttt_norm_bias;
+    Tensor<T, video ? 0 : C.mini_batch_size> learnable_token_idx;
+    Tensor<T, 1> base_lr;  // the inner learning rate: saved with the weights, and frozen unless asked for
+    typename PostNorm::Params post_norm;
+    InnerWeights<C, T> inner;
+
+    static void visit(auto&& f, auto&&... p) {
+      f(video ? "wq" : "q_proj", p.q...);
+      f(video ? "wk" : "k_proj", p.k...);
+      f(video ? "wv" : "v_proj", p.v...);
+      f(video ? "wo" : "o_proj", p.o...);
+      f("learnable_ttt_lr_weight", p.learnable_ttt_lr_weight...);
+      f("learnable_ttt_lr_bias", p.learnable_ttt_lr_bias...);
+      f("ttt_norm_weight", p.ttt_norm_weight...);
+      f("ttt_norm_bias", p.ttt_norm_bias...);
+      if constexpr (!video) f("learnable_token_idx", p.learnable_token_idx...);
+      f("base_lr", p.base_lr...);
+      f("post_norm", p.post_norm...);
+      f("", p.inner...);
+    }
+  };
+
+  struct State {
+    Tensor<A, dyn, H, size> weights, gradients;
+    Tensor<std::int64_t, dyn> position;
+    static void visit(auto&& f, auto&&... s) {
+      f("weights", s.weights...);
+      f("gradients", s.gradients...);
+      f("position", s.position...);
+    }
+  };
+
+  /// What the inner loop reads, of one stretch of tokens.
+  struct Inputs {
+    Sequence<T, C.dim> raw_q, raw_k, v, q, k, target;
+    Tensor<T, dyn, dyn, H> logit;
+    Tensor<A, dyn, dyn, H> lr;
+    Tensor<A, C.mini_batch_size> scale;
+    Tensor<A, H, F> gamma, beta;
+    Tensor<A, C.mini_batch_size, F / 2> cos, sin;
+  };
+
+  struct Saved {
+    Inputs inputs;
+    Tensor<A, dyn, dyn, H, size> checkpoints;  // (mini-batches, B, H, size)
+    typename Projection::Saved q, k, v, o;
+    typename PostNorm::Saved post_norm;
+  };
+
+  static void init(Params& p, Rng& rng) {
+    for (auto* projection : {&p.q, &p.k, &p.v, &p.o}) Projection::init(*projection, rng);
+    init_truncated_normal(p.learnable_ttt_lr_weight, 0.02, rng);
+    init_constant(p.learnable_ttt_lr_bias, 0);
+    init_constant(p.ttt_norm_weight, 1);
+    init_constant(p.ttt_norm_bias, 0);
+    init_constant(p.learnable_token_idx, 0);
+    init_constant(p.base_lr, C.base_lr);
+    PostNorm::init(p.post_norm, rng);
+    for_each_tensor(
+        [&](std::string_view name, auto& t) {
+          name[0] == 'W' ? init_truncated_normal(t, 0.02, rng) : init_constant(t, 0);
+        },
+        p.inner);
+  }
+
+  static void forward(B& be, const Params& p, Sequence<const T, in> x, Sequence<T, out> y, Saved& saved) {
+    const Index batch = x.extent(0), steps = x.extent(1);
+    saved.inputs = prepare(be, p, x, nullptr, &saved);
+    const auto scan_out = be.template make<T, dyn, dyn, C.dim>(batch, steps);
+    const auto normed = be.template make<T, dyn, dyn, C.dim>(batch, steps);
+    saved.checkpoints = be.template make<A, dyn, dyn, H, size>(mini_batches(steps), batch);
+    {
+      const auto scope = be.scope();
+      const auto weights = be.template make<A, dyn, H, size>(batch);
+      start(be, p, weights.data(), batch, Mask{});
+      using Scan = TttForward<T, A>;
+      be.rows(batch * H,
+              Scan{scan_of(saved.inputs, saved.checkpoints.data()), weights.data(), scan_out.data()},
+              Scan::scratch(model, C.mini_batch_size) * bytes, steps * size * 4);
+    }
+    PostNorm::forward(be, p.post_norm, scan_out, normed, saved.post_norm);
+    Projection::forward(be, p.o, normed, y, saved.o);
+  }
+
+  static void backward(B& be, const Params& p, const Saved& saved, Sequence<const T, out> dy,
+                       Sequence<T, in> dx, Params& grad) {
+    const auto scope = be.scope();
+    const Index batch = dy.extent(0), steps = dy.extent(1), n = batch * steps;
+    const auto make = [&] { return be.template make<T, dyn, dyn, C.dim>(batch, steps); };
+    const auto dnormed = make(), dscan = make(), dq = make(), dk = make(), dtarget = make();
+    Projection::backward(be, p.o, saved.o, dy, dnormed, grad.o);
+    PostNorm::backward(be, p.post_norm, saved.post_norm, dnormed, dscan, grad.post_norm);
+
+    const auto dlr = be.template make<A, dyn, dyn, H>(batch, steps);
+    const auto dscale = zeros<H, C.mini_batch_size>(be, batch);
+    const auto dgamma = zeros<H, F>(be, batch), dbeta = zeros<H, F>(be, batch);
+    const auto dweights = zeros<H, size>(be, batch);
+    using Scan = TttBackward<T, A>;
+    be.rows(batch * H,
+            Scan{scan_of(saved.inputs, saved.checkpoints.data()), dscan.data(), dq.data(), dk.data(),
+                 dtarget.data(), dlr.data(), dscale.data(), dgamma.data(), dbeta.data(), dweights.data()},
+            Scan::scratch(model, C.mini_batch_size) * bytes, steps * size * 12);
+
+    const auto draw_q = make(), draw_k = make(), dv = make(), part = make();
+    using Back = detail::PrepareBackward<C.variant, T, A>;
+    be.rows(batch * H,
+            Back{prepare_of(saved.inputs, nullptr), dq.data(), dk.data(), dtarget.data(), draw_q.data(),
+                 draw_k.data(), dv.data(), dgamma.data(), dbeta.data()},
+            Back::scratch(F) * bytes, steps * F * 8);
+
+    Projection::backward(be, p.q, saved.q, draw_q, dx, grad.q);
+    Projection::backward(be, p.k, saved.k, draw_k, part, grad.k);
+    add_to(be, part.data(), dx.data(), n * C.dim);
+    Projection::backward(be, p.v, saved.v, dv, part, grad.v);
+    add_to(be, part.data(), dx.data(), n * C.dim);
+    learning_rate_backward(be, p, saved, dlr, dx, grad);
+
+    if constexpr (!video) {
+      be.for_each(C.mini_batch_size, detail::TokenScaleBackward<T, A>{
+                                         saved.inputs.scale.data(), dscale.data(),
+                                         grad.learnable_token_idx.data(), batch * H, C.mini_batch_size});
+    }
+    const auto sum_sessions = [&](const A* part_of, T* to, Index stride, Index offset, Index length) {
+      be.for_each(H * length, detail::SumSessions<T, A>{part_of, to, batch, H, stride, offset, length});
+    };
+    sum_sessions(dgamma.data(), grad.ttt_norm_weight.data(), F, 0, F);
+    sum_sessions(dbeta.data(), grad.ttt_norm_bias.data(), F, 0, F);
+    for (Index l = 0; l < C.layers; ++l) {
+      sum_sessions(dweights.data(), grad.inner.weight(l), size, model.weight_at(l), model.in(l)*model.out(l));
+      sum_sessions(dweights.data(), grad.inner.bias(l), size, model.bias_at(l), model.out(l));
+    }
+  }
+
+  static void step(B& be, const Params& p, State& state, Sequence<const T, in> x, Sequence<T, out> y,
+                   Mask mask) {
+    const auto scope = be.scope();
+    const Index batch = x.extent(0), steps = x.extent(1);
+    const Inputs inputs = prepare(be, p, x, state.position.data(), nullptr);
+    const auto scan_out = be.template make<T, dyn, dyn, C.dim>(batch, steps);
+    const auto normed = be.template make<T, dyn, dyn, C.dim>(batch, steps);
+    be.fill(scan_out.data(), scan_out.size(), T(0));  // rows of inactive sessions
+    be.rows(batch * H,
+            TttStep<T, A>{model, steps, H, C.mini_batch_size, inputs.q.data(), inputs.k.data(),
+                          inputs.target.data(), inputs.lr.data(), inputs.scale.data(), inputs.gamma.data(),
+                          inputs.beta.data(), state.weights.data(), state.gradients.data(),
+                          state.position.data(), mask.data(), scan_out.data(), static_cast<A>(C.inner_eps)},
+            TttStep<T, A>::scratch(model) * bytes, steps * size * 4);
+    be.for_each(batch, detail::AdvancePosition{state.position.data(), mask.data(), steps});
+    NoState none;
+    PostNorm::step(be, p.post_norm, none, scan_out, normed, mask);
+    Projection::step(be, p.o, none, normed, y, mask);
+  }
+
+  static void reset(B& be, const Params& p, State& state, Mask mask) {
+    clear_state(be, state, mask);
+    start(be, p, state.weights.data(), state.position.extent(0), mask);
+  }
+
+ private:
+  static constexpr Index bytes = static_cast<Index>(sizeof(A));
+
+  static constexpr Index mini_batches(Index steps) {
+    return (steps + C.mini_batch_size - 1) / C.mini_batch_size;
+  }
+
+  template <Index... E>
+  static Tensor<A, dyn, E...> zeros(B& be, Index batch) {
+    const auto t = be.template make<A, dyn, E...>(batch);
+    be.fill(t.data(), t.size(), A(0));
+    return t;
+  }
+
+  /// The learned start into the fast weights of the active sessions.
+  static void start(B& be, const Params& p, A* weights, Index batch, Mask mask) {
+    const auto copy = [&](const T* learned, Index offset, Index length) {
+      be.rows(batch * H, detail::StartWeights<T, A>{learned, weights, mask.data(), H, size, offset, length},
+              0, length);
+    };
+    for (Index l = 0; l < C.layers; ++l) {
+      copy(p.inner.weight(l), model.weight_at(l), model.in(l)*model.out(l));
+      copy(p.inner.bias(l), model.bias_at(l), model.out(l));
+    }
+  }
+
+  /// Projections and all that the inner loop reads. `saved` is null in a stream.
+  static Inputs prepare(B& be, const Params& p, Sequence<const T, in> x, const std::int64_t* position,
+                        Saved* saved) {
+    const Index batch = x.extent(0), steps = x.extent(1);
+    const auto make = [&] { return be.template make<T, dyn, dyn, C.dim>(batch, steps); };
+    Inputs in_;
+    in_.raw_q = make(), in_.raw_k = make(), in_.v = make(), in_.q = make(), in_.k = make(),
+    in_.target = make();
+    in_.logit = be.template make<T, dyn, dyn, H>(batch, steps);
+    in_.lr = be.template make<A, dyn, dyn, H>(batch, steps);
+    in_.scale = be.template make<A, C.mini_batch_size>();
+    in_.gamma = be.template make<A, H, F>(), in_.beta = be.template make<A, H, F>();
+    typename Projection::Saved unused;
+    Projection::forward(be, p.q, x, in_.raw_q, saved != nullptr ? saved->q : unused);
+    Projection::forward(be, p.k, x, in_.raw_k, saved != nullptr ? saved->k : unused);
+    Projection::forward(be, p.v, x, in_.v, saved != nullptr ? saved->v : unused);
+
+    be.matmul(x.matrix(), lr_weight(p).t(), in_.logit.matrix());
+    be.for_each(batch * steps * H,
+                detail::LearningRate<T, A>{in_.logit.data(), p.learnable_ttt_lr_bias.data(), p.base_lr.data(),
+                                           in_.lr.data(), H, F});
+    be.for_each(C.mini_batch_size, detail::TokenScale<T, A>{video ? nullptr : p.learnable_token_idx.data(),
+                                                            in_.scale.data(), C.mini_batch_size});
+    be.for_each(H * F, detail::Convert<T, A>{p.ttt_norm_weight.data(), in_.gamma.data()});
+    be.for_each(H * F, detail::Convert<T, A>{p.ttt_norm_bias.data(), in_.beta.data()});
+    if constexpr (C.rope) {
+      in_.cos = be.template make<A, C.mini_batch_size, F / 2>();
+      in_.sin = be.template make<A, C.mini_batch_size, F / 2>();
+      be.for_each(in_.cos.size(), detail::RopeTable<A>{in_.cos.data(), in_.sin.data(), F / 2, C.rope_theta});
+    }
+    be.rows(batch * steps * H, prepare_of(in_, position), 0, 8 * F);
+    return in_;
+  }
+
+  static detail::Prepare<C.variant, T, A> prepare_of(const Inputs& i, const std::int64_t* position) {
+    return {i.raw_q.data(),
+            i.raw_k.data(),
+            i.v.data(),
+            i.q.data(),
+            i.k.data(),
+            i.target.data(),
+            i.cos.data(),
+            i.sin.data(),
+            i.gamma.data(),
+            i.beta.data(),
+            position,
+            i.q.extent(1),
+            H,
+            F,
+            C.mini_batch_size};
+  }
+
+  static TttScan<T, A> scan_of(const Inputs& i, A* checkpoints) {
+    return {model,
+            i.q.extent(0),
+            i.q.extent(1),
+            H,
+            C.mini_batch_size,
+            i.q.data(),
+            i.k.data(),
+            i.target.data(),
+            i.lr.data(),
+            i.scale.data(),
+            i.gamma.data(),
+            i.beta.data(),
+            checkpoints,
+            static_cast<A>(C.inner_eps)};
+  }
+
+  static Matrix<const T> lr_weight(const Params& p) {
+    return {p.learnable_ttt_lr_weight.data(), H, C.dim, C.dim};
+  }
+
+  static void learning_rate_backward(B& be, const Params& p, const Saved& saved, Tensor<A, dyn, dyn, H> dlr,
+                                     Sequence<T, in> dx, Params& grad) {
+    const auto& i = saved.inputs;
+    const T* bias = p.learnable_ttt_lr_bias.data();
+    const auto dlogit = be.template make<T, dyn, dyn, H>(dlr.extent(0), dlr.extent(1));
+    be.for_each(dlr.size(), detail::LearningRateBackward<T, A>{i.logit.data(), bias, p.base_lr.data(),
+                                                               dlr.data(), dlogit.data(), H, F});
+    be.rows(1, detail::BaseRateBackward<T, A>{i.logit.data(), bias, dlr.data(), grad.base_lr.data(),
+                                              dlr.size(), H, F});
+    be.matmul(dlogit.matrix(), lr_weight(p), dx.matrix(), 1, 1);
+    be.matmul(dlogit.matrix().t(), saved.q.x.matrix(),
+              Matrix<T>{grad.learnable_ttt_lr_weight.data(), H, C.dim, C.dim}, 1, 1);
+    sum_columns(be, dlogit.data(), grad.learnable_ttt_lr_bias.data(), dlogit.flat_rows().extent(0), H);
+  }
+};
+
+}  // namespace mttt
