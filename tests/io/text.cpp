@@ -87,6 +87,9 @@ TEST_CASE("what is not a model is refused", "[io]") {
   check_refused(load(scratch.put("empty.model", "")), "an empty file; expected a sentencepiece model");
   check_refused(load(scratch.put("text.model", "this is no model")), "expected a sentencepiece model");
   check_refused(load(scratch.put("zeros.model", std::string(1000, '\0'))), "expected a sentencepiece model");
+  // A piece without letters, appended to the list: {piece: "", type: user defined}.
+  check_refused(load(scratch.put("piece.model", model() + std::string("\x0a\x04\x0a\x00\x18\x04", 6))),
+                "expected a sentencepiece model");
   // A cut between two fields may leave a smaller but sound model; anything else must be an Error, never a
   // crash.
   int refused = 0;

@@ -1,13 +1,16 @@
 // Sound files: wav, flac and whatever else libsndfile reads, in; wav and flac, out. Resampling through soxr.
 //
-// Nothing is converted behind the caller's back: rate and channels change only where a function's name or
-// argument says so. Shapes:  samples are interleaved, (frames, channels). Units:   samples in [-1, 1] for
-// integer formats, as stored for float ones; sample_rate in Hz; a frame is one sample of
-//          every channel.
-// Errors:  missing, empty, unreadable, truncated (wav and flac: also by a single byte) files; NaN or
-// infinity, with its
-//          position; formats that cannot hold the sound. Writers are atomic: see write_file_atomically.
-// Not supported: raw files without a header; pipes; streaming resampling. Link with -lsndfile -lsoxr.
+// Nothing is converted behind the caller's back: rate and channels change only where the name or an argument
+// of a function says so.
+//
+// Shapes:  samples are interleaved, (frames, channels).
+// Units:   samples in [-1, 1] for integer formats, as stored for float ones; sample_rate in Hz; a frame is
+//          one sample of every channel.
+// Errors:  missing, empty and unreadable files; wav and flac that lack even a byte of what their header
+//          promises; NaN or infinity, with its position; formats that cannot hold the sound. Writers are
+//          atomic: see write_file_atomically.
+// Not supported: noticing that files of other formats are cut short; raw files without a header; pipes;
+//          streaming resampling. Link with -lsndfile -lsoxr.
 // Source:  libsndfile API; soxr.h; WAVE and RF64 chunk layout of EBU Tech 3306.
 #pragma once
 
@@ -218,8 +221,7 @@ inline Audio load_mono(const std::filesystem::path& path, int sample_rate, Conve
 
 namespace detail {
 
-/// Lets libsndfile write through a FileSink; what goes wrong there is kept, since no exception may cross C
-/// code.
+/// Lets libsndfile write through a FileSink; errors are kept, since no exception may cross C code.
 struct SndfileSink {
   FileSink& sink;
   std::exception_ptr error;

@@ -1,15 +1,13 @@
 // Element types of stored tensors, and exact conversions between float16, bfloat16 and float.
 //
 // Formula: widening is exact for every bit pattern; narrowing rounds to nearest, ties to even. Infinities
-// stay, what is
-//          too large becomes infinity, subnormals are kept (also under flush-to-zero: integer arithmetic
-//          only), and NaN stays NaN with the leading payload bits, so that 16 bits -> float -> 16 bits
-//          returns every pattern.
+//          stay, what is too large becomes infinity, subnormals are kept (also under flush-to-zero: it is
+//          integer arithmetic), and NaN stays NaN with the leading payload bits, so that 16 bits -> float
+//          -> 16 bits returns every pattern.
 // Shapes:  none.   Units: bytes.
 // Errors:  none; dtype_from_name answers nothing for a name it does not know.
-// Not supported: 8-bit and complex types.
-// Source:  IEEE 754-2019 binary16 and binary32; bfloat16 = the upper half of binary32; names as in
-// safetensors.
+// Not supported: 8-bit floats, complex types.
+// Source:  IEEE 754-2019 binary16 and binary32; bfloat16 is the upper half of binary32; safetensors' names.
 #pragma once
 
 #include <array>

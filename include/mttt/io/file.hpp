@@ -1,12 +1,15 @@
 // Files: read whole by memory map, written whole or not at all.
 //
-// write_file_atomically fills a temporary file in the target's folder, forces it to disk, renames it over the
-// target and forces the folder to disk. Whatever fails on the way, the temporary is removed and an older file
-// stays as it was. Shapes:  none.   Units: bytes. Errors:  missing or unreadable files, folders and devices
-// in place of a file, a full disk: Error. What the callback of
-//          write_file_atomically throws passes through, after the temporary is removed.
-// Not supported: systems without POSIX; pipes; a file that another process shortens while it is mapped
-// (SIGBUS). Source:  POSIX.1-2017 rename, fsync, mmap.
+// write_file_atomically fills a temporary file in the target's folder, forces it to disk, renames it over
+// the target and forces the folder to disk. Whatever fails on the way, the temporary is removed and an older
+// file stays as it was. Only a killed process leaves a temporary behind, `.NAME.PID-N.tmp`.
+//
+// Shapes:  none.   Units: bytes.
+// Errors:  missing or unreadable files, folders and devices in place of a file, a full disk: Error. What the
+//          callback of write_file_atomically throws passes through, after the temporary is removed.
+// Not supported: systems without POSIX; pipes; a file that another process shortens while it is mapped, which
+//          ends this process with SIGBUS.
+// Source:  POSIX.1-2017 rename, fsync, mmap.
 #pragma once
 
 #include <fcntl.h>
@@ -198,8 +201,7 @@ class TemporaryFile {
 
 }  // namespace detail
 
-/// Calls `fill(sink)` and puts what it wrote in the place of `path`. A symbolic link is followed, not
-/// replaced.
+/// Calls `fill(sink)` and puts what it wrote in the place of `path`; follows a symbolic link.
 template <std::invocable<FileSink&> Fill>
 void write_file_atomically(const std::filesystem::path& path, Fill&& fill) {
   std::error_code ignored;

@@ -1,9 +1,12 @@
 // A file of JSON lines (metrics, logs) that survives a crash: every append writes one whole line.
 //
 // A process killed in the middle of a line leaves a half line; opening the file again cuts it off, and says
-// how much. Shapes:  none.   Units: bytes. Errors:  Error when the file cannot be opened or written; a line
-// written in part is taken back first. Not supported: several writers of one file at a time; forcing every
-// line to disk. Source:  jsonlines.org.
+// how much. Lines should be objects or arrays, since half a number is a number.
+//
+// Shapes:  none.   Units: bytes.
+// Errors:  Error when the file cannot be opened or written; a line written in part is taken back first.
+// Not supported: several writers of one file at a time; forcing every line to disk.
+// Source:  jsonlines.org.
 #pragma once
 
 #include <nlohmann/json.hpp>

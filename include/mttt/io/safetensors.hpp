@@ -1,15 +1,13 @@
-// The safetensors file format: named tensors after a JSON header. Reader (memory-mapped) and writer (atomic).
+// The safetensors file format: named tensors after a JSON header. Reader (memory-mapped), writer (atomic).
 //
-// Layout:  uint64 header length N, little endian | N bytes of JSON | the data, one tensor after the other,
-// row-major.
-//          {"__metadata__": {"key": "text"}, "name": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0,
-//          24]}}
+// Layout:  uint64 header length N, little endian | N bytes of JSON | the tensors, row-major, without gaps.
+//          {"__metadata__": {"key": "text"},
+//           "name": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}}
 // Shapes:  as stored, any rank up to 64; rank 0 is one element.   Units: bytes, elements.
 // Errors:  the reader takes every file for hostile: lengths, nesting, repeated names, types, shapes, offsets,
-// overlaps and
-//          holes are checked on opening, so that a SafetensorsFile that exists is sound. Values that the
-//          wanted type cannot hold are refused on reading. The writer leaves an older file alone when
-//          anything fails.
+//          overlaps and holes are checked on opening, so that a SafetensorsFile that exists is sound. Values
+//          that the wanted type cannot hold are refused on reading. The writer leaves an older file alone
+//          when anything fails.
 // Not supported: big-endian machines; 8-bit floats; index files of sharded checkpoints.
 // Source:  huggingface/safetensors, README "Format".
 #pragma once
@@ -65,8 +63,7 @@ inline std::optional<std::uint64_t> tensor_bytes(DType dtype, std::span<const st
   return bytes;
 }
 
-/// Reads the header as a stream of events: no tree in memory, no recursion, nothing accepted but the four
-/// known levels.
+/// Reads the header as a stream of events: no tree in memory, no recursion, only the known levels pass.
 class SafetensorsHeader {
  public:
   struct Item {
@@ -364,8 +361,7 @@ class SafetensorsFile {
     });
   }
 
-  /// The stored elements in place, without a copy; the type must be the stored one and the data aligned for
-  /// it.
+  /// The stored elements in place, without a copy; needs the stored type, and data aligned for it.
   template <class T>
   std::span<const T> view(const TensorEntry& entry) const {
     if (dtype_of<T>() != entry.dtype) {

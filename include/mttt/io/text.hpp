@@ -3,13 +3,13 @@
 // Shapes:  a list of ids in [0, vocab_size()).   Units: tokens.
 // Errors:  missing, empty or garbage models; ids outside the vocabulary.
 // Not supported: training; sampled segmentations. Bytes that are not UTF-8 are read as U+FFFD. An optional
-// part of the
-//          library: link with -lsentencepiece.
+//          part of the library: link with -lsentencepiece.
 // Source:  google/sentencepiece, SentencePieceProcessor.
 #pragma once
 
 #include <sentencepiece_processor.h>
 
+#include <exception>
 #include <memory>
 #include <vector>
 
@@ -22,27 +22,22 @@ class TextTokenizer {
   static TextTokenizer load(const std::filesystem::path& path) {
     const MappedFile file(path);
     TextTokenizer out(path.string());
-    constexpr std::string_view advice =
-        "fetch the model again, and check that it is the tokenizer and not the weights";
-    if (file.bytes().empty()) fail(path.string(), "an empty file", "a sentencepiece model", advice);
-    const auto status = out.processor_->LoadFromSerializedProto(file.text());
-    if (!status.ok()) {
-      fail(path.string(), detail::quote(status.error_message()), "a sentencepiece model", advice);
-    }
-    if (out.vocab_size() < 1) fail(path.string(), "no pieces", "a sentencepiece model", advice);
+    if (file.bytes().empty()) out.garbage("an empty file");
+    out.run([&] { return out.processor_->LoadFromSerializedProto(file.text()); });
+    if (out.vocab_size() < 1) out.garbage("no pieces");
     return out;
   }
 
   std::vector<int> encode(std::string_view text) const {
     std::vector<int> ids;
-    check(processor_->Encode(text, &ids), "text");
+    run([&] { return processor_->Encode(text, &ids); });
     return ids;
   }
 
   std::string decode(std::span<const int> ids) const {
     for (const int id : ids) check_id(id);
     std::string text;
-    check(processor_->Decode(std::vector<int>(ids.begin(), ids.end()), &text), "tokens");
+    run([&] { return processor_->Decode(std::vector<int>(ids.begin(), ids.end()), &text); });
     return text;
   }
 
@@ -68,10 +63,20 @@ class TextTokenizer {
         path_, detail::cat("token ", id), detail::cat("an id from 0 to ", vocab_size() - 1),
         "remove the model's special tokens before decoding, or load the tokenizer that belongs to the model");
   }
-  void check(const sentencepiece::util::Status& status, std::string_view what) const {
-    if (!status.ok())
-      fail(path_, detail::quote(status.error_message()), detail::cat(what, " it can convert"),
-           "check the model");
+  [[noreturn]] void garbage(std::string_view found) const {
+    fail(path_, found, "a sentencepiece model",
+         "fetch the model again, and check that it is the tokenizer and not the weights");
+  }
+  /// Calls sentencepiece, which reports a damaged model by status or by exceptions of its own.
+  template <class F>
+  void run(F&& call) const {
+    sentencepiece::util::Status status;
+    try {
+      status = call();
+    } catch (const std::exception& error) {
+      garbage(detail::quote(error.what()));
+    }
+    if (!status.ok()) garbage(detail::quote(status.error_message()));
   }
 
   std::string path_;

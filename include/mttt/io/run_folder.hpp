@@ -1,0 +1,91 @@
+// The folder of one training run: metrics.jsonl and the newest few training checkpoints.
+//
+// Layout:  FOLDER/metrics.jsonl, FOLDER/step_000100.safetensors
+// Shapes:  none.   Units: those of StepReport.
+// Errors:  a folder that cannot be made; what files and checkpoints throw.
+// Not supported: two runs in one folder at a time.
+// Source:  none.
+#pragma once
+
+#include "mttt/io/checkpoint.hpp"
+#include "mttt/io/json_lines.hpp"
+
+namespace mttt {
+
+class RunFolder {
+ public:
+  explicit RunFolder(std::filesystem::path folder, int keep = 3)
+      : folder_(made(std::move(folder))), keep_(keep), metrics_(folder_ / "metrics.jsonl") {}
+
+  const std::filesystem::path& path() const { return folder_; }
+
+  /// Appends a line with the report and the fields of `more` (the losses of single streams, say).
+  void log(const StepReport& report, const nlohmann::json& more = nlohmann::json::object()) {
+    nlohmann::json line = {{"step", report.step},
+                           {"max_steps", report.max_steps},
+                           {"loss", report.loss},
+                           {"lr", report.learning_rate},
+                           {"grad_norm", report.gradient_norm},
+                           {"frames_per_second", report.frames_per_second},
+                           {"seconds", report.seconds}};
+    line.update(more);
+    metrics_.append(line);
+  }
+
+  /// Saves, then removes all but the newest `keep` checkpoints (0 keeps all).
+  template <class P, class B>
+  void save(B& be, const Trainer<P, B>& trainer, const nlohmann::json& config = {}) {
+    char name[64];
+    std::snprintf(name, sizeof name, "step_%06lld.safetensors", static_cast<long long>(trainer.adam.step));
+    save_training(folder_ / name, be, trainer, config);
+    const auto all = checkpoints();
+    if (keep_ <= 0) return;
+    for (std::size_t i = 0; i + static_cast<std::size_t>(keep_) < all.size(); ++i)
+      std::filesystem::remove(all[i].second);
+  }
+
+  /// The checkpoint of the highest step; nothing in a fresh folder.
+  std::optional<std::filesystem::path> newest() const {
+    const auto all = checkpoints();
+    return all.empty() ? std::nullopt : std::optional(all.back().second);
+  }
+
+  /// Goes on from the newest checkpoint and notes so in the metrics; whether there was one.
+  template <class P, class B>
+  bool resume(B& be, Trainer<P, B>& trainer, const nlohmann::json& config = {}) {
+    const auto path = newest();
+    if (!path) return false;
+    load_training(*path, be, trainer, config);
+    metrics_.append({{"resumed_at", trainer.adam.step}});  // later lines replace earlier ones past this step
+    return true;
+  }
+
+ private:
+  static std::filesystem::path made(std::filesystem::path folder) {
+    std::error_code error;
+    std::filesystem::create_directories(folder, error);
+    if (error)
+      fail(folder.string(), detail::quote(error.message()), "a folder that can be made", "choose another");
+    return folder;
+  }
+
+  std::vector<std::pair<long long, std::filesystem::path>> checkpoints() const {
+    std::vector<std::pair<long long, std::filesystem::path>> all;
+    for (const auto& item : std::filesystem::directory_iterator(folder_)) {
+      long long step = 0;
+      int end = 0;
+      const std::string name = item.path().filename().string();
+      if (std::sscanf(name.c_str(), "step_%lld.safetensors%n", &step, &end) == 1 &&
+          end == static_cast<int>(name.size()))
+        all.emplace_back(step, item.path());
+    }
+    std::sort(all.begin(), all.end());
+    return all;
+  }
+
+  std::filesystem::path folder_;
+  int keep_;
+  JsonLines metrics_;
+};
+
+}  // namespace mttt
