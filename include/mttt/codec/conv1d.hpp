@@ -1,0 +1,236 @@
+// Conv1d: causal convolution over time, offline and streamed.
+//
+// Formula: y[t, o] = b[o] + sum over k, i of w[o, k, i] * x[t * stride + k * dilation - context, i] with
+//          context = (kernel - 1) * dilation + 1 - stride. Before the first sample x is zero, or the first
+//          sample repeated (`replicate`). With groups, output o sees the inputs of its own group.
+//          dx and dw are its adjoints; with replicate, the repeated samples add to the gradient of the first.
+// Shapes:  x (B, T, in) with T a multiple of stride, y (B, T / stride, out), weight stored (out, kernel, in /
+// groups)
+//          and published (out, in / groups, kernel); depthwise, stored (kernel, out, 1). State: the last
+//          `context` samples of each session.
+// Units:   samples.
+// Errors:  Error when T is not a multiple of stride.
+// Not supported: kernels shorter than the stride; padding on the right; weight normalisation (fold it into
+// the
+//          weight, as published checkpoints do).
+// Source:  kyutai-labs/moshi modules/conv.py `StreamingConv1d`. There a stream that replicates its first
+// sample
+//          has to begin with `context` samples or more; here any chunk gives the offline result.
+#pragma once
+
+#include "mttt/codec/windows.hpp"
+#include "mttt/core/permuted_tensor.hpp"
+#include "mttt/nn/linear.hpp"
+
+namespace mttt {
+
+enum class PadMode { zero, replicate };
+
+struct Conv1dConfig {
+  Index in, out, kernel;
+  Index stride = 1, dilation = 1, groups = 1;
+  bool bias = true;
+  PadMode pad_mode = PadMode::zero;
+
+  /// Samples before the current ones that a window reaches.
+  consteval Index context() const { return (kernel - 1) * dilation + 1 - stride; }
+  consteval bool depthwise() const { return groups > 1 && groups == in && groups == out; }
+};
+
+namespace detail {
+
+/// Fails unless the number of samples is a multiple of a convolution's stride.
+inline void require_multiple(std::string_view what, Index steps, Index multiple) {
+  if (steps % multiple != 0) {
+    fail(what, std::to_string(steps) + " time steps", "a multiple of " + std::to_string(multiple),
+         "pad the end with zeros, or keep the rest for the next chunk");
+  }
+}
+
+}  // namespace detail
+
+template <Conv1dConfig C, class B>
+struct Conv1d {
+  static_assert(C.in % C.groups == 0 && C.out % C.groups == 0, "mttt: Conv1d: groups must divide in and out");
+  static_assert(C.kernel >= 1 && C.stride >= 1 && C.dilation >= 1,
+                "mttt: Conv1d: kernel, stride, dilation >= 1");
+  static_assert(C.context() >= 0, "mttt: Conv1d: the kernel with its dilation must cover the stride");
+
+  using T = typename B::Scalar;
+  static constexpr Index in = C.in, out = C.out, time_multiple = C.stride, context = C.context();
+  static constexpr Index group_in = C.in / C.groups, group_out = C.out / C.groups,
+                         window = C.kernel * group_in;
+  static constexpr bool depthwise = C.depthwise();
+  static constexpr bool replicate = C.pad_mode == PadMode::replicate && context > 0;
+  static constexpr Index out_time(Index steps) { return steps / C.stride; }
+
+  using Weight =
+      std::conditional_t<depthwise, PermutedTensor<T, std::index_sequence<2, 0, 1>, C.kernel, C.out, 1>,
+                         PermutedTensor<T, std::index_sequence<0, 2, 1>, C.out, C.kernel, group_in>>;
+  struct Params {
+    Weight weight;
+    Tensor<T, C.bias ? C.out : 0> bias;  // of no elements without bias
+    static void visit(auto&& f, auto&&... p) {
+      f("conv.conv.weight", p.weight...);
+      if constexpr (C.bias) f("conv.conv.bias", p.bias...);
+    }
+  };
+  struct Saved {
+    Sequence<const T, in> padded;  // (B, context + T, in)
+  };
+  struct State {
+    Tensor<T, dyn, context, C.in> previous;
+    Tensor<std::uint8_t, dyn, 1> started;  // 0: the next sample is the first of its session
+    static void visit(auto&& f, auto&&... s) {
+      if constexpr (context > 0) f("previous", s.previous...);
+      if constexpr (replicate) f("started", s.started...);
+    }
+  };
+
+  static void init(Params& p, Rng& rng) {
+    init_truncated_normal(p.weight, 1.0 / std::sqrt(static_cast<double>(window)), rng);
+    if constexpr (C.bias) init_constant(p.bias, 0.0);
+  }
+
+  static void forward(B& be, const Params& p, Sequence<const T, in> x, Sequence<T, out> y, Saved& saved) {
+    if constexpr (context == 0) {
+      saved.padded = x;
+    } else {
+      const auto padded = make_padded(be, x);
+      fill_context(be, nullptr, nullptr, replicate ? x.data() : nullptr, padded);
+      saved.padded = padded;
+    }
+    apply(be, p, saved.padded, y);
+  }
+
+  static void backward(B& be, const Params& p, const Saved& saved, Sequence<const T, out> dy,
+                       Sequence<T, in> dx, Params& grad) {
+    for (Index b = 0; b < dy.extent(0); ++b) backward_session(be, p, saved, dy, dx, grad, b);
+    if constexpr (C.bias) sum_columns(be, dy.data(), grad.bias.data(), dy.flat_rows().extent(0), out);
+  }
+
+  static void step(B& be, const Params& p, State& state, Sequence<const T, in> x, Sequence<T, out> y,
+                   Mask mask) {
+    if constexpr (context == 0) {
+      apply(be, p, x, y);
+    } else {
+      const auto scope = be.scope();
+      const auto padded = make_padded(be, x);
+      fill_context(be, state.previous.data(), replicate ? state.started.data() : nullptr, x.data(), padded);
+      apply(be, p, padded, y);
+      const Index steps = x.extent(1), sessions = x.extent(0);
+      detail::copy_sessions<B, T>(be, padded.data() + steps * in, padded.extent(1) * in,
+                                  state.previous.data(), context * in, context * in, sessions, mask.data());
+      if constexpr (replicate) be.for_each(sessions, detail::MarkStarted{state.started.data(), mask.data()});
+    }
+  }
+  static void reset(B& be, const Params&, State& state, Mask mask) { clear_state(be, state, mask); }
+
+ private:
+  /// (B, context + T, in), the last T steps filled.
+  static Sequence<T, in> make_padded(B& be, Sequence<const T, in> x) {
+    const Index sessions = x.extent(0), steps = x.extent(1);
+    const auto padded = be.template make<T, dyn, dyn, in>(sessions, context + steps);
+    detail::copy_sessions<B, T>(be, x.data(), steps * in, padded.data() + context * in,
+                                (context + steps) * in, steps * in, sessions);
+    return padded;
+  }
+  static void fill_context(B& be, const T* previous, const std::uint8_t* started, const T* x,
+                           Sequence<T, in> padded) {
+    const Index sessions = padded.extent(0), rows = padded.extent(1);
+    be.rows(sessions * context,
+            detail::FillContext<T>{previous, x, started, padded.data(), context, in, (rows - context) * in,
+                                   rows * in},
+            0, in);
+  }
+
+  /// windows (groups, rows, window) of sessions that lie padded_stride apart
+  static Tensor<T, C.groups, dyn, window> gather(B& be, const T* padded, Index sessions, Index steps,
+                                                 Index padded_stride) {
+    const auto windows = be.template make<T, C.groups, dyn, window>(sessions * steps);
+    be.rows(sessions * steps,
+            detail::GatherWindows<T>{padded, windows.data(), sessions, steps, C.kernel, C.stride, C.dilation,
+                                     C.groups, in, padded_stride},
+            0, C.kernel * in);
+    return windows;
+  }
+  /// The weights of one group, (group_out, window).
+  static Matrix<T> group_weight(const Weight& weight, Index g) {
+    return {weight.data() + g * group_out * window, group_out, window, window};
+  }
+  static constexpr bool overlapping = C.dilation == 1 && C.groups == 1;  // windows need no copy
+
+  static void apply(B& be, const Params& p, Sequence<const T, in> padded, Sequence<T, out> y) {
+    const Index sessions = y.extent(0), steps = y.extent(1), stride = padded.extent(1) * in;
+    detail::require_multiple("Conv1d", padded.extent(1) - context, C.stride);
+    if constexpr (depthwise) {
+      be.rows(sessions * steps,
+              detail::DepthwiseWindows<T>{padded.data(), p.weight.data(), C.bias ? p.bias.data() : nullptr,
+                                          y.data(), steps, C.kernel, C.stride, C.dilation, in, stride},
+              0, C.kernel * in);
+      return;
+    }
+    constexpr Index few = 16;  // rows a session below which the weights should be read once for all sessions
+    if (overlapping && (sessions == 1 || steps >= few)) {
+      for (Index b = 0; b < sessions; ++b) {
+        const Matrix<const T> windows{padded.data() + b * stride, steps, window, C.stride * in};
+        be.matmul(windows, group_weight(p.weight, 0).t(), y[b].matrix());
+      }
+    } else {
+      const auto scope = be.scope();
+      const auto windows = gather(be, padded.data(), sessions, steps, stride);
+      for (Index g = 0; g < C.groups; ++g) {
+        be.matmul(windows[g].matrix(), group_weight(p.weight, g).t(),
+                  Matrix<T>{y.data() + g * group_out, sessions * steps, group_out, out});
+      }
+    }
+    if constexpr (C.bias) add_row(be, p.bias.data(), y.data(), sessions * steps, out);
+  }
+
+  static void backward_session(B& be, const Params& p, const Saved& saved, Sequence<const T, out> dy,
+                               Sequence<T, in> dx, Params& grad, Index b) {
+    const auto scope = be.scope();
+    const Index rows = dy.extent(1), steps = dx.extent(1);
+    const T *padded = saved.padded[b].data(), *upper = dy[b].data();
+    const auto add_windows = [&](Index first, Index count, const T* windows, T* to) {
+      if constexpr (depthwise) {
+        be.rows(count,
+                detail::DepthwiseOverlapAdd<T>{upper, p.weight.data(), nullptr, nullptr, to, rows, C.kernel,
+                                               C.stride, C.dilation, in, first, count, 0},
+                0, C.kernel * in);
+      } else {
+        be.rows(count,
+                detail::OverlapAdd<T>{windows, nullptr, nullptr, to, 1, rows, C.kernel, C.stride, C.dilation,
+                                      C.groups, in, first, count, 0},
+                0, C.kernel * in);
+      }
+    };
+    T* dwindows = nullptr;
+    if constexpr (depthwise) {
+      be.rows(C.kernel,
+              detail::DepthwiseWeightGradient<T, typename B::Accum>{padded, upper, grad.weight.data(), 1,
+                                                                    rows, C.stride, C.dilation, in, 0},
+              0, rows * in);
+    } else {
+      dwindows = be.template make<T, C.groups, dyn, window>(rows).data();
+      const T* windows = overlapping ? nullptr : gather(be, padded, 1, rows, 0).data();
+      for (Index g = 0; g < C.groups; ++g) {
+        const Matrix<const T> d{upper + g * group_out, rows, group_out, out};
+        const Matrix<const T> w = overlapping
+                                      ? Matrix<const T>{padded, rows, window, C.stride * in}
+                                      : Matrix<const T>{windows + g * rows * window, rows, window, window};
+        be.matmul(d.t(), w, group_weight(grad.weight, g), 1, 1);
+        be.matmul(d, group_weight(p.weight, g),
+                  Matrix<T>{dwindows + g * rows * window, rows, window, window});
+      }
+    }
+    add_windows(context, steps, dwindows, dx[b].data());
+    if constexpr (replicate) {
+      const auto before = be.template make<T, context, in>();
+      add_windows(0, context, dwindows, before.data());
+      sum_columns(be, static_cast<const T*>(before.data()), dx[b].data(), context, in);
+    }
+  }
+};
+
+}  // namespace mttt

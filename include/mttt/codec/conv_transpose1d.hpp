@@ -1,0 +1,175 @@
+// ConvTranspose1d: causal transposed convolution over time, offline and streamed.
+//
+// Formula: y[t * stride + k, o] += sum over i of w[k, o, i] * x[t, i], plus b[o]; the kernel - stride samples
+// that
+//          reach past the end are cut off offline, and kept for the next chunk when streamed.
+//          With groups, input i reaches the outputs of its own group.
+// Shapes:  x (B, T, in), y (B, T * stride, out), weight stored (kernel, out / groups, in) and published
+//          (in, out / groups, kernel). State: kernel - stride unfinished samples of each session, without
+//          bias.
+// Units:   samples.
+// Errors:  none.
+// Not supported: kernels shorter than the stride; dilation.
+// Source:  kyutai-labs/moshi modules/conv.py `StreamingConvTranspose1d`.
+#pragma once
+
+#include "mttt/codec/conv1d.hpp"
+
+namespace mttt {
+
+struct ConvTranspose1dConfig {
+  Index in, out, kernel;
+  Index stride = 1, groups = 1;
+  bool bias = true;
+
+  /// Samples that a chunk leaves unfinished.
+  consteval Index overlap() const { return kernel - stride; }
+  consteval bool depthwise() const { return groups > 1 && groups == in && groups == out; }
+};
+
+template <ConvTranspose1dConfig C, class B>
+struct ConvTranspose1d {
+  static_assert(C.in % C.groups == 0 && C.out % C.groups == 0,
+                "mttt: ConvTranspose1d: groups must divide in and out");
+  static_assert(C.stride >= 1 && C.kernel >= C.stride,
+                "mttt: ConvTranspose1d: the kernel must cover the stride");
+
+  using T = typename B::Scalar;
+  static constexpr Index in = C.in, out = C.out, overlap = C.overlap();
+  static constexpr Index group_in = C.in / C.groups, group_out = C.out / C.groups,
+                         window = C.kernel * group_out;
+  static constexpr bool depthwise = C.depthwise();
+  static constexpr Index out_time(Index steps) { return steps * C.stride; }
+
+  using Weight = PermutedTensor<T, std::index_sequence<2, 1, 0>, C.kernel, group_out, C.in>;
+  struct Params {
+    Weight weight;
+    Tensor<T, C.bias ? C.out : 0> bias;  // of no elements without bias
+    static void visit(auto&& f, auto&&... p) {
+      f("convtr.convtr.weight", p.weight...);
+      if constexpr (C.bias) f("convtr.convtr.bias", p.bias...);
+    }
+  };
+  struct Saved {
+    Sequence<const T, in> x;
+  };
+  struct State {
+    Tensor<T, dyn, overlap, C.out> partial;
+    static void visit(auto&& f, auto&&... s) {
+      if constexpr (overlap > 0) f("partial", s.partial...);
+    }
+  };
+
+  static void init(Params& p, Rng& rng) {
+    // kernel / stride inputs meet in every output sample
+    const double terms = static_cast<double>(group_in * C.kernel) / static_cast<double>(C.stride);
+    init_truncated_normal(p.weight, 1.0 / std::sqrt(terms), rng);
+    if constexpr (C.bias) init_constant(p.bias, 0.0);
+  }
+
+  static void forward(B& be, const Params& p, Sequence<const T, in> x, Sequence<T, out> y, Saved& saved) {
+    saved.x = x;
+    const auto scope = be.scope();
+    add_windows(be, p, x, multiply(be, p, x), nullptr, C.bias ? p.bias.data() : nullptr, 0, y);
+  }
+
+  static void backward(B& be, const Params& p, const Saved& saved, Sequence<const T, out> dy,
+                       Sequence<T, in> dx, Params& grad) {
+    for (Index b = 0; b < dy.extent(0); ++b) backward_session(be, p, saved, dy, dx, grad, b);
+    if constexpr (C.bias) sum_columns(be, dy.data(), grad.bias.data(), dy.flat_rows().extent(0), out);
+  }
+
+  static void step(B& be, const Params& p, State& state, Sequence<const T, in> x, Sequence<T, out> y,
+                   Mask mask) {
+    const auto scope = be.scope();
+    const T* windows = multiply(be, p, x);
+    const T* partial = overlap > 0 ? state.partial.data() : nullptr;
+    add_windows(be, p, x, windows, partial, C.bias ? p.bias.data() : nullptr, 0, y);
+    if constexpr (overlap > 0) {
+      const auto tail = be.template make<T, dyn, dyn, out>(x.extent(0), overlap);
+      add_windows(be, p, x, windows, partial, nullptr, y.extent(1), tail);
+      detail::copy_sessions<B, T>(be, tail.data(), overlap * out, state.partial.data(), overlap * out,
+                                  overlap * out, x.extent(0), mask.data());
+    }
+  }
+  static void reset(B& be, const Params&, State& state, Mask mask) { clear_state(be, state, mask); }
+
+ private:
+  /// The weights of one group, (window, group_in).
+  static Matrix<T> group_weight(const Weight& weight, Index g) {
+    return {weight.data() + g * group_in, window, group_in, in};
+  }
+
+  /// Every input's window of outputs, (groups, B * T, kernel, group_out); depthwise ones are formed when
+  /// added.
+  static const T* multiply(B& be, const Params& p, Sequence<const T, in> x) {
+    if constexpr (depthwise) {
+      return nullptr;
+    } else {
+      const Index rows = x.flat_rows().extent(0);
+      const auto windows = be.template make<T, C.groups, dyn, window>(rows);
+      for (Index g = 0; g < C.groups; ++g) {
+        be.matmul(Matrix<const T>{x.data() + g * group_in, rows, group_in, in}, group_weight(p.weight, g).t(),
+                  windows[g].matrix());
+      }
+      return windows.data();
+    }
+  }
+
+  /// y = output samples [first, first + y.extent(1)) of x, plus what earlier chunks left.
+  static void add_windows(B& be, const Params& p, Sequence<const T, in> x, const T* windows, const T* partial,
+                          const T* bias, Index first, Sequence<T, out> y) {
+    const Index sessions = x.extent(0), steps = x.extent(1), count = y.extent(1);
+    if constexpr (depthwise) {
+      be.rows(sessions * count,
+              detail::DepthwiseOverlapAdd<T>{x.data(), p.weight.data(), partial, bias, y.data(), steps,
+                                             C.kernel, C.stride, 1, out, first, count, overlap},
+              0, C.kernel * out);
+    } else {
+      be.rows(sessions * count,
+              detail::OverlapAdd<T>{windows, partial, bias, y.data(), sessions, steps, C.kernel, C.stride, 1,
+                                    C.groups, out, first, count, overlap},
+              0, C.kernel * out);
+    }
+  }
+
+  static void backward_session(B& be, const Params& p, const Saved& saved, Sequence<const T, out> dy,
+                               Sequence<T, in> dx, Params& grad, Index b) {
+    const auto scope = be.scope();
+    const Index steps = dx.extent(1), produced = dy.extent(1) * out;
+    const T *x = saved.x[b].data(), *windows = dy[b].data();
+    if constexpr (overlap > 0) {  // the samples that were cut off have no gradient
+      const auto padded = be.template make<T, dyn>(produced + overlap * out);
+      be.copy(windows, padded.data(), produced);
+      be.fill(padded.data() + produced, overlap * out, T(0));
+      windows = padded.data();
+    }
+    if constexpr (depthwise) {
+      be.rows(steps,
+              detail::DepthwiseWindows<T>{windows, p.weight.data(), nullptr, dx[b].data(), steps, C.kernel,
+                                          C.stride, 1, in, 0},
+              0, C.kernel * in);
+      be.rows(C.kernel,
+              detail::DepthwiseWeightGradient<T, typename B::Accum>{windows, x, grad.weight.data(), 1, steps,
+                                                                    C.stride, 1, in, 0},
+              0, steps * in);
+    } else {
+      Matrix<const T> w{windows, steps, window, C.stride * out};
+      if constexpr (C.groups > 1) {
+        const auto gathered = be.template make<T, C.groups, dyn, window>(steps);
+        be.rows(steps,
+                detail::GatherWindows<T>{windows, gathered.data(), 1, steps, C.kernel, C.stride, 1, C.groups,
+                                         out, 0},
+                0, C.kernel * out);
+        w = {gathered.data(), steps, window, window};
+      }
+      for (Index g = 0; g < C.groups; ++g, w.data += steps * window) {
+        be.matmul(w, group_weight(p.weight, g), Matrix<T>{dx[b].data() + g * group_in, steps, group_in, in});
+        be.matmul(w.t(), Matrix<const T>{x + g * group_in, steps, group_in, in}, group_weight(grad.weight, g),
+                  1, 1);
+      }
+    }
+  }
+};
+
+}  // namespace mttt

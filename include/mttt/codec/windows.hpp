@@ -1,0 +1,199 @@
+// The moves that convolutions over (B, T, C) share: padding, gathering windows, adding overlapping windows.
+//
+// Formula: window t of a padded sequence x is x[t * stride + k * dilation], k in [0, kernel).
+//          With dilation 1 and one group a window is kernel * C contiguous elements, so that a matrix of rows
+//          `stride * C` apart, which overlap, holds them all without a copy.
+// Shapes:  named on each functor.
+// Units:   elements.
+// Errors:  none.
+// Not supported: channels-first activations.
+// Source:  none.
+#pragma once
+
+#include "mttt/backend/backend.hpp"
+
+namespace mttt::detail {
+
+/// to = bias + earlier; a null one counts as zero.
+template <class Team, class T>
+MTTT_HD void begin_row(Team team, const T* bias, const T* earlier, T* to, Index n) {
+  if (bias != nullptr && earlier != nullptr) {
+    team.for_each(n, [=](Index c) { to[c] = bias[c] + earlier[c]; });
+  } else if (bias != nullptr || earlier != nullptr) {
+    const T* only = bias != nullptr ? bias : earlier;
+    team.for_each(n, [=](Index c) { to[c] = only[c]; });
+  } else {
+    team.for_each(n, [=](Index c) { to[c] = T(0); });
+  }
+}
+
+/// Copies n elements of each active session, `block` elements a team.
+template <class T>
+struct CopySessions {
+  const T* from;
+  T* to;
+  Index from_stride, to_stride, n, block;
+  const std::uint8_t* mask;
+  template <class Team>
+  MTTT_HD void operator()(Team team, Index row) const {
+    const Index blocks = (n + block - 1) / block, b = row / blocks, first = row % blocks * block;
+    if (!active(mask, b)) return;
+    const T* source = from + b * from_stride + first;
+    T* target = to + b * to_stride + first;
+    team.for_each(block < n - first ? block : n - first, [=](Index i) { target[i] = source[i]; });
+  }
+};
+
+/// The rows before the first input: zero, the row of an earlier chunk, or the first input repeated.
+template <class T>
+struct FillContext {
+  const T *previous, *x;        // (B, context, C) or null; (B, x_stride) or null for zeros at the start
+  const std::uint8_t* started;  // (B), or null where a fresh State's zeros are the padding
+  T* padded;                    // (B, padded_stride)
+  Index context, channels, x_stride, padded_stride;
+  template <class Team>
+  MTTT_HD void operator()(Team team, Index row) const {
+    const Index b = row / context, r = row % context;
+    const bool continues = previous != nullptr && (started == nullptr || started[b] != 0);
+    const T* source = continues ? previous + row * channels : x == nullptr ? nullptr : x + b * x_stride;
+    T* target = padded + b * padded_stride + r * channels;
+    begin_row(team, source, static_cast<const T*>(nullptr), target, channels);
+  }
+};
+
+struct MarkStarted {
+  std::uint8_t* started;  // (B)
+  const std::uint8_t* mask;
+  MTTT_HD void operator()(Index b) const {
+    if (active(mask, b)) started[b] = 1;
+  }
+};
+
+/// windows (G, B * T, kernel, C / G) from padded (B, padded_stride).
+template <class T>
+struct GatherWindows {
+  const T* padded;
+  T* windows;
+  Index sessions, steps, kernel, stride, dilation, groups, channels, padded_stride;
+  template <class Team>
+  MTTT_HD void operator()(Team team, Index row) const {
+    const Index b = row / steps, t = row % steps, width = channels / groups, count = sessions * steps;
+    const T* source = padded + b * padded_stride + t * stride * channels;
+    for (Index g = 0; g < groups; ++g) {
+      T* target = windows + (g * count + row) * kernel * width;
+      if (dilation == 1 && groups == 1) {
+        team.for_each(kernel * width, [=](Index i) { target[i] = source[i]; });
+        continue;
+      }
+      for (Index k = 0; k < kernel; ++k) {
+        const T* from = source + k * dilation * channels + g * width;
+        T* to = target + k * width;
+        team.for_each(width, [=](Index i) { to[i] = from[i]; });
+      }
+    }
+  }
+};
+
+/// Rows [first, first + count) of the sum of overlapping windows (G, B, T, kernel, C / G), plus a row `bias`,
+/// plus (B, start_rows, C) at the rows [0, start_rows).
+template <class T>
+struct OverlapAdd {
+  const T *windows, *start, *bias;  // the last two may be null
+  T* y;                             // (B, count, C)
+  Index sessions, steps, kernel, stride, dilation, groups, channels, first, count, start_rows;
+  template <class Team>
+  MTTT_HD void operator()(Team team, Index row) const {
+    const Index b = row / count, p = first + row % count, width = channels / groups;
+    T* to = y + row * channels;
+    const T* earlier = start != nullptr && p < start_rows ? start + (b * start_rows + p) * channels : nullptr;
+    begin_row(team, bias, earlier, to, channels);
+    for (Index k = 0; k < kernel; ++k) {
+      const Index at = p - k * dilation, t = at / stride;
+      if (at < 0 || t >= steps || t * stride != at) continue;
+      for (Index g = 0; g < groups; ++g) {
+        const T* from = windows + (((g * sessions + b) * steps + t) * kernel + k) * width;
+        T* part = to + g * width;
+        team.sync();
+        team.for_each(width, [=](Index c) { part[c] += from[c]; });
+      }
+    }
+  }
+};
+
+/// One channel a group: y[t, c] = sum over k of padded[t * stride + k * dilation, c] * weight[k, c] +
+/// bias[c].
+template <class T>
+struct DepthwiseWindows {
+  const T *padded, *weight, *bias;  // (B, padded_stride), (kernel, C), (C) or null
+  T* y;                             // (B, T, C)
+  Index steps, kernel, stride, dilation, channels, padded_stride;
+  template <class Team>
+  MTTT_HD void operator()(Team team, Index row) const {
+    const T* source = padded + row / steps * padded_stride + row % steps * stride * channels;
+    T* to = y + row * channels;
+    begin_row(team, bias, static_cast<const T*>(nullptr), to, channels);
+    for (Index k = 0; k < kernel; ++k) {
+      const T *from = source + k * dilation * channels, *factor = weight + k * channels;
+      team.sync();
+      team.for_each(channels, [=](Index c) { to[c] += from[c] * factor[c]; });
+    }
+  }
+};
+
+/// Its adjoint for the sequence, as OverlapAdd with the windows x[t, c] * weight[k, c].
+template <class T>
+struct DepthwiseOverlapAdd {
+  const T *x, *weight, *start, *bias;  // (B, T, C), (kernel, C); the last two may be null
+  T* y;                                // (B, count, C)
+  Index steps, kernel, stride, dilation, channels, first, count, start_rows;
+  template <class Team>
+  MTTT_HD void operator()(Team team, Index row) const {
+    const Index b = row / count, p = first + row % count;
+    T* to = y + row * channels;
+    const T* earlier = start != nullptr && p < start_rows ? start + (b * start_rows + p) * channels : nullptr;
+    begin_row(team, bias, earlier, to, channels);
+    for (Index k = 0; k < kernel; ++k) {
+      const Index at = p - k * dilation, t = at / stride;
+      if (at < 0 || t >= steps || t * stride != at) continue;
+      const T *from = x + (b * steps + t) * channels, *factor = weight + k * channels;
+      team.sync();
+      team.for_each(channels, [=](Index c) { to[c] += from[c] * factor[c]; });
+    }
+  }
+};
+
+/// Its adjoint for the weight: grad[k, c] += sum over rows of windows[t, k, c] * y[t, c]; a team a k.
+template <class T, class A>
+struct DepthwiseWeightGradient {
+  const T *padded, *y;  // (B, padded_stride), (B, T, C)
+  T* grad;              // (kernel, C)
+  Index sessions, steps, stride, dilation, channels, padded_stride;
+  template <class Team>
+  MTTT_HD void operator()(Team team, Index k) const {
+    const Index B = sessions, n = steps, C = channels, hop = stride * channels, session = padded_stride;
+    const T *first = padded + k * dilation * channels, *values = y;
+    T* to = grad + k * channels;
+    team.for_each(C, [=](Index c) {
+      A total = 0;
+      for (Index b = 0; b < B; ++b) {
+        for (Index t = 0; t < n; ++t) {
+          total +=
+              static_cast<A>(first[b * session + t * hop + c]) * static_cast<A>(values[(b * n + t) * C + c]);
+        }
+      }
+      to[c] += static_cast<T>(total);
+    });
+  }
+};
+
+/// Copies n elements a session, masked.
+template <class B, class T>
+void copy_sessions(B& be, const T* from, Index from_stride, T* to, Index to_stride, Index n, Index sessions,
+                   const std::uint8_t* mask = nullptr) {
+  constexpr Index block = 8192;
+  if (n == 0) return;
+  be.rows(sessions * ((n + block - 1) / block),
+          CopySessions<T>{from, to, from_stride, to_stride, n, block, mask}, 0, block < n ? block : n);
+}
+
+}  // namespace mttt::detail
