@@ -1,0 +1,142 @@
+// Embedding: rows of a table looked up by codes; several tables may add into one output.
+//
+// Formula: y_r = weight[code_r], or += with Write::add;  backward: dweight[code_r] += dy_r, rows in order, so
+//          that equal inputs give equal bits.
+// Shapes:  codes: batch x steps whole numbers at any strides (one stream of (B, K, T) tokens needs no copy);
+//          weight (card, dim); y, dy (batch * steps, dim), rows in the order batch, step.
+// Units:   codes in [0, card), or zero_code for a row of zeros that learns nothing.
+// Errors:  check_codes, on the host, refuses other codes. The lookup itself runs where it cannot report, and
+//          reads every code outside the table as zero_code: callers check what comes from outside.
+// Not supported: low-rank tables, norms of embeddings, two codes in one.
+// Source:  torch.nn.Embedding; kyutai-labs/moshi models/lm_utils.py `ScaledEmbedding` (zero_idx).
+#pragma once
+
+#include <cmath>
+#include <concepts>
+#include <string>
+
+#include "mttt/core/concepts.hpp"
+#include "mttt/nn/linear.hpp"
+#include "mttt/nn/rope.hpp"
+
+namespace mttt {
+
+struct EmbeddingConfig {
+  Index card, dim;
+};
+
+/// The code of "nothing here": its embedding is zero.
+inline constexpr int zero_code = -1;
+
+enum class Write { overwrite, add };
+
+/// Codes in the backend's memory: code (b, t) at data[b * strides.batch + t * strides.step].
+template <std::integral I>
+struct Codes {
+  const I* data;
+  Index batch, steps;
+  Strides strides;
+
+  Codes(const I* codes, Index b, Index t, Strides s) : data(codes), batch(b), steps(t), strides(s) {}
+  Codes(Tensor<const I, dyn> flat) : Codes(flat.data(), 1, flat.extent(0), {0, 1}) {}              // NOLINT
+  Codes(Tensor<I, dyn> flat) requires(!std::is_const_v<I>) : Codes(Tensor<const I, dyn>(flat)) {}  // NOLINT
+
+  MTTT_HD Index rows() const { return batch * steps; }
+  MTTT_HD Index operator()(Index row) const {
+    return static_cast<Index>(data[row / steps * strides.batch + row % steps * strides.step]);
+  }
+};
+
+/// Throws unless each of n codes in host memory is zero_code or in [0, card).
+template <std::integral I>
+void check_codes(std::string_view subject, const I* codes, Index n, Index card) {
+  for (Index i = 0; i < n; ++i) {
+    const auto code = static_cast<long long>(codes[i]);
+    if (code != zero_code && (code < 0 || code >= card)) {
+      fail(subject, "code " + std::to_string(code) + " at place " + std::to_string(i),
+           "0 to " + std::to_string(card - 1) + ", or " + std::to_string(zero_code) + " for none",
+           "use codes made for this model");
+    }
+  }
+}
+
+namespace detail {
+
+template <class T, class I>
+struct LookUp {
+  Codes<I> codes;
+  const T* weight;
+  T* y;
+  Index card, dim;
+  bool add;
+  template <class Team>
+  MTTT_HD void operator()(Team team, Index row) const {
+    const Index code = codes(row);
+    const bool known = code >= 0 && code < card;
+    T* to = y + row * dim;
+    if (known) {
+      const T* from = weight + code * dim;
+      if (add) {
+        team.for_each(dim, [=](Index i) { to[i] += from[i]; });
+      } else {
+        team.for_each(dim, [=](Index i) { to[i] = from[i]; });
+      }
+    } else if (!add) {
+      team.for_each(dim, [=](Index i) { to[i] = T(0); });
+    }
+  }
+};
+
+/// A block of columns of the whole table: no two teams write the same place, each goes through all rows.
+template <class T, class I>
+struct LookUpBackward {
+  Codes<I> codes;
+  const T* dy;
+  T* grad;
+  Index card, dim, block;
+  template <class Team>
+  MTTT_HD void operator()(Team team, Index b) const {
+    const Index first = b * block, n = block < dim - first ? block : dim - first, rows = codes.rows();
+    for (Index row = 0; row < rows; ++row) {
+      const Index code = codes(row);
+      if (code < 0 || code >= card) continue;
+      const T* up = dy + row * dim + first;
+      T* to = grad + code * dim + first;
+      team.for_each(n, [=](Index i) { to[i] += up[i]; });
+    }
+  }
+};
+
+}  // namespace detail
+
+/// Not a block in the sense of core/concepts.hpp: it reads codes, not a Sequence, and they have no gradient.
+template <EmbeddingConfig C, class B>
+struct Embedding {
+  using T = typename B::Scalar;
+  static constexpr Index card = C.card, out = C.dim;
+
+  struct Params {
+    Tensor<T, card, out> weight;
+    static void visit(auto&& f, auto&&... p) { f("weight", p.weight...); }
+  };
+
+  static void init(Params& p, Rng& rng) {
+    init_truncated_normal(p.weight, 1.0 / std::sqrt(static_cast<double>(out)), rng);
+  }
+
+  template <class I>
+  static void forward(B& be, const Params& p, Codes<I> codes, T* y, Write write = Write::overwrite) {
+    be.rows(codes.rows(), detail::LookUp<T, I>{codes, p.weight.data(), y, card, out, write == Write::add}, 0,
+            out);
+  }
+
+  template <class I>
+  static void backward(B& be, Codes<I> codes, const T* dy, Params& grad) {
+    constexpr Index block = 64;
+    be.rows((out + block - 1) / block,
+            detail::LookUpBackward<T, I>{codes, dy, grad.weight.data(), card, out, block}, 0,
+            codes.rows() * block);
+  }
+};
+
+}  // namespace mttt
