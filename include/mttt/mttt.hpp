@@ -10,3 +10,5 @@
 #include "mttt/core/store.hpp"
 #include "mttt/laws.hpp"
 #include "mttt/nn/linear.hpp"
+#include "mttt/train/loss.hpp"
+#include "mttt/train/trainer.hpp"

@@ -1,0 +1,139 @@
+// The training loop: accumulate, clip, AdamW, schedule, report, checkpoint, stop in good order.
+//
+// One step asks for `num_microbatches` losses and gradients, through
+//   MicroBatch loss_and_gradient(std::int64_t index, P& grad)     // adds to grad
+// where `index` counts the micro-batches of the whole training: data that is a function of it resumes
+// exactly. Formula: gradient = mean over the micro-batches; then clip.hpp, schedule.hpp, adamw.hpp. Shapes:
+// none.   Units: frames a second. Errors:  a loss or a gradient that is not finite stops the training before
+// the parameters change. Not supported: loss scaling; several machines. Source:  kyutai-labs/moshi-finetune,
+// train.py.
+#pragma once
+
+#include <chrono>
+#include <cmath>
+#include <concepts>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "mttt/core/rng.hpp"
+#include "mttt/train/adamw.hpp"
+#include "mttt/train/clip.hpp"
+#include "mttt/train/progress.hpp"
+#include "mttt/train/schedule.hpp"
+
+namespace mttt {
+
+struct TrainOptions {
+  std::int64_t max_steps = 1000;
+  double lr = 1e-4;
+  double pct_start = 0.05;
+  AdamWOptions adam = {};
+  double max_norm = 1;  // 0: no clipping
+  int num_microbatches = 1;
+  std::int64_t log_freq = 10;
+  std::int64_t ckpt_freq = 0;  // 0: only at the end
+  int num_ckpt_keep = 3;
+  std::uint64_t seed = 0;
+};
+
+struct MicroBatch {
+  double loss;
+  Index frames;
+};
+
+/// What the loop calls and where it prints; all optional.
+struct TrainHooks {
+  std::function<void(const StepReport&)> log = {};  // every log_freq steps and at the last one
+  std::function<void()> checkpoint = {};            // every ckpt_freq steps and at the last one
+  std::FILE* progress = stderr;                     // null: silent
+};
+
+/// Everything that a checkpoint must hold for an exact resume: params, adam, rng, micro_batches.
+template <class P, class B>
+class Trainer {
+ public:
+  Store<P, B>& params;
+  Store<P, B> grad;
+  AdamW<P, B> adam;
+  Rng rng;                         // for the program's own draws: data order, dropped words
+  std::int64_t micro_batches = 0;  // done so far: the position in the data
+  TrainOptions options;
+  std::vector<ParamGroup> groups;
+  std::function<double(std::int64_t)> schedule;  // replace it at will
+
+  Trainer(B& be, Store<P, B>& parameters, const TrainOptions& train_options,
+          const std::vector<GroupRule>& rules = {})
+      : params(parameters),
+        grad(be),
+        adam(be),
+        rng(train_options.seed),
+        options(train_options),
+        groups(make_groups(*parameters, train_options.adam.weight_decay, rules)),
+        schedule(OneCycle({train_options.max_steps, train_options.lr, train_options.pct_start})),
+        be_(be) {
+    if (options.num_microbatches < 1 || options.log_freq < 1 || options.ckpt_freq < 0) {
+      fail("training options", "num_microbatches or log_freq below 1, or a negative ckpt_freq",
+           "at least one micro-batch and one step between two reports", "correct the training options");
+    }
+  }
+
+  /// One step of the optimiser; params change last, after everything was checked.
+  template <class F>
+  requires std::is_invocable_r_v<MicroBatch, F&, std::int64_t, P&> StepReport step(F&& loss_and_gradient) {
+    be_.fill(grad.data(), grad.bytes(), std::byte{0});
+    const double share = 1.0 / options.num_microbatches;
+    StepReport report{};
+    for (int i = 0; i < options.num_microbatches; ++i) {
+      const MicroBatch done = loss_and_gradient(micro_batches + i, *grad);
+      if (!std::isfinite(done.loss)) diverged(std::isnan(done.loss) ? "a loss of NaN" : "an infinite loss");
+      report.loss += share * done.loss;
+      frames_ += done.frames;
+    }
+    report.gradient_norm = gradient_norm(be_, *grad, groups, share);
+    report.learning_rate = schedule(adam.step);
+    adam.update(be_, *params, *grad, groups, options.adam, report.learning_rate,
+                share * clip_factor(report.gradient_norm, options.max_norm));
+    micro_batches += options.num_microbatches;
+    report.step = adam.step;
+    report.max_steps = options.max_steps;
+    return report;
+  }
+
+  /// Steps until max_steps or until a signal asks to stop; whether max_steps was reached.
+  template <class F>
+  bool run(F&& loss_and_gradient, const TrainHooks& hooks = {}) {
+    const StopSignals stop;
+    ProgressLine line(hooks.progress);
+    const auto start = std::chrono::steady_clock::now();
+    const std::int64_t first = adam.step;
+    frames_ = 0;
+    while (adam.step < options.max_steps) {
+      StepReport report = step(loss_and_gradient);
+      report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+      report.frames_per_second = static_cast<double>(frames_) / std::max(report.seconds, 1e-9);
+      report.seconds_left = report.seconds / static_cast<double>(adam.step - first) *
+                            static_cast<double>(options.max_steps - adam.step);
+      const bool last = adam.step >= options.max_steps || stop.requested();
+      const bool logged = last || adam.step % options.log_freq == 0;
+      line.show(report, logged);
+      if (logged && hooks.log) hooks.log(report);
+      if (hooks.checkpoint && (last || (options.ckpt_freq > 0 && adam.step % options.ckpt_freq == 0)))
+        hooks.checkpoint();
+      if (last) break;
+    }
+    return adam.step >= options.max_steps;
+  }
+
+ private:
+  [[noreturn]] void diverged(const char* found) const {
+    fail("training step " + std::to_string(adam.step + 1), found, "a finite loss",
+         "the parameters are still those of step " + std::to_string(adam.step) +
+             "; resume from an earlier checkpoint with a lower learning rate");
+  }
+
+  B& be_;
+  Index frames_ = 0;
+};
+
+}  // namespace mttt

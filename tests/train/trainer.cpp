@@ -1,0 +1,148 @@
+#include "mttt/train/trainer.hpp"
+
+#include <csignal>
+#include <cstring>
+
+#include "catch.hpp"
+#include "model.hpp"
+
+namespace {
+using namespace mttt;
+using mttt::test::contains;
+
+template <class B>
+struct Setup {
+  using Model = test::Classifier<B>;
+  B be;
+  Store<typename Model::Params, B> params{be};
+  Setup() {
+    Rng rng(4);
+    Model::init(*params, rng);
+  }
+  auto trainer(const TrainOptions& options) {
+    return Trainer<typename Model::Params, B>(be, params, options);
+  }
+  /// Micro-batch i holds examples [rows * i, rows * (i + 1)).
+  auto data(Index rows) {
+    return [this, rows](std::int64_t i, typename Model::Params& grad) {
+      return Model::loss_and_gradient(be, *params, static_cast<Index>(i) * rows, rows, grad);
+    };
+  }
+};
+
+std::string printed(std::FILE* file) {
+  std::rewind(file);
+  std::string text(4096, '\0');
+  text.resize(std::fread(text.data(), 1, text.size(), file));
+  std::fclose(file);
+  return text;
+}
+}  // namespace
+
+TEST_CASE("Two micro-batches of half the batch equal one whole batch") {
+  Setup<Cpu<double>> whole, halves;
+  const TrainOptions options{.max_steps = 6, .lr = 1e-2, .num_microbatches = 1};
+  auto one = whole.trainer(options);
+  auto two = halves.trainer([&] {
+    auto o = options;
+    o.num_microbatches = 2;
+    return o;
+  }());
+  for (int i = 0; i < 6; ++i) {
+    const auto a = one.step(whole.data(32)), b = two.step(halves.data(16));
+    CHECK(a.loss == Approx(b.loss).epsilon(1e-12));
+    CHECK(a.gradient_norm == Approx(b.gradient_norm).epsilon(1e-12));
+  }
+  CHECK(two.micro_batches == 12);
+  for_each_tensor(
+      [](std::string_view name, const auto& a, const auto& b) {
+        INFO(name);
+        for (Index i = 0; i < a.size(); ++i)
+          CHECK(a.data()[i] == Approx(b.data()[i]).epsilon(1e-9).margin(1e-11));
+      },
+      *whole.params, *halves.params);
+}
+
+TEST_CASE("Training lowers the loss, reports and asks for checkpoints when it should") {
+  Setup<Cpu<float>> setup;
+  auto trainer =
+      setup.trainer({.max_steps = 205, .lr = 2e-2, .num_microbatches = 2, .log_freq = 50, .ckpt_freq = 100});
+  std::vector<StepReport> reports;
+  std::vector<std::int64_t> checkpoints;
+  std::FILE* out = std::tmpfile();
+  const bool finished =
+      trainer.run(setup.data(16), {.log = [&](const StepReport& r) { reports.push_back(r); },
+                                   .checkpoint = [&] { checkpoints.push_back(trainer.adam.step); },
+                                   .progress = out});
+  CHECK(finished);
+  CHECK(checkpoints == std::vector<std::int64_t>{100, 200, 205});
+  REQUIRE(reports.size() == 5);
+  CHECK(reports[0].step == 50);
+  CHECK(reports[4].step == 205);
+  CHECK(reports[4].loss < 0.5);  // guessing costs log 4 = 1.39
+  CHECK(reports[4].frames_per_second == Approx(205 * 32 / reports[4].seconds).epsilon(1e-9));
+  CHECK(reports[4].seconds_left == 0);
+  CHECK(reports[0].seconds_left == Approx(reports[0].seconds / 50 * 155));
+  CHECK(reports[1].learning_rate ==
+        Approx(OneCycle({.total_steps = 205, .max_lr = 2e-2})(99)).epsilon(1e-15));
+  const std::string text = printed(out);
+  CHECK(std::count(text.begin(), text.end(), '\n') == 5);  // not a terminal: plain lines
+  CHECK_THAT(
+      text, contains("step 50/205  loss ") && contains(" lr ") && contains(" frames/s") && contains(" left"));
+  CHECK(trainer.run(setup.data(16)));  // nothing left to do
+  CHECK(trainer.adam.step == 205);
+}
+
+TEST_CASE("A signal finishes the step, saves and leaves") {
+  Setup<Cpu<float>> setup;
+  auto trainer = setup.trainer({.max_steps = 100});
+  const int signal = GENERATE(SIGINT, SIGTERM);
+  struct sigaction before {}, after {};
+  sigaction(signal, nullptr, &before);
+  int saved = 0;
+  auto data = setup.data(8);
+  const bool finished = trainer.run(
+      [&](std::int64_t i, auto& grad) {
+        if (i == 3) std::raise(signal);
+        return data(i, grad);
+      },
+      {.checkpoint = [&] { ++saved; }, .progress = nullptr});
+  CHECK_FALSE(finished);
+  CHECK(trainer.adam.step == 4);
+  CHECK(saved == 1);
+  CHECK(trainer.run(data, {.progress = nullptr}));  // goes on where it stopped
+  CHECK(trainer.micro_batches == 100);
+  sigaction(signal, nullptr, &after);
+  CHECK(after.sa_handler == before.sa_handler);
+}
+
+TEST_CASE("Divergence stops the training before the parameters change") {
+  Setup<Cpu<float>> setup;
+  auto trainer = setup.trainer({.max_steps = 10});
+  auto data = setup.data(8);
+  trainer.step(data);
+  const Store<test::Classifier<Cpu<float>>::Params, Cpu<float>> before(setup.be, setup.params);
+  const auto same = [&] {
+    return std::memcmp(before.data(), setup.params.data(), static_cast<std::size_t>(before.bytes())) == 0;
+  };
+  CHECK_THROWS_WITH(trainer.step([&](std::int64_t i, auto& grad) {
+    return MicroBatch{data(i, grad).loss * NAN, 8};
+  }),
+                    contains("training step 2") && contains("NaN") && contains("those of step 1"));
+  CHECK(same());
+  CHECK_THROWS_WITH(trainer.step([&](std::int64_t i, auto& grad) {
+    const auto done = data(i, grad);
+    grad.second.weight(1, 1) = NAN;
+    return done;
+  }),
+                    contains("'second.weight'") && contains("NaN"));
+  CHECK(same());
+  CHECK(trainer.adam.step == 1);
+  CHECK_THROWS_WITH(setup.trainer({.num_microbatches = 0}), contains("num_microbatches"));
+}
+
+TEST_CASE("Durations are short") {
+  CHECK(duration_text(7.4) == "7s");
+  CHECK(duration_text(130) == "2m10s");
+  CHECK(duration_text(3725) == "1h02m");
+}
