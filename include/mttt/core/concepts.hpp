@@ -74,4 +74,15 @@ constexpr Index out_time(Index steps) {
   }
 }
 
+/// Input steps must come in multiples of this (a strided convolution's stride); 1 unless the block says
+/// otherwise.
+template <class Block>
+constexpr Index time_multiple() {
+  if constexpr (requires { Block::time_multiple; }) {
+    return Block::time_multiple;
+  } else {
+    return 1;
+  }
+}
+
 }  // namespace mttt
