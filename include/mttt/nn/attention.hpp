@@ -307,6 +307,11 @@ struct AttentionConfig {
   consteval Index qkv_dim() const { return dim + 2 * kv_dim(); }
 };
 
+/// Streaming keeps `context` keys a session, so their number must be known.
+template <Index context>
+concept BoundedContext = context >
+0;
+
 template <AttentionConfig C, class B>
 struct Attention {
   static_assert(C.num_heads > 0 && C.dim % C.num_heads == 0, "Attention: num_heads must divide dim");
@@ -377,7 +382,7 @@ struct Attention {
   }
 
   static void step(B& be, const Params& p, State& state, Sequence<const T, in> x, Sequence<T, out> y,
-                   Mask mask) requires(C.context > 0) {
+                   Mask mask) requires BoundedContext<C.context> {
     const auto scope = be.scope();
     const Index batch = x.extent(0), steps = x.extent(1);
     const auto qkv = be.template make<T, dyn, dyn, qkv_dim>(batch, steps);
@@ -388,7 +393,7 @@ struct Attention {
     be.matmul(mixed.matrix(), p.out_proj.matrix().t(), y.matrix());
     advance(be, state.position.data(), batch, steps, mask);
   }
-  static void reset(B& be, const Params&, State& state, Mask mask) requires(C.context > 0) {
+  static void reset(B& be, const Params&, State& state, Mask mask) requires BoundedContext<C.context> {
     clear_state(be, state, mask);
   }
 

@@ -1,0 +1,60 @@
+// Recompute: a block that keeps only its input for backward and runs forward again there: memory for time.
+//
+// Formula: that of Inner.
+// Shapes:  those of Inner.
+// Units:   none.
+// Errors:  none.
+// Not supported: random numbers inside Inner; blocks here have none.
+// Source:  Chen et al. 2016 (arXiv 1604.06174), activation checkpointing.
+#pragma once
+
+#include "mttt/nn/residual.hpp"
+
+namespace mttt {
+
+/// Has the parameter names of Inner. Best around a whole layer: what it holds between the passes is x.
+template <class Inner>
+struct Recompute {
+  using T = typename Inner::T;
+  static constexpr Index in = Inner::in, out = Inner::out, time_multiple = mttt::time_multiple<Inner>();
+
+  using Params = typename Inner::Params;
+  struct Saved {
+    Sequence<const T, in> x;
+  };
+  using State = typename detail::StateOf<Inner>::type;
+
+  static constexpr Index out_time(Index steps) { return mttt::out_time<Inner>(steps); }
+
+  static void init(Params& p, Rng& rng) { Inner::init(p, rng); }
+
+  template <class B>
+  static void forward(B& be, const Params& p, Sequence<const T, in> x, Sequence<T, out> y, Saved& saved) {
+    saved.x = x;
+    const auto scope = be.scope();
+    typename Inner::Saved forgotten;
+    Inner::forward(be, p, x, y, forgotten);
+  }
+
+  template <class B>
+  static void backward(B& be, const Params& p, const Saved& saved, Sequence<const T, out> dy,
+                       Sequence<T, in> dx, Params& grad) {
+    const auto scope = be.scope();
+    const auto y = be.template make<T, dyn, dyn, out>(dy.extent(0), dy.extent(1));
+    typename Inner::Saved inner;
+    Inner::forward(be, p, saved.x, y, inner);
+    Inner::backward(be, p, inner, dy, dx, grad);
+  }
+
+  template <class B>
+  requires Streamable<Inner, B>
+  static void step(B& be, const Params& p, State& state, Sequence<const T, in> x, Sequence<T, out> y,
+                   Mask mask) {
+    Inner::step(be, p, state, x, y, mask);
+  }
+  template <class B>
+  requires Streamable<Inner, B>
+  static void reset(B& be, const Params& p, State& state, Mask mask) { Inner::reset(be, p, state, mask); }
+};
+
+}  // namespace mttt

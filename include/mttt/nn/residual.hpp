@@ -1,0 +1,77 @@
+// Residual: a block around which the input passes unchanged.
+//
+// Formula: y = x + f(x);  dx = dy + df/dx^T dy.
+// Shapes:  x, y (B, T, C).
+// Units:   none.
+// Errors:  static_assert on a block whose output is not shaped as its input.
+// Not supported: a projection on the shortcut.
+// Source:  He et al. 2015 (arXiv 1512.03385).
+#pragma once
+
+#include "mttt/core/concepts.hpp"
+#include "mttt/nn/elementwise.hpp"
+
+namespace mttt {
+
+namespace detail {
+
+/// A block's State; none for a block that cannot be streamed and declares none.
+template <class Block>
+struct StateOf {
+  using type = NoState;
+};
+template <class Block>
+requires requires { typename Block::State; }
+struct StateOf<Block> {
+  using type = typename Block::State;
+};
+
+template <class Block>
+inline constexpr bool keeps_shape =
+    Block::in == Block::out&& mttt::out_time<Block>(time_multiple<Block>()) == time_multiple<Block>();
+
+}  // namespace detail
+
+/// Has the parameter names of Inner.
+template <class Inner>
+struct Residual {
+  static_assert(detail::keeps_shape<Inner>,
+                "Residual: the inner block must give as many channels and steps as it takes");
+
+  using T = typename Inner::T;
+  static constexpr Index in = Inner::in, out = Inner::out, time_multiple = mttt::time_multiple<Inner>();
+
+  using Params = typename Inner::Params;
+  using Saved = typename Inner::Saved;
+  using State = typename detail::StateOf<Inner>::type;
+
+  static void init(Params& p, Rng& rng) { Inner::init(p, rng); }
+
+  template <class B>
+  static void forward(B& be, const Params& p, Sequence<const T, in> x, Sequence<T, out> y, Saved& saved) {
+    // Inner's output stays in the arena: its Saved may refer to it, and y must hold the sum.
+    const auto branch = be.template make<T, dyn, dyn, out>(x.extent(0), x.extent(1));
+    Inner::forward(be, p, x, branch, saved);
+    sum<B, T>(be, x.data(), branch.data(), y.data(), y.size());
+  }
+
+  template <class B>
+  static void backward(B& be, const Params& p, const Saved& saved, Sequence<const T, out> dy,
+                       Sequence<T, in> dx, Params& grad) {
+    Inner::backward(be, p, saved, dy, dx, grad);
+    add_to<B, T>(be, dy.data(), dx.data(), dx.size());
+  }
+
+  template <class B>
+  requires Streamable<Inner, B>
+  static void step(B& be, const Params& p, State& state, Sequence<const T, in> x, Sequence<T, out> y,
+                   Mask mask) {
+    Inner::step(be, p, state, x, y, mask);
+    add_to<B, T>(be, x.data(), y.data(), y.size());
+  }
+  template <class B>
+  requires Streamable<Inner, B>
+  static void reset(B& be, const Params& p, State& state, Mask mask) { Inner::reset(be, p, state, mask); }
+};
+
+}  // namespace mttt
