@@ -26,7 +26,7 @@ namespace detail {
 
 /// cos and sin of place * theta^(-2 i / F), for every place in a mini-batch.
 template <class A>
-struct RopeTable {
+struct InnerRopeTable {
   A *cos, *sin;
   Index half;
   double theta;

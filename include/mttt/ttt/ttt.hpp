@@ -314,7 +314,8 @@ struct Ttt {
     if constexpr (C.rope) {
       in_.cos = be.template make<A, C.mini_batch_size, F / 2>();
       in_.sin = be.template make<A, C.mini_batch_size, F / 2>();
-      be.for_each(in_.cos.size(), detail::RopeTable<A>{in_.cos.data(), in_.sin.data(), F / 2, C.rope_theta});
+      be.for_each(in_.cos.size(),
+                  detail::InnerRopeTable<A>{in_.cos.data(), in_.sin.data(), F / 2, C.rope_theta});
     }
     be.rows(batch * steps * H, prepare_of(in_, position), 0, 8 * F);
     return in_;

@@ -1,0 +1,158 @@
+// Gated: adds a block's output through a learned gate, so that a pretrained model starts almost as it was.
+//
+// Formula: y = base + tanh(alpha) * inner(x), alpha per channel; as a block, base = x.
+//          Where alpha is exactly 0, y is base to the bit, whatever inner(x) is.
+// Shapes:  base, x, y (B, T, dim); alpha (dim).
+// Units:   none.
+// Errors:  none.
+// Not supported: inner blocks whose widths differ.
+// Source:  "One-Minute Video Generation with Test-Time Training" (2025), section 3.1; ttt-video-dit
+// SSMGating.
+#pragma once
+
+#include <cmath>
+
+#include "mttt/core/concepts.hpp"
+#include "mttt/nn/linear.hpp"
+
+namespace mttt {
+
+namespace detail {
+
+template <class T>
+struct AddGated {
+  const T *alpha, *base, *t;
+  T* y;
+  Index width;
+  template <class Team>
+  MTTT_HD void operator()(Team team, Index row) const {
+    const T *a = alpha, *b = base + row * width, *in = t + row * width;
+    T* out = y + row * width;
+    team.for_each(width, [=](Index i) { out[i] = a[i] == T(0) ? b[i] : b[i] + std::tanh(a[i]) * in[i]; });
+  }
+};
+
+/// dt = tanh(alpha) dy
+template <class T>
+struct AddGatedBackward {
+  const T *alpha, *dy;
+  T* dt;
+  Index width;
+  template <class Team>
+  MTTT_HD void operator()(Team team, Index row) const {
+    const T *a = alpha, *up = dy + row * width;
+    T* out = dt + row * width;
+    team.for_each(width, [=](Index i) { out[i] = std::tanh(a[i]) * up[i]; });
+  }
+};
+
+/// dalpha += (1 - tanh(alpha)^2) * column sums of dy t; one team a block of columns.
+template <class T, class A>
+struct AlphaGradient {
+  const T *alpha, *dy, *t;
+  T* grad;
+  Index rows, width, block;
+  template <class Team>
+  MTTT_HD void operator()(Team team, Index b) const {
+    const Index first = b * block, n = block < width - first ? block : width - first;
+    const T *a = alpha + first, *up = dy + first, *in = t + first;
+    T* out = grad + first;
+    const Index count = rows, ld = width;
+    team.for_each(n, [=](Index c) {
+      A total = 0;
+      for (Index r = 0; r < count; ++r)
+        total += static_cast<A>(up[r * ld + c]) * static_cast<A>(in[r * ld + c]);
+      const A h = std::tanh(static_cast<A>(a[c]));
+      out[c] += static_cast<T>((A(1) - h * h) * total);
+    });
+  }
+};
+
+}  // namespace detail
+
+struct GateConfig {
+  double initial_alpha = 0.1;
+};
+
+template <GateConfig C, class Inner, class B>
+struct Gated {
+  static_assert(Inner::in == Inner::out, "Gated: the inner block must keep the width");
+  using T = typename B::Scalar;
+  static constexpr Index in = Inner::in, out = in, dim = in;
+
+  struct Params {
+    typename Inner::Params inner;
+    Tensor<T, dim> alpha;
+    static void visit(auto&& f, auto&&... p) {
+      f("ttt", p.inner...);
+      f("gating_alpha", p.alpha...);
+    }
+  };
+  struct Saved {
+    typename Inner::Saved inner;
+    Sequence<const T, dim> base, t;  // t = inner(x)
+  };
+  using State = typename Inner::State;
+
+  static void init(Params& p, Rng& rng) {
+    Inner::init(p.inner, rng);
+    init_constant(p.alpha, C.initial_alpha);
+  }
+
+  static void forward(B& be, const Params& p, Sequence<const T, dim> x, Sequence<T, dim> y, Saved& saved) {
+    forward_onto(be, p, x, x, y, saved);
+  }
+  /// y = base + tanh(alpha) inner(x)
+  static void forward_onto(B& be, const Params& p, Sequence<const T, dim> base, Sequence<const T, dim> x,
+                           Sequence<T, dim> y, Saved& saved) {
+    const auto t = be.template make<T, dyn, dyn, dim>(x.extent(0), x.extent(1));
+    Inner::forward(be, p.inner, x, t, saved.inner);
+    saved.base = base;
+    saved.t = t;
+    add(be, p, base, t, y);
+  }
+
+  static void backward(B& be, const Params& p, const Saved& saved, Sequence<const T, dim> dy,
+                       Sequence<T, dim> dx, Params& grad) {
+    backward_onto(be, p, saved, dy, dx, grad);
+    add_to(be, dy.data(), dx.data(), dx.size());
+  }
+  /// dx of the inner block's input alone; that of base is dy itself.
+  static void backward_onto(B& be, const Params& p, const Saved& saved, Sequence<const T, dim> dy,
+                            Sequence<T, dim> dx, Params& grad) {
+    const auto scope = be.scope();
+    const Index rows = dy.flat_rows().extent(0);
+    const auto dt = be.template make<T, dyn, dyn, dim>(dy.extent(0), dy.extent(1));
+    be.rows(rows, detail::AddGatedBackward<T>{p.alpha.data(), dy.data(), dt.data(), dim}, 0, 8 * dim);
+    constexpr Index block = 64;
+    be.rows((dim + block - 1) / block,
+            detail::AlphaGradient<T, typename B::Accum>{p.alpha.data(), dy.data(), saved.t.data(),
+                                                        grad.alpha.data(), rows, dim, block},
+            0, rows * block);
+    Inner::backward(be, p.inner, saved.inner, dt, dx, grad.inner);
+  }
+
+  static void step(B& be, const Params& p, State& state, Sequence<const T, dim> x, Sequence<T, dim> y,
+                   Mask mask) {
+    step_onto(be, p, state, x, x, y, mask);
+  }
+  static void step_onto(B& be, const Params& p, State& state, Sequence<const T, dim> base,
+                        Sequence<const T, dim> x, Sequence<T, dim> y, Mask mask) {
+    const auto scope = be.scope();
+    const auto t = be.template make<T, dyn, dyn, dim>(x.extent(0), x.extent(1));
+    Inner::step(be, p.inner, state, x, t, mask);
+    add(be, p, base, t, y);
+  }
+  static void reset(B& be, const Params& p, State& state, Mask mask) {
+    Inner::reset(be, p.inner, state, mask);
+  }
+
+ private:
+  static void add(B& be, const Params& p, Sequence<const T, dim> base, Sequence<const T, dim> t,
+                  Sequence<T, dim> y) {
+    be.rows(y.flat_rows().extent(0),
+            detail::AddGated<T>{p.alpha.data(), base.data(), t.data(), y.data(), dim}, 0, 8 * dim);
+  }
+};
+
+}  // namespace mttt

@@ -1,0 +1,65 @@
+// With every gate at 0, a transformer with TTT layers is the one without, to the bit: offline and streamed.
+#include "catch.hpp"
+#include "mttt/backend/cpu/cpu.hpp"
+#include "mttt/laws.hpp"
+#include "mttt/lm/temporal.hpp"
+
+namespace {
+using namespace mttt;
+
+constexpr TemporalConfig config(Placement placement) {
+  return {.dim = 16,
+          .num_heads = 2,
+          .num_layers = 3,
+          .hidden = 20,
+          .context = 6,
+          .ttt_layers = LayerSet::range(1, 2),
+          .placement = placement,
+          .ttt = {.dim = 0, .num_heads = 0, .mini_batch_size = 4}};
+}
+
+template <Placement placement>
+void compare() {
+  using B = Cpu<float>;
+  B be;
+  using With = Temporal<config(placement), B>;
+  using Without = Temporal<config(placement).without_ttt(), B>;
+  Rng rng(3);
+  Store<typename With::Params, B> params(be);
+  Store<typename Without::Params, B> base(be);
+  With::init(*params, rng);
+  for_each_tensor([&](std::string_view, auto& t) { laws::fill_normal(t, 0.3, rng); }, *params);
+  for_each_tensor(
+      [&](std::string_view name, auto& t) {
+        if (name.ends_with("gating_alpha")) init_constant(t, 0);
+        for_each_tensor(
+            [&](std::string_view other, auto& to) {
+              if (other == name) be.copy(t.data(), to.data(), to.size());
+            },
+            *base);
+      },
+      *params);
+
+  const auto x = be.make<float, dyn, dyn, 16>(2, 19), y = be.make<float, dyn, dyn, 16>(2, 19);
+  const auto expected = be.make<float, dyn, dyn, 16>(2, 19);
+  laws::fill_normal(x, 1, rng);
+  typename With::Saved saved;
+  typename Without::Saved base_saved;
+  With::forward(be, *params, x, y, saved);
+  Without::forward(be, *base, x, expected, base_saved);
+  CHECK(std::memcmp(y.data(), expected.data(), sizeof(float) * static_cast<std::size_t>(y.size())) == 0);
+
+  Store<typename With::State, B> state(be, 2);
+  Store<typename Without::State, B> base_state(be, 2);
+  With::reset(be, *params, *state, Mask{});
+  Without::reset(be, *base, *base_state, Mask{});
+  With::step(be, *params, *state, x, y, Mask{});
+  Without::step(be, *base, *base_state, x, expected, Mask{});
+  CHECK(std::memcmp(y.data(), expected.data(), sizeof(float) * static_cast<std::size_t>(y.size())) == 0);
+}
+
+}  // namespace
+
+TEST_CASE("gates at 0, parallel") { compare<Placement::parallel>(); }
+TEST_CASE("gates at 0, after attention") { compare<Placement::after_attention>(); }
+TEST_CASE("gates at 0, before attention") { compare<Placement::before_attention>(); }
