@@ -1,0 +1,15 @@
+// The laws of Mimi's transformer; the window binds and the ring wraps.
+#include "mttt/codec/mimi_transformer.hpp"
+
+#include "laws.hpp"
+
+namespace {
+using namespace mttt;
+template <class B>
+using Transformer =
+    MimiTransformer<MimiTransformerConfig{
+                        .d_model = 12, .num_heads = 3, .num_layers = 2, .dim_feedforward = 20, .context = 5},
+                    B>;
+}  // namespace
+
+TEST_CASE("Mimi transformer") { mttt::testing::hold_to_all_laws<Transformer>(); }
