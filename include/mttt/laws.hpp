@@ -182,7 +182,14 @@ requires Trainable<Block, B> Verdict gradient(B& be, const Options& options = {}
     const auto inner = be.scope();
     typename Block::Saved saved;
     Block::forward(be, *params, x, y, saved);
+    const T before = static_cast<T>(0.5);  // `grad` must be added to
+    for_each_tensor([&](std::string_view, auto& g) { be.fill(g.data(), g.size(), before); }, *grad);
     Block::backward(be, *params, saved, dy, dx, *grad);
+    for_each_tensor(
+        [&](std::string_view, auto& g) {
+          for (Index i = 0; i < g.size(); ++i) g.data()[i] -= before;
+        },
+        *grad);
   }
 
   std::string says;
@@ -284,13 +291,15 @@ requires Streamable<Block, B> Verdict masking(B& be, const Options& options = {}
   Rng rng(options.seed);
   const auto scope = be.scope();
   auto params = random_params<Block>(be, options, rng);
-  const Index unit = time_multiple<Block>(), batch = std::max<Index>(2, options.batch);
-  auto x = be.template make<T, dyn, dyn, Block::in>(batch, unit);
-  auto y = be.template make<T, dyn, dyn, Block::out>(batch, out_time<Block>(unit));
-  auto expected = be.template make<T, dyn, dyn, Block::out>(batch, out_time<Block>(unit));
+  const Index batch = std::max<Index>(2, options.batch);
   auto state = detail::fresh_state<Block>(be, *params, batch);
   auto mask = be.template make<std::uint8_t, dyn>(batch);
   for (Index i = 0; i < options.steps; ++i) {
+    const auto inner = be.scope();
+    const Index steps = (1 + i % 3) * time_multiple<Block>();  // chunks of several lengths
+    auto x = be.template make<T, dyn, dyn, Block::in>(batch, steps);
+    auto y = be.template make<T, dyn, dyn, Block::out>(batch, out_time<Block>(steps));
+    auto expected = be.template make<T, dyn, dyn, Block::out>(batch, out_time<Block>(steps));
     fill_normal(x, options.input_scale, rng);
     for (Index b = 0; b < batch; ++b) mask(b) = rng.uniform() < 0.5;
     Store<typename Block::State, B> before(be, state), unmasked(be, state);
@@ -302,7 +311,7 @@ requires Streamable<Block, B> Verdict masking(B& be, const Options& options = {}
           return {false, "masking: a masked session's State changed"};
         continue;
       }
-      const Index width = out_time<Block>(unit) * Block::out;
+      const Index width = y.extent(1) * Block::out;
       if (!detail::same_session(*state, *unmasked, b) ||
           !detail::same_bits(y.data() + b * width, expected.data() + b * width, width)) {
         return {false, "masking: an active session was changed by its neighbour's mask"};

@@ -309,8 +309,7 @@ struct AttentionConfig {
 
 /// Streaming keeps `context` keys a session, so their number must be known.
 template <Index context>
-concept BoundedContext = context >
-0;
+concept BoundedContext = (context > 0);
 
 template <AttentionConfig C, class B>
 struct Attention {
