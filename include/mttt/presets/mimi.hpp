@@ -1,0 +1,23 @@
+// The sizes of Mimi that ship: the published codec, and a toy for demonstrations and tests.
+//
+// Formula, errors: see codec/mimi.hpp.
+// Shapes:  MimiConfig.
+// Units:   sample_rate in Hz; both have 12.5 frames a second.
+// Not supported: weights; see io/checkpoint.hpp to load them.
+// Source:  kyutai-labs/moshi models/loaders.py `_mimi_config` for mimi_24khz.
+#pragma once
+
+#include "mttt/codec/mimi.hpp"
+
+namespace mttt::presets {
+
+/// The published codec of Moshi, which takes 8 of its 32 codebooks. 79 million parameters.
+inline constexpr MimiConfig mimi_24khz{};
+
+/// The same frames in a network that encodes and decodes far faster than real time on one core.
+inline constexpr MimiConfig mimi_tiny{
+    .seanet = {.dimension = 64, .n_filters = 4},
+    .transformer = {.d_model = 64, .num_heads = 4, .num_layers = 1, .dim_feedforward = 128, .context = 50},
+    .quantizer = {.dim = 64, .codebook_dim = 32, .card = 256, .n_q = 8}};
+
+}  // namespace mttt::presets
