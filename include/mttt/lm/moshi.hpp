@@ -1,0 +1,242 @@
+// Moshi: the language model over one text stream and n_q audio streams, of which it speaks the first dep_q.
+//
+// Formula: x_t = text_emb(c_0) + sum_k emb_k(c_k+1), c the codes delayed and one frame back (lm/delays.hpp);
+//          z = out_norm(transformer(x));  text logits = text_linear z;  audio logits_k = linears_k of the
+//          depformer's step k, given z and the delayed codes of the same frame.
+// Shapes:  codes (B, 1 + n_q, T), stream 0 text, 1 to dep_q Moshi's voice, the rest the user's;
+//          text logits (B, T, text_card), audio logits (dep_q, B * T, card), rows (b, t) within a stream;
+//          masks (1, B, T) and (dep_q, B, T). Logits are aligned with the codes that they predict.
+// Units:   frames.
+// Errors:  a code without an embedding; a config that contradicts itself fails to compile.
+// Not supported: conditioning, several text streams, extra heads, classifier-free guidance.
+// Source:  Moshi (arXiv 2410.00037); kyutai-labs/moshi models/lm.py `LMModel`.
+#pragma once
+
+#include "mttt/lm/delays.hpp"
+#include "mttt/lm/depformer.hpp"
+#include "mttt/lm/temporal.hpp"
+
+namespace mttt {
+
+struct MoshiConfig {
+  Index n_q, dep_q;       // audio streams read; of these spoken
+  Index card, text_card;  // codes of an audio stream, of the text stream
+  Delays delays;          // frames: text, then the n_q audio streams
+  TemporalConfig temporal;
+  DepformerConfig depformer;
+  std::int32_t existing_text_padding_id = 3, existing_text_end_padding_id = 0;
+
+  constexpr Index streams() const { return 1 + n_q; }
+  constexpr Index spoken_streams() const { return 1 + dep_q; }
+  constexpr Index heard_streams() const { return n_q - dep_q; }
+  constexpr Index max_delay() const { return delays.largest(streams()); }
+  constexpr InitialCodes initial() const {
+    return {static_cast<std::int32_t>(text_card), static_cast<std::int32_t>(card)};
+  }
+  consteval bool delays_fit() const {
+    for (Index k = 0; k < max_streams; ++k) {
+      if (delays.of[k] < 0 || (k >= streams() && delays.of[k] != 0)) return false;
+    }
+    return true;
+  }
+  consteval bool padding_fits() const {
+    return existing_text_padding_id >= 0 && existing_text_padding_id < text_card &&
+           existing_text_end_padding_id >= 0 && existing_text_end_padding_id < text_card;
+  }
+  consteval DepformerConfig depformer_config() const {
+    DepformerConfig config = depformer;
+    config.steps = dep_q;
+    config.in_dim = temporal.dim;
+    config.card = card;
+    config.text_card = text_card;
+    return config;
+  }
+  /// The same model without TTT: what the gates at 0 must reproduce.
+  consteval MoshiConfig without_ttt() const {
+    MoshiConfig config = *this;
+    config.temporal = temporal.without_ttt();
+    return config;
+  }
+};
+
+namespace detail {
+
+/// Row (k, b, t) of y is row (k, b, t + sign * delay) of x, 0 where that is outside.
+template <class T>
+struct ShiftRow {
+  const T* x;
+  T* y;
+  Delays delays;
+  Index first, batch, steps, width, sign;
+  template <class Team>
+  MTTT_HD void operator()(Team team, Index row) const {
+    const Index t = row % steps, from = t + sign * delays.of[first + row / steps / batch];
+    const T* in = x + (row - t + from) * width;
+    T* out = y + row * width;
+    if (from < 0 || from >= steps) {
+      team.for_each(width, [=](Index i) { out[i] = T(0); });
+    } else {
+      team.for_each(width, [=](Index i) { out[i] = in[i]; });
+    }
+  }
+};
+
+}  // namespace detail
+
+template <MoshiConfig C, class B>
+struct Moshi {
+  static_assert(C.n_q >= 1 && C.n_q < max_streams, "MoshiConfig: n_q must be 1 to max_streams - 1");
+  static_assert(C.dep_q >= 1 && C.dep_q <= C.n_q, "MoshiConfig: dep_q must be 1 to n_q");
+  static_assert(C.card >= 1 && C.text_card >= 1, "MoshiConfig: card and text_card must be positive");
+  static_assert(C.delays_fit(), "MoshiConfig: delays must not be negative, nor more than 1 + n_q");
+  static_assert(C.padding_fits(), "MoshiConfig: the padding ids must be text codes");
+
+  using T = typename B::Scalar;
+  static constexpr MoshiConfig config = C;
+  static constexpr Index dim = C.temporal.dim, depth = C.depformer.dim, K = C.dep_q;
+
+  using Transformer = Temporal<C.temporal, B>;
+  using AudioEmbedding = Embedding<EmbeddingConfig{.card = C.card + 1, .dim = dim}, B>;
+  using TextEmbedding = Embedding<EmbeddingConfig{.card = C.text_card + 1, .dim = dim}, B>;
+  using OutNorm = RmsNorm<NormConfig{.dim = dim, .eps = C.temporal.norm_eps}, B>;
+  using TextLinear = Linear<LinearConfig{.in = dim, .out = C.text_card}, B>;
+  using Depth = Depformer<C.depformer_config(), B>;
+  using Linears = PerStep<Linear<LinearConfig{.in = depth, .out = C.card}, B>, K, B>;
+
+  struct Params {
+    std::array<typename AudioEmbedding::Params, static_cast<std::size_t>(C.n_q)> emb;
+    typename TextEmbedding::Params text_emb;
+    typename Transformer::Params transformer;
+    typename OutNorm::Params out_norm;
+    typename TextLinear::Params text_linear;
+    typename Depth::Params depformer;
+    typename Linears::Params linears;
+    static void visit(auto&& f, auto&&... p) {
+      f("emb", p.emb...);
+      f("text_emb", p.text_emb...);
+      f("transformer", p.transformer...);
+      f("out_norm", p.out_norm...);
+      f("text_linear", p.text_linear...);
+      f("", p.depformer...);  // depformer_in, depformer_emb, depformer_text_emb, depformer.layers
+      f("linears", p.linears...);
+    }
+  };
+  struct Saved {
+    Streams<const std::int32_t> inputs, delayed;  // (B, 1 + n_q, T): what is read, what is predicted
+    typename Transformer::Saved transformer;
+    typename OutNorm::Saved out_norm;
+    typename TextLinear::Saved text_linear;
+    typename Depth::Saved depformer;
+    typename Linears::Saved linears;
+  };
+  /// In the arena. A backward pass may overwrite the logits with their own gradient.
+  struct Output {
+    Sequence<T, C.text_card> text_logits;  // (B, T, text_card)
+    Sequence<T, C.card> logits;            // (dep_q, B * T, card)
+    Streams<std::uint8_t> text_mask;       // (1, B, T)
+    Streams<std::uint8_t> mask;            // (dep_q, B, T)
+  };
+
+  static void init(Params& p, Rng& rng) {
+    for (auto& one : p.emb) AudioEmbedding::init(one, rng);
+    TextEmbedding::init(p.text_emb, rng);
+    Transformer::init(p.transformer, rng);
+    OutNorm::init(p.out_norm, rng);
+    TextLinear::init(p.text_linear, rng);
+    Depth::init(p.depformer, rng);
+    Linears::init(p.linears, rng);
+  }
+
+  static Output forward(B& be, const Params& p, Streams<const std::int32_t> codes, Saved& saved) {
+    const Index batch = codes.extent(0), steps = codes.extent(2);
+    if (codes.extent(1) != C.streams()) {
+      fail("Moshi: codes", std::to_string(codes.extent(1)) + " streams", std::to_string(C.streams()),
+           "pass the text stream and n_q audio streams");
+    }
+    check_streams(be, "Moshi: codes", codes, 0, {zero_code, C.initial().text, C.initial().audio});
+    const auto inputs = be.template make<std::int32_t, dyn, dyn, dyn>(batch, C.streams(), steps);
+    const auto delayed = be.template make<std::int32_t, dyn, dyn, dyn>(batch, C.streams(), steps);
+    delay_codes(be, codes, C.delays, C.initial(), 1, inputs);
+    delay_codes(be, codes, C.delays, C.initial(), 0, delayed);
+    saved.inputs = inputs;
+    saved.delayed = delayed;
+
+    const auto make = [&] { return be.template make<T, dyn, dyn, dim>(batch, steps); };
+    const auto x = make(), h = make(), z = make();
+    embed(be, p, inputs, x);
+    Transformer::forward(be, p.transformer, x, h, saved.transformer);
+    OutNorm::forward(be, p.out_norm, h, z, saved.out_norm);
+    const auto y = be.template make<T, dyn, dyn, depth>(K, batch * steps);
+    Depth::forward(be, p.depformer, z, delayed, y, saved.depformer);
+
+    Output out;
+    out.text_logits = be.template make<T, dyn, dyn, C.text_card>(batch, steps);
+    out.logits = be.template make<T, dyn, dyn, C.card>(K, batch * steps);
+    out.text_mask = be.template make<std::uint8_t, dyn, dyn, dyn>(1, batch, steps);
+    out.mask = be.template make<std::uint8_t, dyn, dyn, dyn>(K, batch, steps);
+    TextLinear::forward(be, p.text_linear, shifted<0, 1>(be, z, batch, +1), out.text_logits,
+                        saved.text_linear);
+    Linears::forward(be, p.linears, shifted<1, K>(be, y, batch, +1), out.logits, saved.linears);
+    delay_mask(be, codes, C.delays, 0, out.text_mask);
+    delay_mask(be, codes, C.delays, 1, out.mask);
+    return out;
+  }
+
+  static void backward(B& be, const Params& p, const Saved& saved,
+                       Sequence<const T, C.text_card> dtext_logits, Sequence<const T, C.card> dlogits,
+                       Params& grad) {
+    const auto scope = be.scope();
+    const Index batch = dtext_logits.extent(0), steps = dtext_logits.extent(1);
+    const auto make = [&] { return be.template make<T, dyn, dyn, dim>(batch, steps); };
+    const auto part = make();
+    TextLinear::backward(be, p.text_linear, saved.text_linear, dtext_logits, part, grad.text_linear);
+    const auto dz = shifted<0, 1>(be, part, batch, -1);
+    const auto dys = be.template make<T, dyn, dyn, depth>(K, batch * steps);
+    Linears::backward(be, p.linears, saved.linears, dlogits, dys, grad.linears);
+    Depth::backward(be, p.depformer, saved.depformer, shifted<1, K>(be, dys, batch, -1), dz, grad.depformer);
+    const auto dh = make(), dx = make();
+    OutNorm::backward(be, p.out_norm, saved.out_norm, dz, dh, grad.out_norm);
+    Transformer::backward(be, p.transformer, saved.transformer, dh, dx, grad.transformer);
+    TextEmbedding::backward(be, stream(saved.inputs, 0), dx.data(), grad.text_emb);
+    for (std::size_t k = 0; k < grad.emb.size(); ++k)
+      AudioEmbedding::backward(be, stream(saved.inputs, static_cast<Index>(k) + 1), dx.data(), grad.emb[k]);
+  }
+
+  /// x (B, T, dim): the sum of the embeddings of codes (B, 1 + n_q, T).
+  static void embed(B& be, const Params& p, Streams<const std::int32_t> codes, Sequence<T, dim> x) {
+    TextEmbedding::forward(be, p.text_emb, stream(codes, 0), x.data());
+    for (std::size_t k = 0; k < p.emb.size(); ++k)
+      AudioEmbedding::forward(be, p.emb[k], stream(codes, static_cast<Index>(k) + 1), x.data(), Write::add);
+  }
+
+ private:
+  static Codes<std::int32_t> stream(Streams<const std::int32_t> codes, Index k) {
+    const Index steps = codes.extent(2);
+    return {codes.data() + k * steps, codes.extent(0), steps, {codes.extent(1) * steps, 1}};
+  }
+
+  /// Rows (Count, B, T) of streams [First, First + Count), each moved by its delay: +1 to the time of the
+  /// codes, -1 back. x itself where no stream is delayed.
+  template <Index First, Index Count, Index Width>
+  static Sequence<T, Width> shifted(B& be, Sequence<T, Width> x, Index batch, Index sign) {
+    constexpr bool delayed = [] {
+      for (Index k = First; k < First + Count; ++k) {
+        if (C.delays.of[k] != 0) return true;
+      }
+      return false;
+    }();
+    if constexpr (!delayed) {
+      return x;
+    } else {
+      const auto y = be.template make<T, dyn, dyn, Width>(x.extent(0), x.extent(1));
+      const Index rows = x.extent(0) * x.extent(1);
+      be.rows(
+          rows,
+          detail::ShiftRow<T>{x.data(), y.data(), C.delays, First, batch, rows / Count / batch, Width, sign},
+          0, Width);
+      return y;
+    }
+  }
+};
+
+}  // namespace mttt

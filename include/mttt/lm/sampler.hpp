@@ -1,0 +1,112 @@
+// Sampling of codes from logits: temperature, top-k, reproducible on every backend.
+//
+// Formula: code = argmax over the top k of  x_i / temperature - log(-log u_i)  (Gumbel), which draws from
+//          softmax(x / temperature) restricted to the k largest; u_i from Philox with the session's seed as
+//          key and (frame, stream, i) as counter: a draw depends on nothing else, in particular not on the
+//          neighbours in the batch. Greedy, or a temperature of 0 or less: argmax x.
+//          Ties, also at the edge of the top k, go to the lowest index.
+// Shapes:  logits (N, card), seeds and frames (N), codes: code of row r at codes[r * stride].
+// Units:   frames since the session's reset.
+// Errors:  none; a row of NaN yields some code in range.
+// Not supported: top-p.
+// Source:  kyutai-labs/moshi utils/sampling.py `sample_token`; Gumbel 1954; the k-th largest by radix select.
+#pragma once
+
+#include <bit>
+#include <cmath>
+#include <cstdint>
+
+#include "mttt/backend/backend.hpp"
+#include "mttt/core/rng.hpp"
+
+namespace mttt {
+
+struct SampleOptions {
+  double temperature = 0.8;
+  Index top_k = 250;  // 0 or less: all
+  bool greedy = false;
+};
+
+namespace detail {
+
+/// Ordered as the numbers are.
+MTTT_HD inline std::uint32_t order_key(float x) {
+  const std::uint32_t bits = std::bit_cast<std::uint32_t>(x + 0.0f);  // -0 becomes +0: they tie
+  return (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
+}
+
+template <class T>
+struct SampleRow {
+  const T* logits;
+  const std::int64_t *seeds, *frames;
+  std::int32_t* codes;
+  Index card, stride, stream, top_k;  // top_k 0: all
+  double inverse_temperature;         // 0: greedy
+
+  template <class Team>
+  MTTT_HD void operator()(Team team, Index row) const {
+    const T* x = logits + row * card;
+    Index best;
+    if (inverse_temperature == 0) {
+      best = team.template argmax<T>(card, [=](Index i) { return x[i]; });
+    } else {
+      std::uint32_t edge = 0;
+      Index last_tie = card;
+      if (top_k > 0) find_edge(team, x, edge, last_tie);
+      const std::uint64_t seed = static_cast<std::uint64_t>(seeds[row]);
+      const std::uint64_t frame = static_cast<std::uint64_t>(frames[row]);
+      const std::uint64_t high = static_cast<std::uint64_t>(stream) << 32;
+      const double scale = inverse_temperature;
+      best = team.template argmax<double>(card, [=](Index i) {
+        const std::uint32_t key = order_key(static_cast<float>(x[i]));
+        if (key < edge || (key == edge && i > last_tie)) return -INFINITY + 0.0;
+        const auto block = philox(seed, frame, high | (static_cast<std::uint64_t>(i) >> 2));
+        const double u = uniform_from(block.word[i & 3]);
+        return static_cast<double>(x[i]) * scale - std::log(-std::log(u));
+      });
+    }
+    if (team.leader()) codes[row * stride] = static_cast<std::int32_t>(best);
+  }
+
+  /// The key of the top_k-th largest logit, bit by bit, and the last index that may take part among its
+  /// equals.
+  template <class Team>
+  MTTT_HD void find_edge(Team team, const T* x, std::uint32_t& edge, Index& last_tie) const {
+    using Count = std::int32_t;
+    const Count k = static_cast<Count>(top_k);
+    for (int bit = 31; bit >= 0; --bit) {
+      const std::uint32_t higher = edge | (1u << bit);
+      const Count n = team.template sum<Count>(
+          card, [=](Index i) { return Count(order_key(static_cast<float>(x[i])) >= higher); });
+      if (n >= k) edge = higher;
+    }
+    const std::uint32_t key = edge;
+    const Count above = team.template sum<Count>(
+        card, [=](Index i) { return Count(order_key(static_cast<float>(x[i])) > key); });
+    last_tie = 0;
+    for (int bit = 30; bit >= 0; --bit) {  // the index before which lie fewer ties than may take part
+      const Index further = last_tie + (Index{1} << bit);
+      if (further >= card) continue;
+      const Count before = team.template sum<Count>(
+          further, [=](Index i) { return Count(order_key(static_cast<float>(x[i])) == key); });
+      if (before < k - above) last_tie = further;
+    }
+  }
+};
+
+}  // namespace detail
+
+/// One code a row. seeds and frames may be null when the choice is greedy.
+template <class B, class T, Index Card>
+void sample(B& be, Tensor<T, dyn, Card> logits, const SampleOptions& options, const std::int64_t* seeds,
+            const std::int64_t* frames, Index stream, std::int32_t* codes, Index stride = 1) {
+  const Index card = logits.extent(1);
+  const bool greedy = options.greedy || !(options.temperature > 0);
+  const Index top_k = options.top_k > 0 && options.top_k < card ? options.top_k : 0;
+  be.rows(logits.extent(0),
+          detail::SampleRow<std::remove_const_t<T>>{logits.data(), seeds, frames, codes, card, stride, stream,
+                                                    top_k, greedy ? 0 : 1 / options.temperature},
+          0, card * (top_k > 0 ? 64 : 4));
+}
+
+}  // namespace mttt

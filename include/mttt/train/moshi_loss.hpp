@@ -1,0 +1,59 @@
+// The training loss of Moshi, with its gradient in one call.
+//
+// Formula: total = text_loss + audio_loss, each a weighted mean of cross-entropies (train/loss.hpp), over the
+//          rows for which the delays leave a prediction.
+// Shapes:  codes (B, 1 + n_q, T).
+// Units:   nats.
+// Errors:  those of Moshi::forward and cross_entropy.
+// Not supported: gradients of the two losses apart.
+// Source:  kyutai-labs/moshi-finetune train.py, finetune/loss.py.
+#pragma once
+
+#include "mttt/lm/moshi.hpp"
+#include "mttt/train/loss.hpp"
+
+namespace mttt {
+
+struct MoshiLoss {
+  double text_loss, audio_loss;
+
+  double total() const { return text_loss + audio_loss; }
+};
+
+/// `Model` is a Moshi<C, B>. Adds to *grad, unless it is null. The padding ids come from the model's config.
+template <class Model, class B>
+MoshiLoss moshi_loss(B& be, const typename Model::Params& params, Streams<const std::int32_t> codes,
+                     LossConfig weights = {}, typename Model::Params* grad = nullptr) {
+  const auto scope = be.scope();
+  weights.text_padding = Model::config.existing_text_padding_id;
+  weights.end_of_text_padding = Model::config.existing_text_end_padding_id;
+  typename Model::Saved saved;
+  const auto out = Model::forward(be, params, codes, saved);
+  const Index n = codes.extent(0) * codes.extent(2);
+  const auto targets = be.template make<std::int32_t, dyn>((1 + Model::K) * n);
+  const auto row_weights = be.template make<float, dyn>((1 + Model::K) * n);
+  const auto rows = [&](Index stream, Streams<const std::uint8_t> mask) {  // mask (B, 1, T)
+    loss_rows(be, weights, codes, mask, stream, 1, RowOrder::time_major,
+              Tensor<std::int32_t, dyn>(targets.data() + stream * n, {n}),
+              Tensor<float, dyn>(row_weights.data() + stream * n, {n}));
+  };
+  const auto one = [&](Streams<std::uint8_t> masks, Index k) {
+    return Streams<const std::uint8_t>(masks[k].data(), {codes.extent(0), 1, codes.extent(2)});
+  };
+  rows(0, one(out.text_mask, 0));
+  for (Index k = 0; k < Model::K; ++k) rows(1 + k, one(out.mask, k));
+
+  const auto part = [](const auto& all, Index from, Index count) {
+    using Tens = std::remove_cvref_t<decltype(all)>;
+    return Tensor<const typename Tens::value_type, dyn>(all.data() + from, {count});
+  };
+  const auto dtext = grad == nullptr ? decltype(out.text_logits){} : out.text_logits;  // in their own place
+  const auto daudio = grad == nullptr ? decltype(out.logits){} : out.logits;
+  const auto text = cross_entropy(be, out.text_logits, part(targets, 0, n), part(row_weights, 0, n), dtext);
+  const auto audio = cross_entropy(be, out.logits, part(targets, n, Model::K * n),
+                                   part(row_weights, n, Model::K * n), daudio);
+  if (grad != nullptr) Model::backward(be, params, saved, dtext, daudio, *grad);
+  return {text.loss, audio.loss};
+}
+
+}  // namespace mttt
