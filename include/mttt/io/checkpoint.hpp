@@ -8,9 +8,8 @@
 //   P.in_proj_weight, P.in_proj.weight, P.out_proj.weight   P.in_projs.0.weight, 1, ... one below the other
 // Shapes:  equal up to leading extents of 1: (1, 1, C) is (C).
 // Units:   none.
-// Errors:  all missing, extra, misshapen, mistyped and non-finite tensors of a file in one message. A load
-// that
-//          fails leaves parameters and state as they were. Files are replaced whole or not at all.
+// Errors:  all missing, extra, misshapen, mistyped and non-finite tensors of a file in one message. A
+//          load that fails leaves parameters and state as they were. Files are replaced whole or not at all.
 // Not supported: sharded files; quantised weights.
 // Source:  kyutai-labs/moshi, modules/transformer.py, StreamingMultiheadAttention._load_hook.
 #pragma once
@@ -27,12 +26,11 @@
 namespace mttt {
 
 struct LoadOptions {
-  std::string prefix = {};     // of the names in the file
-  nlohmann::json config = {};  // compared with the file's, where it has one
-  bool check_finite = true;    // refuse NaN and infinity
-  std::function<bool(std::string_view)> ignore_extra =
-      {};  // tensors of the file that the model need not have
-  std::function<bool(std::string_view)> may_be_missing = {};  // tensors that keep their value if absent
+  std::string prefix = {};                                    // of the names in the file
+  nlohmann::json config = {};                                 // compared with the file's, where it has one
+  bool check_finite = true;                                   // refuse NaN and infinity
+  std::function<bool(std::string_view)> ignore_extra = {};    // names in the file: need no place in the model
+  std::function<bool(std::string_view)> may_be_missing = {};  // names in the file: keep their value if absent
 };
 
 struct SaveOptions {
@@ -128,7 +126,9 @@ class Matcher {
   struct Found {
     std::vector<TensorEntry> pieces;
     Shape shape;
-    std::string as;  // what was found, for messages
+    std::string as;              // the name of what was found, for messages
+    std::int64_t first_row = 0;  // of a block of rows
+    bool fits = true;            // false: the block lies outside
   };
 
   Found find(const std::string& name, const Shape& shape) const {
@@ -163,7 +163,9 @@ class Matcher {
     Found found{{entry}, entry.shape, entry.name};
     if (entry.shape.size() != shape.size() || shape.empty() || shape[0] == 0) return found;
     const auto blocks = entry.shape[0] / shape[0];
-    if (entry.shape[0] % shape[0] != 0 || static_cast<std::int64_t>(k) >= blocks) return found;
+    found.first_row = static_cast<std::int64_t>(k) * shape[0];
+    found.fits = entry.shape[0] % shape[0] == 0 && found.first_row < entry.shape[0];
+    if (!found.fits) return found;
     const std::size_t bytes = entry.bytes.size() / static_cast<std::size_t>(blocks);
     found.shape[0] = found.pieces[0].shape[0] = shape[0];
     found.pieces[0].bytes = entry.bytes.subspan(k * bytes, bytes);
@@ -199,9 +201,10 @@ class Matcher {
     }
     std::size_t wanted = 1;
     for (const auto extent : shape) wanted *= static_cast<std::size_t>(extent);
-    if (!same_shape(found.shape, shape) || count != wanted) {
+    if (!found.fits || !same_shape(found.shape, shape) || count != wanted) {
       problems_.add("misshapen tensor ", quote(name), ": found ", shape_text(found.shape),
-                    found.as == name ? "" : " in " + quote(found.as), ", expected ", shape_text(shape));
+                    found.as == name ? "" : " in " + quote(found.as), ", expected ", shape_text(shape),
+                    found.first_row > 0 ? cat(" from row ", found.first_row, " on") : "");
       return;
     }
     for (const auto& piece : found.pieces) check_values<T>(piece);

@@ -1,9 +1,11 @@
 // The configuration in a checkpoint's metadata, and its comparison with the one that was compiled.
 //
-// Layout:  metadata "config": a JSON object as text; "kind": params, training or state; "format_version":
-// "1". Shapes:  none.   Units: none. Errors:  every field that differs, by its dotted name, with the value
-// found and the value expected. Not supported: defaults for absent fields; a file says all of its
-// configuration or none of it. Source:  none.
+// Layout:  metadata "config": a JSON object as text; "kind": "params", "training" or "state";
+//          "format_version": "1".
+// Shapes:  none.   Units: none.
+// Errors:  every field that differs, by its dotted name, with the value found and the value expected.
+// Not supported: defaults for absent fields; a file says all of its configuration or none of it.
+// Source:  none.
 #pragma once
 
 #include <nlohmann/json.hpp>

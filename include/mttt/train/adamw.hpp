@@ -6,8 +6,7 @@
 // Units:   none.
 // Errors:  groups of another model.
 // Not supported: AMSGrad; moments in another type than the parameters.
-// Source:  Loshchilov and Hutter, "Decoupled weight decay regularization" (2019), algorithm 2;
-// torch.optim.AdamW.
+// Source:  Loshchilov and Hutter, "Decoupled weight decay regularization", algorithm 2; torch.optim.AdamW.
 #pragma once
 
 #include <cmath>

@@ -1,14 +1,12 @@
 // Learning-rate schedules: pure functions of the step.
 //
-// Formula: one-cycle: from max / div_factor up to max over the first pct_start of the steps, then along half
-// a
-//          cosine down to max / div_factor / final_div_factor at the last step. Step s of n, s = 0 ... n - 1.
+// Formula: one-cycle over steps s = 0 ... n - 1: from max / div_factor up to max at s = pct_start n - 1, then
+//          along half a cosine down to max / div_factor / final_div_factor at s = n - 1.
 // Shapes:  none.
 // Units:   steps, learning rate.
 // Errors:  no steps, pct_start outside [0, 1], factors that are not positive.
 // Not supported: three phases; momentum cycles.
-// Source:  torch.optim.lr_scheduler.OneCycleLR (anneal_strategy "cos", three_phase false); Smith and Topin
-// 2017.
+// Source:  torch.optim.lr_scheduler.OneCycleLR ("cos", three_phase false); Smith and Topin 2017.
 #pragma once
 
 #include <algorithm>

@@ -2,11 +2,14 @@
 //
 // One step asks for `num_microbatches` losses and gradients, through
 //   MicroBatch loss_and_gradient(std::int64_t index, P& grad)     // adds to grad
-// where `index` counts the micro-batches of the whole training: data that is a function of it resumes
-// exactly. Formula: gradient = mean over the micro-batches; then clip.hpp, schedule.hpp, adamw.hpp. Shapes:
-// none.   Units: frames a second. Errors:  a loss or a gradient that is not finite stops the training before
-// the parameters change. Not supported: loss scaling; several machines. Source:  kyutai-labs/moshi-finetune,
-// train.py.
+// where `index` counts the micro-batches of the whole training: data that depends on it alone resumes well.
+//
+// Formula: gradient = mean over the micro-batches; then clip.hpp, schedule.hpp, adamw.hpp.
+// Shapes:  none.
+// Units:   frames a second.
+// Errors:  a loss or a gradient that is not finite stops the training before the parameters change.
+// Not supported: loss scaling; several machines.
+// Source:  kyutai-labs/moshi-finetune, train.py.
 #pragma once
 
 #include <chrono>
