@@ -1,5 +1,6 @@
-// Counts the allocations of the process, for the law that a step makes none. Eigen asks malloc directly, so operator
-// new is not enough: malloc itself is interposed. Under a sanitizer, which interposes it too, operator new is counted.
+// Counts the allocations of the process, for the law that a step makes none. Eigen asks malloc directly, so
+// operator new is not enough: malloc itself is interposed. A sanitizer interposes it too, and calls a hook of
+// ours instead.
 #include <atomic>
 #include <cstddef>
 #include <cstdlib>
@@ -12,7 +13,14 @@ std::atomic<std::size_t> count{0};
 std::size_t allocation_count();
 std::size_t allocation_count() { return count.load(); }
 
-#if defined(__GLIBC__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+extern "C" {
+void __sanitizer_malloc_hook(const volatile void*, std::size_t);
+void __sanitizer_malloc_hook(const volatile void*, std::size_t) {
+  count.fetch_add(1, std::memory_order_relaxed);
+}
+}
+#elif defined(__GLIBC__)
 extern "C" {
 void* __libc_malloc(std::size_t);
 void* __libc_memalign(std::size_t, std::size_t);

@@ -1,4 +1,5 @@
-// Catch2, whichever of its two generations the machine has: 2.13 (Debian 12, Ubuntu 22.04) or 3.x (later ones).
+// Catch2, whichever of its two generations the machine has: 2.13 (Debian 12, Ubuntu 22.04) or 3.x (later
+// ones).
 //
 // Write Approx, mttt::test::contains(text) and the macros; they mean the same in both.
 // Shapes: none.   Units: none.   Errors: none.
