@@ -32,7 +32,7 @@ struct Case {
       for (Index t = 0; t < steps; ++t) {
         for (Index c = 0; c < row(); ++c) {
           x[b * in(outer).batch + t * in(outer).step + c] =
-              2 * std::sin(0.37 * (c + 31 * t + 517 * b) + c * t);
+              2 * std::sin(0.37 * double(c + 31 * t + 517 * b) + double(c * t));
         }
       }
     }
@@ -87,7 +87,7 @@ Result<T> run(const Case& c, bool outer) {
     for (Index t = 0; t < steps; ++t) {
       for (Index i = 0; i < c.q_width(); ++i) {
         up[b * c.to(outer).batch + t * c.to(outer).step + i] =
-            static_cast<T>(std::cos(0.9 * (i + 7 * t + 90 * b)));
+            static_cast<T>(std::cos(0.9 * double(i + 7 * t + 90 * b)));
       }
     }
   }

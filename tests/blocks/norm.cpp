@@ -20,7 +20,7 @@ std::vector<double> example() {
   std::vector<double> x(rows * dim);
   for (Index i = 0; i < rows * dim; ++i) {
     const Index r = i / dim;
-    x[i] = r == 1 ? 0 : r == 2 ? 0.25 : std::sin(0.7 * i) + 0.5 * r;
+    x[i] = r == 1 ? 0 : r == 2 ? 0.25 : std::sin(0.7 * double(i)) + 0.5 * double(r);
   }
   return x;
 }
@@ -36,7 +36,7 @@ std::vector<double> run(B& be, const std::vector<double>& values) {
   Index k = 0;
   for_each_tensor(
       [&](std::string_view, auto& t) {
-        for (Index i = 0; i < t.size(); ++i) t.data()[i] = static_cast<T>(0.5 + 0.125 * (k++ % 16));
+        for (Index i = 0; i < t.size(); ++i) t.data()[i] = static_cast<T>(0.5 + 0.125 * double(k++ % 16));
       },
       *params);
   typename Block::Saved saved;
@@ -44,7 +44,7 @@ std::vector<double> run(B& be, const std::vector<double>& values) {
   return {y.data(), y.data() + y.size()};
 }
 
-double parameter(Index k) { return 0.5 + 0.125 * (k % 16); }
+double parameter(Index k) { return 0.5 + 0.125 * double(k % 16); }
 
 void check(const std::vector<double>& expected, const std::vector<double>& in_double,
            const std::vector<double>& in_float) {
