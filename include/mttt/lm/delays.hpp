@@ -7,8 +7,7 @@
 // Units:   frames.
 // Errors:  check_streams refuses codes that the model has no embedding for.
 // Not supported: more than max_streams streams; several text streams.
-// Source:  kyutai-labs/moshi models/lm_utils.py `_delay_sequence`, `_undelay_sequence`; models/lm.py
-// `LMModel`.
+// Source:  kyutai-labs/moshi models/lm_utils.py `_delay_sequence`, `_undelay_sequence`; models/lm.py LMModel.
 #pragma once
 
 #include <cstdint>

@@ -1,10 +1,9 @@
 // LMGen: a conversation, frame by frame, for B sessions at once: the user's codes in, text and voice out.
 //
-// Formula: at frame t a session reads the codes of position t, each stream delayed as in training, the
-// initial
-//          code up to its delay; says its text code, then the depformer's steps its audio codes. What it said
-//          at frame t is position t + 1. Out come the codes of one and the same time: those of max_delay
-//          frames ago, ungenerated_code until there are any.
+// Formula: at frame t a session reads the codes of position t, each stream delayed as in training and the
+//          initial code up to its delay; it says its text code, then the depformer's steps its audio codes,
+//          which are position t + 1. Out come the codes of one and the same time: those of max_delay frames
+//          ago, ungenerated_code until there are any.
 // Shapes:  heard (B, n_q - dep_q), said (B, 1 + dep_q): text, then Moshi's voice. State: one row a session.
 // Units:   one call is one frame (80 ms).
 // Errors:  codes out of range, tensors of another batch.

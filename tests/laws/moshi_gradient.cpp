@@ -1,0 +1,59 @@
+// The gradient of the whole training loss against central differences, in float64.
+#include "moshi_small.hpp"
+#include "mttt/train/moshi_loss.hpp"
+
+namespace {
+using namespace mttt;
+using namespace mttt::testing;
+using B = Cpu<double>;
+using Model = Moshi<moshi_small, B>;
+}  // namespace
+
+TEST_CASE("Gradient of Moshi's loss") {
+  B be;
+  Rng rng(2);
+  auto params = laws::random_params<Model>(be, {.perturbation = 0.3}, rng);
+  Store<Model::Params, B> grad(be);
+  const auto scope = be.scope();
+  const auto codes = random_codes(be, 2, 7, rng);
+  codes(0, 0, 2) = moshi_small.existing_text_padding_id;
+  const LossConfig weights{.text_padding_weight = 0.3f, .first_codebook_weight_multiplier = 5};
+  const auto loss = [&] { return moshi_loss<Model>(be, *params, codes, weights).total(); };
+
+  const auto at_start = moshi_loss<Model>(be, *params, codes, weights, &*grad);
+  CHECK(at_start.total() == Approx(loss()).epsilon(1e-12));  // the logits were overwritten in one of the two
+  Index tensors = 0;
+  for_each_tensor(
+      [&](std::string_view name, auto& p, auto& g) {
+        double scale = 1e-3, error = 0, largest = 0;
+        for (Index i = 0; i < g.size(); ++i) largest = std::max(largest, std::abs(g.data()[i]));
+        for (Index n = 0; n < std::min<Index>(p.size(), 10); ++n) {
+          const Index i =
+              p.size() <= 10 ? n : static_cast<Index>(rng.below(static_cast<std::uint64_t>(p.size())));
+          const double kept = p.data()[i], h = 1e-5;
+          p.data()[i] = kept + h;
+          const double above = loss();
+          p.data()[i] = kept - h;
+          const double below = loss();
+          p.data()[i] = kept;
+          const double numeric = (above - below) / (2 * h);
+          scale = std::max({scale, std::abs(numeric), largest});
+          const double difference = std::abs(numeric - g.data()[i]);
+          error = difference <= error ? error : difference;  // takes NaN
+        }
+        INFO(name << ": relative error " << error / scale);
+        CHECK(error <= 1e-6 * scale);
+        CHECK(largest > 0);  // every tensor takes part
+        ++tensors;
+      },
+      *params, *grad);
+  CHECK(tensors == 71);
+
+  Store<Model::Params, B> twice(be, grad);
+  moshi_loss<Model>(be, *params, codes, weights, &*twice);
+  const auto once = grad.flat<double>(), sum = twice.flat<double>();
+  double difference = 0;
+  for (Index i = 0; i < once.size(); ++i)
+    difference = std::max(difference, std::abs(sum(i) - 2 * once(i)) / (1 + std::abs(once(i))));
+  CHECK(difference < 1e-12);
+}
