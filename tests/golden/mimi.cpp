@@ -1,5 +1,10 @@
-// Mimi with an attention window longer than the recording.
+// Mimi, whole, against the published implementation.
 #include "mimi_golden.hpp"
 #include "mttt/io/checkpoint.hpp"
 
-TEST_CASE("Mimi equals the published implementation") { mttt::testing::MimiGolden<64>("mimi_tiny").all(); }
+namespace {
+using mttt::testing::MimiGolden;
+}
+
+TEST_CASE("Mimi, whole") { MimiGolden<64>("mimi_tiny").all_whole(); }
+TEST_CASE("Mimi with a binding window, whole") { MimiGolden<10>("mimi_tiny_window").all_whole(); }
