@@ -196,7 +196,7 @@ class Cpu {
 
   template <class F>
   void for_each(Index n, const F& f) {
-    parallel(n, Index{1} << 14, [&](Index begin, Index end, int) {
+    parallel(n, parallel_elements, [&](Index begin, Index end, int) {
       MTTT_SIMD
       for (Index i = begin; i < end; ++i) f(i);
     });
@@ -209,7 +209,7 @@ class Cpu {
     const auto guard = scope();
     const Index each = (scratch + 63) / 64 * 64;
     auto* pool = each == 0 ? nullptr : static_cast<std::byte*>(arena_.alloc(each * threads_));
-    parallel(n, std::max<Index>(1, (Index{1} << 15) / std::max<Index>(1, cost)),
+    parallel(n, std::max<Index>(1, parallel_cost / std::max<Index>(1, cost)),
              [&](Index begin, Index end, int thread) {
                const CpuTeam team(pool == nullptr ? nullptr : pool + each * thread);
                for (Index i = begin; i < end; ++i) f(team, i);
@@ -234,8 +234,11 @@ class Cpu {
   }
 
  private:
-  static constexpr Index parallel_work = Index{1}
-                                         << 17;  // multiply-adds below which a second thread costs more
+  // Waking a second thread costs about 10 us, more on a busy machine: what takes less than some 20 us stays
+  // on one.
+  static constexpr Index parallel_work = Index{1} << 19;      // multiply-adds of a product
+  static constexpr Index parallel_elements = Index{1} << 16;  // of an element-wise function
+  static constexpr Index parallel_cost = Index{1} << 17;      // operations of rows
 
   static int available_threads() {
 #ifdef _OPENMP
