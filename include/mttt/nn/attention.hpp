@@ -200,13 +200,18 @@ template <class T, class A>
 struct AttendStep {
   AttentionInputs<T> a;
   T *cache_k, *cache_v;
-  const std::int64_t* positions;
+  const std::int64_t *positions, *contexts;
   const std::uint8_t* mask;
   T* out;
+  /// Slots of the ring that session b uses.
+  MTTT_HD Index ring(Index b) const {
+    const Index own = contexts == nullptr ? 0 : static_cast<Index>(contexts[b]);
+    return own > 0 && own < a.shape.context ? own : a.shape.context;
+  }
   template <class Team>
   MTTT_HD void operator()(Team team, Index i) const {
     const AttentionShape s = a.shape;
-    const Index kv = i % s.kv_heads, b = i / s.kv_heads, dim = s.head_dim;
+    const Index kv = i % s.kv_heads, b = i / s.kv_heads, dim = s.head_dim, context = ring(b);
     const Index first_head = kv * s.group(), end_head = first_head + s.group();
     if (!active(mask, b)) {  // defined, if meaningless, numbers for the layers above
       for (Index t = 0; t < a.steps; ++t) {
@@ -218,14 +223,14 @@ struct AttendStep {
     T *keys = cache_k + i * s.context * dim, *values = cache_v + i * s.context * dim;
     for (Index t = 0; t < a.steps; ++t) {
       const std::int64_t position = positions[b] + t;
-      const Index slot = static_cast<Index>(position % s.context) * dim;
+      const Index slot = static_cast<Index>(position % context) * dim;
       const T *k_from = a.k + a.at(a.in, b, t, kv), *v_from = a.v + a.at(a.in, b, t, kv);
       team.for_each(dim, [=](Index c) {
         keys[slot + c] = k_from[c];
         values[slot + c] = v_from[c];
       });
       team.sync();
-      const Index n = position + 1 < s.context ? static_cast<Index>(position) + 1 : s.context;
+      const Index n = position + 1 < context ? static_cast<Index>(position) + 1 : context;
       for (Index h = first_head; h < end_head; ++h) {
         attend_row<A>(team, a.q + a.at(a.in, b, t, h), keys, values, dim, n, dim, team.template scratch<A>(),
                       out + a.at(a.to, b, t, h));
@@ -275,15 +280,17 @@ void attend_backward(B& be, AttentionShape shape, Index batch, Index steps, cons
 
 /// Attends from `steps` new steps a session, and puts their keys and values into the ring; shape.context > 0.
 /// positions (batch) counts the steps each session has seen; the caller advances it (`advance`). The caches
-/// of inactive sessions stay as they are, and their rows of out are 0.
+/// of inactive sessions stay as they are, and their rows of out are 0. contexts (batch), if given, narrows a
+/// session's window to fewer steps than shape.context; 0 leaves it. It may change only where a session starts
+/// anew.
 template <class B, class T>
 void attend_step(B& be, AttentionShape shape, Index batch, Index steps, const T* q, const T* k, const T* v,
                  Strides strides, T* cache_k, T* cache_v, const std::int64_t* positions, Mask mask, T* out,
-                 Strides out_strides) {
+                 Strides out_strides, const std::int64_t* contexts = nullptr) {
   using A = typename B::Accum;
   const detail::AttentionInputs<T> inputs{shape, steps, q, k, v, strides, out_strides};
   be.rows(batch * shape.kv_heads,
-          detail::AttendStep<T, A>{inputs, cache_k, cache_v, positions, mask.data(), out},
+          detail::AttendStep<T, A>{inputs, cache_k, cache_v, positions, contexts, mask.data(), out},
           (shape.context + shape.head_dim) * static_cast<Index>(sizeof(A)),
           4 * steps * shape.group() * shape.context * shape.head_dim);
 }
@@ -339,10 +346,12 @@ struct Attention {
   struct RingState {
     Tensor<T, dyn, C.kv_heads(), C.context, C.head_dim()> k, v;
     Tensor<std::int64_t, dyn> position;  // steps seen
+    Tensor<std::int64_t, dyn> context;  // steps that this session attends to, if fewer than C.context; 0: all
     static void visit(auto&& f, auto&&... s) {
       f("k", s.k...);
       f("v", s.v...);
       f("position", s.position...);
+      f("context", s.context...);
     }
   };
   using State = std::conditional_t<(C.context > 0), RingState, NoState>;
@@ -388,7 +397,8 @@ struct Attention {
     const auto mixed = be.template make<T, dyn, dyn, C.dim>(batch, steps);
     project(be, p, x, qkv, state.position.data());
     attend_step<B, T>(be, shape, batch, steps, q(qkv), k(qkv), v(qkv), qkv_strides(steps), state.k.data(),
-                      state.v.data(), state.position.data(), mask, mixed.data(), strides(steps));
+                      state.v.data(), state.position.data(), mask, mixed.data(), strides(steps),
+                      state.context.data());
     be.matmul(mixed.matrix(), p.out_proj.matrix().t(), y.matrix());
     advance(be, state.position.data(), batch, steps, mask);
   }
