@@ -16,7 +16,7 @@ constexpr Index card = 6, dim = 67;  // more than one block of columns
 using Table = Embedding<EmbeddingConfig{.card = card, .dim = dim}, Cpu<double>>;
 
 template <class I>
-Codes<I> flat(const std::vector<I>& codes) {
+CodeRows<I> flat(const std::vector<I>& codes) {
   return Tensor<const I, dyn>(codes.data(), {static_cast<Index>(codes.size())});
 }
 }  // namespace
@@ -51,8 +51,8 @@ TEST_CASE("Embedding reads one stream of (B, K, T) tokens in place, and any orde
   for (std::size_t i = 0; i < tokens.size(); ++i)
     tokens[i] = static_cast<std::int32_t>((i * 5 + i / 4) % card);
   std::vector<double> by_session(B * T * dim), by_time(B * T * dim);
-  Table::forward(be, *table, Codes<std::int32_t>(&tokens[k * T], B, T, {K * T, 1}), by_session.data());
-  Table::forward(be, *table, Codes<std::int32_t>(&tokens[k * T], T, B, {1, K * T}), by_time.data());
+  Table::forward(be, *table, CodeRows<std::int32_t>(&tokens[k * T], B, T, {K * T, 1}), by_session.data());
+  Table::forward(be, *table, CodeRows<std::int32_t>(&tokens[k * T], T, B, {1, K * T}), by_time.data());
   for (Index b = 0; b < B; ++b) {
     for (Index t = 0; t < T; ++t) {
       const Index code = tokens[(b * K + k) * T + t];

@@ -288,7 +288,7 @@ struct Depformer {
   /// Step k of a frame, in the order 0, 1, ...: z (1, N, in_dim), the N codes of the step before, y (1, N,
   /// dim).
   static void step(B& be, const Params& p, Frame& frame, Index k, Sequence<const T, in> z,
-                   Codes<std::int32_t> codes, Sequence<T, out> y) {
+                   CodeRows<std::int32_t> codes, Sequence<T, out> y) {
     const auto scope = be.scope();
     const Index n = y.extent(1);
     auto x = be.template make<T, dyn, dyn, C.dim>(1, n);
@@ -302,13 +302,13 @@ struct Depformer {
 
  private:
   /// Codes of one stream of (B, streams, T), as rows in the order batch, step.
-  static Codes<std::int32_t> stream(Streams<const std::int32_t> codes, Index k) {
+  static CodeRows<std::int32_t> stream(Streams<const std::int32_t> codes, Index k) {
     const Index steps = codes.extent(2);
     return {codes.data() + k * steps, codes.extent(0), steps, {codes.extent(1) * steps, 1}};
   }
 
   /// x (N, dim) = in_k z + emb_k(codes)
-  static void read(B& be, const Params& p, Index k, Sequence<const T, in> z, Codes<std::int32_t> codes,
+  static void read(B& be, const Params& p, Index k, Sequence<const T, in> z, CodeRows<std::int32_t> codes,
                    T* x) {
     const auto i = static_cast<std::size_t>(k);
     be.matmul(z.matrix(), p.depformer_in[i].weight.matrix().t(), Matrix<T>{x, codes.rows(), C.dim, C.dim});

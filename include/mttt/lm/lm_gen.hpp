@@ -184,7 +184,7 @@ struct LMGen {
     const auto scratch = be.template make<T, dyn, C.card>(batch);
     for (Index k = 0; k < K; ++k) {
       const auto logits = taps.logits.data() != nullptr ? Tensor<T, dyn, C.card>(taps.logits[k]) : scratch;
-      const Codes<std::int32_t> before(chosen.data() + k, batch, 1, {spoken, 1});
+      const CodeRows<std::int32_t> before(chosen.data() + k, batch, 1, {spoken, 1});
       Model::Depth::step(be, p.depformer, frame, k, z, before, y);
       Model::Linears::step(be, p.linears, k, y, Sequence<T, C.card>(logits.data(), {1, batch, C.card}));
       choose(be, state, logits, options.audio, 1 + k, chosen, taps);

@@ -210,7 +210,7 @@ struct Moshi {
   }
 
  private:
-  static Codes<std::int32_t> stream(Streams<const std::int32_t> codes, Index k) {
+  static CodeRows<std::int32_t> stream(Streams<const std::int32_t> codes, Index k) {
     const Index steps = codes.extent(2);
     return {codes.data() + k * steps, codes.extent(0), steps, {codes.extent(1) * steps, 1}};
   }

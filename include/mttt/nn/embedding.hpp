@@ -30,16 +30,17 @@ inline constexpr int zero_code = -1;
 
 enum class Write { overwrite, add };
 
-/// Codes in the backend's memory: code (b, t) at data[b * strides.batch + t * strides.step].
+/// Rows of codes in the backend's memory: code (b, t) at data[b * strides.batch + t * strides.step].
 template <std::integral I>
-struct Codes {
+struct CodeRows {
   const I* data;
   Index batch, steps;
   Strides strides;
 
-  Codes(const I* codes, Index b, Index t, Strides s) : data(codes), batch(b), steps(t), strides(s) {}
-  Codes(Tensor<const I, dyn> flat) : Codes(flat.data(), 1, flat.extent(0), {0, 1}) {}              // NOLINT
-  Codes(Tensor<I, dyn> flat) requires(!std::is_const_v<I>) : Codes(Tensor<const I, dyn>(flat)) {}  // NOLINT
+  CodeRows(const I* codes, Index b, Index t, Strides s) : data(codes), batch(b), steps(t), strides(s) {}
+  CodeRows(Tensor<const I, dyn> flat) : CodeRows(flat.data(), 1, flat.extent(0), {0, 1}) {}  // NOLINT
+  CodeRows(Tensor<I, dyn> flat) requires(!std::is_const_v<I>)
+      : CodeRows(Tensor<const I, dyn>(flat)) {}  // NOLINT
 
   MTTT_HD Index rows() const { return batch * steps; }
   MTTT_HD Index operator()(Index row) const {
@@ -64,7 +65,7 @@ namespace detail {
 
 template <class T, class I>
 struct LookUp {
-  Codes<I> codes;
+  CodeRows<I> codes;
   const T* weight;
   T* y;
   Index card, dim;
@@ -90,7 +91,7 @@ struct LookUp {
 /// A block of columns of the whole table: no two teams write the same place, each goes through all rows.
 template <class T, class I>
 struct LookUpBackward {
-  Codes<I> codes;
+  CodeRows<I> codes;
   const T* dy;
   T* grad;
   Index card, dim, block;
@@ -125,13 +126,13 @@ struct Embedding {
   }
 
   template <class I>
-  static void forward(B& be, const Params& p, Codes<I> codes, T* y, Write write = Write::overwrite) {
+  static void forward(B& be, const Params& p, CodeRows<I> codes, T* y, Write write = Write::overwrite) {
     be.rows(codes.rows(), detail::LookUp<T, I>{codes, p.weight.data(), y, card, out, write == Write::add}, 0,
             out);
   }
 
   template <class I>
-  static void backward(B& be, Codes<I> codes, const T* dy, Params& grad) {
+  static void backward(B& be, CodeRows<I> codes, const T* dy, Params& grad) {
     constexpr Index block = 64;
     be.rows((out + block - 1) / block,
             detail::LookUpBackward<T, I>{codes, dy, grad.weight.data(), card, out, block}, 0,
