@@ -1,0 +1,127 @@
+// Coded recordings to files and back, and what is refused.
+#include "mttt/io/codes.hpp"
+
+#include "scratch.hpp"
+
+namespace {
+using namespace mttt;
+
+CodedRecording small(Index card = 256) {
+  return {3,         2,         {3, 0, -1, static_cast<std::int32_t>(card - 1), 4, 5}, 12.5, 512, card,
+          "codec 1", "source 2"};
+}
+}  // namespace
+
+TEST_CASE("codes: a round trip, in 16 or in 32 bits") {
+  const Scratch scratch;
+  const Index card = GENERATE(256, 32768, 32769, 2000000000);
+  const CodedRecording saved = small(card);
+  save_codes(scratch / "a.safetensors", saved);
+  CHECK(SafetensorsFile(scratch / "a.safetensors").at("codes").dtype ==
+        (card <= 32768 ? DType::I16 : DType::I32));
+  const CodedRecording loaded = load_codes(scratch / "a.safetensors");
+  CHECK(loaded.streams == 3);
+  CHECK(loaded.frames == 2);
+  CHECK(loaded.codes == saved.codes);
+  CHECK(loaded.frame_rate == 12.5);
+  CHECK(loaded.text_card == 512);
+  CHECK(loaded.card == card);
+  CHECK(loaded.codec == "codec 1");
+  CHECK(loaded.source == "source 2");
+  CHECK(std::vector(loaded.stream(1).begin(), loaded.stream(1).end()) ==
+        std::vector<std::int32_t>{-1, static_cast<std::int32_t>(card - 1)});
+}
+
+TEST_CASE("codes: impossible ones are neither written nor read") {
+  const Scratch scratch;
+  const auto refused = [&](auto&& damage, const std::string& words) {
+    CodedRecording recording = small();
+    damage(recording);
+    check_refused([&] { save_codes(scratch / "a.safetensors", recording); }, words);
+    CHECK(scratch.files() == 0);
+  };
+  refused([](auto& r) { r.codes[3] = 256; }, "code 256 in stream 1, frame 1");
+  refused([](auto& r) { r.codes[0] = -2; }, "code -2 in stream 0, frame 0");
+  refused([](auto& r) { r.codes[1] = 512; }, "-1 to 511");
+  refused([](auto& r) { r.codes.pop_back(); }, "5 codes for 3 streams of 2 frames");
+  refused([](auto& r) { r.frame_rate = 0; }, "frame rate 0");
+  refused([](auto& r) { r.frame_rate = INFINITY; }, "frame rate inf");
+  refused([](auto& r) { r.card = 0; }, "card 0");
+}
+
+TEST_CASE("codes: damaged and foreign files are refused") {
+  const Scratch scratch;
+  const auto path = scratch / "a.safetensors";
+  const std::vector<std::int16_t> codes{3, 0, 1, 255};
+  const auto write = [&](std::vector<std::int64_t> shape, const std::map<std::string, std::string>& changes) {
+    SafetensorsWriter writer;
+    SafetensorsMetadata all{{"kind", "codes"},    {"format_version", "1"}, {"frame_rate", "12.5"},
+                            {"text_card", "512"}, {"card", "256"},         {"codec", "c"},
+                            {"source", "s"}};
+    for (const auto& [key, value] : changes) all[key] = value;
+    for (const auto& [key, value] : all) {
+      if (value != "none") writer.set_metadata(key, value);
+    }
+    writer.add("codes", shape, std::span<const std::int16_t>(codes));
+    writer.write(path);
+  };
+  const auto load = [&] { load_codes(path); };
+  write({2, 2}, {});
+  CHECK(load_codes(path).codes == std::vector<std::int32_t>{3, 0, 1, 255});
+  write({4}, {});
+  check_refused(load, "codes of shape [4]");
+  write({2, 2}, {{"card", "255"}});
+  check_refused(load, "code 255 in stream 1, frame 1");
+  write({2, 2}, {{"card", "25x"}});
+  check_refused(load, "metadata 'card' = '25x'");
+  write({2, 2}, {{"codec", "none"}});
+  check_refused(load, "no metadata 'codec'");
+  write({2, 2}, {{"kind", "params"}});
+  check_refused(load, "a file of kind 'params'");
+  check_refused([&] { load_codes(scratch / "none.safetensors"); }, "no such file");
+}
+
+TEST_CASE("codes: a folder is read in the order of names") {
+  const Scratch scratch;
+  check_refused([&] { load_code_folder(scratch.folder); }, "no *.safetensors");
+  check_refused([&] { load_code_folder(scratch / "none"); }, "No such file");
+  for (const char* name : {"c", "a", "b"}) {
+    CodedRecording recording = small();
+    recording.source = name;
+    save_codes(scratch / (std::string(name) + ".safetensors"), recording);
+  }
+  scratch.put("readme.txt", "not codes");
+  const auto all = load_code_folder(scratch.folder);
+  REQUIRE(all.size() == 3);
+  CHECK(all[0].source + all[1].source + all[2].source == "abc");
+}
+
+TEST_CASE("content_id: changes with every byte, the order and the borders of files") {
+  const Scratch scratch;
+  const auto id = [&](const std::vector<std::string>& contents) {
+    std::vector<std::filesystem::path> paths;
+    for (const auto& content : contents)
+      paths.push_back(scratch.put("f" + std::to_string(paths.size()), content));
+    return content_id(paths);
+  };
+  const std::string text = "forty-two bytes of text, or thereabouts...";
+  CHECK(id({text}).size() == 16);
+  CHECK(id({text}) == id({text}));
+  std::map<std::string, int> seen;
+  for (std::size_t i = 0; i < text.size(); ++i) {
+    for (int bit = 0; bit < 8; ++bit) {
+      std::string changed = text;
+      changed[i] = static_cast<char>(changed[i] ^ (1 << bit));
+      ++seen[id({changed})];
+    }
+  }
+  ++seen[id({text})];
+  ++seen[id({text + '\0'})];
+  ++seen[id({text, ""})];
+  ++seen[id({"", text})];
+  ++seen[id({"ab", "c"})];
+  ++seen[id({"a", "bc"})];
+  ++seen[id({"abc"})];
+  CHECK(seen.size() == text.size() * 8 + 7);
+  CHECK_THROWS_AS(content_id(std::vector<std::filesystem::path>{scratch / "none"}), Error);
+}
