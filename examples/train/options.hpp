@@ -1,0 +1,19 @@
+// What the command line of `train` decides, and the presets that are compiled.
+#pragma once
+
+#include <string>
+
+#include "mttt/data/batches.hpp"
+#include "mttt/train/loss.hpp"
+#include "mttt/train/trainer.hpp"
+
+struct Options {
+  std::string preset = "tiny", data, output;
+  mttt::BatchOptions segments{.batch = 8, .frames = 100};
+  mttt::TrainOptions train{.max_steps = 300, .lr = 2e-3, .pct_start = 0.1, .seed = 1};
+  mttt::LossConfig loss;
+  bool resume = false;
+};
+
+int train_tiny(const Options&);
+int train_tiny_without_ttt(const Options&);

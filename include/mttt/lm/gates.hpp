@@ -1,0 +1,88 @@
+// Gates: forcing them, and measuring what TTT contributes to the residual stream.
+//
+// Formula: share of layer l = |tanh(alpha) ttt(x)| / |base + tanh(alpha) ttt(x)|, norms over all frames and
+// channels;
+//          opening = mean over the channels of |tanh(alpha)|.
+// Shapes:  Temporal::Saved of a forward pass over (B, T, dim).
+// Units:   none.
+// Errors:  forcing the gates of a model that has none.
+// Not supported: instead_of_attention, which has no gate: its layers are not listed.
+// Source:  ttt-video-dit SSMGating.
+#pragma once
+
+#include <cmath>
+#include <vector>
+
+#include "mttt/core/visit.hpp"
+#include "mttt/lm/temporal.hpp"
+
+namespace mttt {
+
+struct TttContribution {
+  Index layer;
+  double opening, share;
+};
+
+/// One entry a gated TTT layer, from the first to the last. Reads the arena of the forward pass: call it
+/// before release.
+template <class Transformer, class B>
+std::vector<TttContribution> ttt_contributions(B& be, const typename Transformer::Params& params,
+                                               const typename Transformer::Saved& saved, LayerSet layers) {
+  using T = typename B::Scalar;
+  const auto host = [&](const auto& t) {
+    std::vector<T> values(static_cast<std::size_t>(t.size()));
+    be.to_host(t.data(), values.data(), t.size());
+    return values;
+  };
+  std::vector<TttContribution> all;
+  std::size_t place = 0;
+  for (Index layer = 0; layer < 64 && place < params.learning.size(); ++layer) {
+    if (!layers.contains(layer)) continue;
+    const auto& kept = saved.learning[place].ttt;
+    const auto alpha = host(params.learning[place].ttt.alpha), t = host(kept.t), base = host(kept.base);
+    ++place;
+    if (t.empty()) continue;  // instead_of_attention
+    double opening = 0, part = 0, whole = 0;
+    for (const T a : alpha) opening += std::abs(std::tanh(static_cast<double>(a)));
+    for (std::size_t i = 0; i < t.size(); ++i) {
+      const double added =
+          std::tanh(static_cast<double>(alpha[i % alpha.size()])) * static_cast<double>(t[i]);
+      const double sum = static_cast<double>(base[i]) + added;
+      part += added * added;
+      whole += sum * sum;
+    }
+    all.push_back({layer, opening / static_cast<double>(alpha.size()), std::sqrt(part / whole)});
+  }
+  return all;
+}
+
+/// Sets alpha of all gates; 0 makes the model that of its base weights, to the bit.
+template <class B, class P>
+void force_gating_alpha(B& be, P& params, double alpha) {
+  int gates = 0;
+  for_each_tensor(
+      [&](std::string_view name, auto& t) {
+        if (!name.ends_with("gating_alpha")) return;
+        be.fill(t.data(), t.size(), static_cast<typename B::Scalar>(alpha));
+        ++gates;
+      },
+      params);
+  if (gates == 0)
+    fail("force_gating_alpha", "a model without gates", "at least one TTT layer with a gate",
+         "choose a checkpoint that has TTT layers, or leave the gates alone");
+}
+
+/// Narrows the attention of all sessions of a State to fewer frames. Right after a reset, which widens it
+/// again.
+template <class B, class S>
+void set_context(B& be, S& state, std::int64_t frames) {
+  for_each_tensor(
+      [&](std::string_view name, auto& t) {
+        if constexpr (std::is_same_v<typename std::remove_cvref_t<decltype(t)>::value_type, std::int64_t>) {
+          if (name.ends_with("self_attn.context")) be.fill(t.data(), t.size(), frames);
+        }
+      },
+      state);
+}
+
+}  // namespace mttt
