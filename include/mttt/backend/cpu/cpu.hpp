@@ -276,7 +276,7 @@ class Cpu {
 
   /// f(begin, end, thread) over pieces of [0, n), at least `grain` long, one a thread.
   template <class F>
-  void parallel(Index n, Index grain, const F& f) {
+  void parallel(Index n, [[maybe_unused]] Index grain, const F& f) {
     if (n <= 0) return;
 #ifdef _OPENMP
     const Index pieces = std::min<Index>(threads_, (n + grain - 1) / grain);
