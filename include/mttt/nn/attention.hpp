@@ -44,24 +44,35 @@ struct AttentionShape {
 
 namespace detail {
 
-/// out[j] = scale * (a . row j of b), n rows `ld` apart.
+/// out[j] = scale * (a . row j of b), n rows `ld` apart. Without a conversion it is a product of planes,
+/// whose sums are many at once.
 template <class A, class Team, class T>
 MTTT_HD void dot_rows(Team team, const T* a, const T* b, Index ld, Index n, Index dim, A scale, A* out) {
-  for (Index j = 0; j < n; ++j) {
-    const T* row = b + j * ld;
-    out[j] = scale * team.template sum<A>(
-                         dim, [=](Index i) { return static_cast<A>(a[i]) * static_cast<A>(row[i]); });
+  if constexpr (std::is_same_v<T, A>) {
+    team.matmul(Matrix<const T>{a, 1, dim, dim}, Matrix<const T>{b, n, dim, ld}.t(), Matrix<A>{out, 1, n, n},
+                scale);
+  } else {
+    for (Index j = 0; j < n; ++j) {
+      const T* row = b + j * ld;
+      out[j] = scale * team.template sum<A>(
+                           dim, [=](Index i) { return static_cast<A>(a[i]) * static_cast<A>(row[i]); });
+    }
   }
   team.sync();
 }
 
-/// to = sum over j of weight[j] * (row j of b).
+/// to += sum over j of weight[j] * (row j of b).
 template <class A, class Team, class T>
 MTTT_HD void add_rows(Team team, const A* weight, const T* b, Index ld, Index n, Index dim, A* to) {
-  for (Index j = 0; j < n; ++j) {
-    const T* row = b + j * ld;
-    const A w = weight[j];
-    team.for_each(dim, [=](Index i) { to[i] += w * static_cast<A>(row[i]); });
+  if constexpr (std::is_same_v<T, A>) {
+    team.matmul(Matrix<const A>{weight, 1, n, n}, Matrix<const T>{b, n, dim, ld}, Matrix<A>{to, 1, dim, dim},
+                1, 1);
+  } else {
+    for (Index j = 0; j < n; ++j) {
+      const T* row = b + j * ld;
+      const A w = weight[j];
+      team.for_each(dim, [=](Index i) { to[i] += w * static_cast<A>(row[i]); });
+    }
   }
 }
 

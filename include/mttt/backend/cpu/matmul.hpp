@@ -17,10 +17,11 @@
 
 namespace mttt::detail {
 
-/// C[i][j] for a tile of MR x NR dot products of length K; a and b are rows, both contiguous along K.
+/// MR x NR dot products of length K, c[i * ldc + j * c_column] from rows i of a and j of b, contiguous along
+/// K.
 template <int MR, int NR, class T>
-inline void dot_tile(const T* a, Index lda, const T* b, Index ldb, T* c, Index ldc, Index K, T alpha,
-                     T beta) {
+inline void dot_tile(const T* a, Index lda, const T* b, Index ldb, T* c, Index ldc, Index c_column, Index K,
+                     T alpha, T beta) {
   namespace ei = Eigen::internal;
   using Packet = typename ei::packet_traits<T>::type;
   constexpr Index width = ei::packet_traits<T>::size;
@@ -41,36 +42,47 @@ inline void dot_tile(const T* a, Index lda, const T* b, Index ldb, T* c, Index l
     for (int j = 0; j < NR; ++j) {
       T total = ei::predux(sum[i][j]);
       for (Index k = whole; k < K; ++k) total += a[i * lda + k] * b[j * ldb + k];
-      T& out = c[i * ldc + j];
+      T& out = c[i * ldc + j * c_column];
       out = beta == T(0) ? alpha * total : alpha * total + beta * out;
     }
   }
 }
 
-template <int MR, class T>
-inline void dot_panel(const T* a, Index lda, const T* b, Index ldb, T* c, Index ldc, Index N, Index K,
-                      T alpha, T beta) {
-  Index j = 0;
-  for (; j + 4 <= N; j += 4) dot_tile<MR, 4>(a, lda, b + j * ldb, ldb, c + j, ldc, K, alpha, beta);
-  for (; j < N; ++j) dot_tile<MR, 1>(a, lda, b + j * ldb, ldb, c + j, ldc, K, alpha, beta);
+/// MR rows of A with rows [begin, end) of each of the NR parts of B, which are `part` rows long.
+template <int MR, int NR, class T>
+inline void dot_panel(const T* a, Index lda, const T* b, Index ldb, T* c, Index ldc, Index part, Index begin,
+                      Index end, Index K, T alpha, T beta) {
+  for (Index j = begin; j < end; ++j) {
+    dot_tile<MR, NR>(a, lda, b + j * ldb, part * ldb, c + j, ldc, part, K, alpha, beta);
+  }
+}
+
+/// All rows of A over that panel of B.
+template <int NR, class T>
+inline void dot_panels(const T* a, Index lda, const T* b, Index ldb, T* c, Index ldc, Index M, Index part,
+                       Index begin, Index end, Index K, T alpha, T beta) {
+  Index i = 0;
+  for (; i + 4 <= M; i += 4) {
+    dot_panel<4, NR>(a + i * lda, lda, b, ldb, c + i * ldc, ldc, part, begin, end, K, alpha, beta);
+  }
+  a += i * lda, c += i * ldc;
+  if (M - i == 3) dot_panel<3, NR>(a, lda, b, ldb, c, ldc, part, begin, end, K, alpha, beta);
+  if (M - i == 2) dot_panel<2, NR>(a, lda, b, ldb, c, ldc, part, begin, end, K, alpha, beta);
+  if (M - i == 1) dot_panel<1, NR>(a, lda, b, ldb, c, ldc, part, begin, end, K, alpha, beta);
 }
 
 /// C = alpha A B^T + beta C with B given by rows (N, K): weights as they are stored.
 template <class T>
 inline void matmul_by_dots(const T* a, Index lda, const T* b, Index ldb, T* c, Index ldc, Index M, Index N,
                            Index K, T alpha, T beta) {
-  // Panels of weights that stay in the first-level cache while all rows of A pass over them.
-  const Index panel = std::max<Index>(4, (Index{16} << 10) / std::max<Index>(1, K) / 4 * 4);
-  for (Index j = 0; j < N; j += panel) {
-    const Index n = std::min(panel, N - j);
-    const T* rows = b + j * ldb;
-    Index i = 0;
-    for (; i + 4 <= M; i += 4)
-      dot_panel<4>(a + i * lda, lda, rows, ldb, c + i * ldc + j, ldc, n, K, alpha, beta);
-    if (M - i == 3) dot_panel<3>(a + i * lda, lda, rows, ldb, c + i * ldc + j, ldc, n, K, alpha, beta);
-    if (M - i == 2) dot_panel<2>(a + i * lda, lda, rows, ldb, c + i * ldc + j, ldc, n, K, alpha, beta);
-    if (M - i == 1) dot_panel<1>(a + i * lda, lda, rows, ldb, c + i * ldc + j, ldc, n, K, alpha, beta);
+  // A tile takes one row from each quarter of B: four streams that each run through memory without a break,
+  // which the processor prefetches at full speed; four neighbouring rows, which break off at their ends,
+  // reach two thirds. Panels of B stay in the second-level cache while all rows of A pass over them.
+  const Index quarter = N / 4, panel = std::max<Index>(1, (Index{4} << 10) / std::max<Index>(1, K));
+  for (Index j = 0; j < quarter; j += panel) {
+    dot_panels<4>(a, lda, b, ldb, c, ldc, M, quarter, j, std::min(quarter, j + panel), K, alpha, beta);
   }
+  dot_panels<1>(a, lda, b, ldb, c, ldc, M, Index{0}, 4 * quarter, N, K, alpha, beta);
 }
 
 /// A tile of MR rows x NP packets of C = alpha A B + beta C; A by element (row and column stride), B and C by
@@ -125,6 +137,11 @@ void matmul_small(Matrix<const T> a, Matrix<const T> b, Matrix<T> c, T alpha, T 
   const Index M = c.rows, N = c.cols, K = a.cols;
   Index j = 0;
   if (!b.transposed) {
+    if (M == 1) {  // more sums at once hide the latency of each
+      for (; j + 8 * width <= N; j += 8 * width) {
+        broadcast_tile<1, 8>(a.data, row, column, b.data + j, b.ld, c.data + j, c.ld, K, alpha, beta);
+      }
+    }
     for (; j + 4 * width <= N; j += 4 * width) {
       broadcast_panel<4>(a.data, row, column, b.data + j, b.ld, c.data + j, c.ld, M, K, alpha, beta);
     }
