@@ -142,7 +142,8 @@ TEST_CASE("the summary becomes a table with units, bars and comparisons", "[io]"
   const auto table = mttt::summary_table(nlohmann::ordered_json::parse(R"({
     "stream": {"frames": 142, "ms_per_frame": {"p50": 3.117, "p99": 4.8}, "real_time_factor": 0.0391,
                "peak_memory_bytes": 412876800, "ok": true, "missing": null, "list": [], "<b>": "<i>&"},
-    "training": {"with TTT": {"first_loss": 7.9, "seconds": 60}, "without TTT": {"first_loss": 7.8, "seconds": 50}},
+    "training": {"with TTT": {"first_loss": 7.9, "seconds": 60},
+                 "without TTT": {"first_loss": 7.8, "seconds": 50}},
     "contribution_of_ttt": {"gate_opening": {"layer 0": 0.05, "layer 1": 0.1},
                             "share": {"layer 0": 0.2, "layer 1": 0.1}},
     "counts": [1, 2, null, -4],

@@ -42,7 +42,7 @@ inline std::pair<std::string, std::string> split_named(std::string_view option, 
   const std::size_t at = text.find('=');
   if (at == std::string_view::npos || at == 0 || at + 1 == text.size()) {
     fail(option, detail::quote(text), "NAME=FILE",
-         detail::cat("write, for example, ", option, " \"reply=build/demo/reply.wav\""));
+         detail::cat("write, for example, ", option, " \"a name\"=folder/file"));
   }
   return {std::string(text.substr(0, at)), std::string(text.substr(at + 1))};
 }
@@ -50,16 +50,22 @@ inline std::pair<std::string, std::string> split_named(std::string_view option, 
 namespace detail {
 
 inline constexpr std::string_view page_style = R"css(
-:root{color-scheme:light dark;--page:#f6f6f4;--card:#fff;--ink:#1d1d1f;--muted:#5f6268;--grid:#e6e6e3;--axis:#a9abb0;
---note:#fdf3d8;--note-line:#d9a514;--s0:#2268c4;--s1:#d2601a;--s2:#16877a;--s3:#8a4fc0;--s4:#b8336a;--s5:#6f7a12}
-@media(prefers-color-scheme:dark){:root{--page:#141517;--card:#1d1f22;--ink:#ececee;--muted:#a2a6ad;--grid:#303338;
---axis:#6b7078;--note:#332b13;--note-line:#c99a1c;--s0:#6aa8f7;--s1:#f2914f;--s2:#45c2b0;--s3:#bd92ee;--s4:#ee7ba9;
+:root{color-scheme:light dark;--page:#f6f6f4;--card:#fff;--ink:#1d1d1f;--muted:#5f6268;--grid:#e6e6e3;
+--axis:#a9abb0;
+--note:#fdf3d8;--note-line:#d9a514;--s0:#2268c4;--s1:#d2601a;--s2:#16877a;--s3:#8a4fc0;--s4:#b8336a;
+--s5:#6f7a12}
+@media(prefers-color-scheme:dark){:root{--page:#141517;--card:#1d1f22;--ink:#ececee;--muted:#a2a6ad;
+--grid:#303338;
+--axis:#6b7078;--note:#332b13;--note-line:#c99a1c;--s0:#6aa8f7;--s1:#f2914f;--s2:#45c2b0;--s3:#bd92ee;
+--s4:#ee7ba9;
 --s5:#b9c24a}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--page);color:var(--ink);font:15px/1.5 system-ui,sans-serif}
 main{max-width:960px;margin:0 auto;padding:24px 16px 48px}
-h1{font-size:26px;line-height:1.25;margin:0 0 16px}h2{font-size:19px;margin:32px 0 12px}h3{font-size:16px;margin:0}
-section,.tile,.note{background:var(--card);border:1px solid var(--grid);border-radius:10px;padding:16px;margin:0 0 16px}
+h1{font-size:26px;line-height:1.25;margin:0 0 16px}h2{font-size:19px;margin:32px 0 12px}h3{font-size:16px;
+margin:0}
+section,.tile,.note{background:var(--card);border:1px solid var(--grid);border-radius:10px;padding:16px;
+margin:0 0 16px}
 .note{background:var(--note);border-color:var(--note-line);border-left-width:5px}
 .note p{margin:0}.note p+p{margin-top:8px}
 .tiles{display:grid;grid-template-columns:repeat(auto-fill,minmax(140px,1fr));gap:12px}
@@ -67,7 +73,8 @@ section,.tile,.note{background:var(--card);border:1px solid var(--grid);border-r
 .tile b{display:block;color:var(--ink);font-size:16px;font-weight:600;line-height:1.4}
 .small{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,300px),1fr));gap:8px 24px}
 @media(max-width:480px){section,.note{padding:12px}.wide{font-size:13px}.wide th,.wide td{padding-right:8px}}
-.sound>.muted{margin:4px 0 12px}.sound .chart{margin-top:14px}.sound audio{width:100%;display:block}p{margin:0}
+.sound>.muted{margin:4px 0 12px}.sound .chart{margin-top:14px}.sound audio{width:100%;display:block}p{
+margin:0}
 .text{white-space:pre-wrap;overflow-wrap:anywhere;margin:0;max-height:24em;overflow-y:auto}
 )css";
 

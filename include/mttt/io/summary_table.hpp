@@ -208,7 +208,8 @@ inline void add_rows(std::string& out, const std::string& title, const std::stri
 
 inline constexpr std::string_view summary_style = R"css(
 table{border-collapse:collapse;width:100%}
-th,td{text-align:left;font-weight:400;padding:4px 12px 4px 0;border-bottom:1px solid var(--grid);vertical-align:top;
+th,td{text-align:left;font-weight:400;padding:4px 12px 4px 0;border-bottom:1px solid var(--grid);
+vertical-align:top;
 overflow-wrap:anywhere}
 .number{text-align:right;font-variant-numeric:tabular-nums}
 th{color:var(--muted)}tr>:last-child{padding-right:0}

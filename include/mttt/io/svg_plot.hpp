@@ -46,7 +46,8 @@ width:calc(100% - var(--left,56px) - 14px)}
 .plot text{font-size:12px;fill:var(--muted);font-variant-numeric:tabular-nums}
 .plot .grid{stroke:var(--grid);stroke-width:1}
 .plot .axis{stroke:var(--axis);stroke-width:1}
-.plot path{fill:none;stroke-width:2;stroke-linejoin:round;stroke-linecap:round;vector-effect:non-scaling-stroke}
+.plot path{fill:none;stroke-width:2;stroke-linejoin:round;stroke-linecap:round;
+vector-effect:non-scaling-stroke}
 .plot path.raw{stroke-width:1;opacity:.35}
 .plot path.wave{stroke-width:1;fill:var(--s0);stroke:var(--s0)}
 .chart{margin:0;min-width:0}
