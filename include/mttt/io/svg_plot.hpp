@@ -245,7 +245,7 @@ inline std::string line_chart(std::span<const Series> lines, const ChartOptions&
       low = std::min(low, line.y[i]), high = std::max(high, line.y[i]);
     }
   }
-  if (left > 0 && left < 0.1 * right) left = 0;
+  if (left > 0 && left < 0.25 * right) left = 0;
   const bool logarithmic =
       options.scale == Scale::log_if_wide && low > 0 && high > 20 * low && high < infinity;
   const detail::Axis x = detail::linear_axis(left, right, 5, true);
