@@ -7,9 +7,9 @@
 #pragma once
 
 #include "mttt/backend/cpu/cpu.hpp"
+#include "mttt/codec/codebook_init.hpp"
 #include "mttt/codec/conv1d.hpp"
 #include "mttt/codec/conv_transpose1d.hpp"
-#include "mttt/codec/fit_codebooks.hpp"
 #include "mttt/codec/mimi.hpp"
 #include "mttt/codec/mimi_transformer.hpp"
 #include "mttt/codec/rvq.hpp"

@@ -1,14 +1,11 @@
 // The split residual quantiser against direct distances, and its straight-through gradients.
 #include "mttt/codec/rvq.hpp"
 
-#include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <vector>
 
 #include "catch.hpp"
 #include "mttt/backend/cpu/cpu.hpp"
-#include "mttt/codec/fit_codebooks.hpp"
 #include "mttt/core/store.hpp"
 #include "mttt/laws.hpp"
 
@@ -186,75 +183,4 @@ TEST_CASE("gradients pass straight through") {
   check(q.params->rvq_first, grad->rvq_first, 0, 2, expected);
   if (n > 2) check(q.params->rvq_rest, grad->rvq_rest, 2, n, expected);
   CHECK(laws::largest_difference(dx.data(), expected.data(), dx.size()) < 1e-12);
-}
-
-TEST_CASE("fitted codebooks") {
-  Quantiser<double> q;
-  const Index steps = 400;
-  const auto x = q.input(1, steps);
-  const auto codes = q.codes(1, 5, steps);
-  const auto error =
-      [&](int branch) {  // of the first branch alone, in its own space, relative to the variance
-        q.be.fill(codes.data(), codes.size(), std::int32_t{0});
-        Rvq<double>::derive(q.be, *q.params, *q.tables);
-        Rvq<double>::encode(q.be, *q.params, *q.tables, x, codes);
-        const auto measure = [&](const auto& part, Index first) {
-          double left = 0, all = 0;
-          for (Index t = 0; t < steps; ++t) {
-            for (Index i = 0; i < config.codebook_dim; ++i) {
-              double r = 0;
-              for (Index c = 0; c < config.dim; ++c) r += part.input_proj(i, c, 0) * x(0, t, c);
-              all += r * r;
-              for (std::size_t l = 0; l < part.layers.size(); ++l) {
-                r -= embedding(part.layers[l], codes(0, first + static_cast<Index>(l), t), i);
-              }
-              left += r * r;
-            }
-          }
-          return left / all;
-        };
-        return branch == 0 ? measure(q.params->rvq_first, 0) : measure(q.params->rvq_rest, 2);
-      };
-  for_each_tensor(
-      [](std::string_view name, auto& t) {
-        if (name.ends_with("_sum")) init_constant(t, 30.0);
-      },
-      *q.params);
-  REQUIRE(error(0) > 1);
-  Rng seed(3), same_seed(3);
-  fit_codebooks<Rvq<double>>(q.be, *q.params, x, seed);
-  // 33 vectors a level on a Gaussian of 5 dimensions leave a little over a fifth of the variance each time
-  CHECK(error(0) < 0.12);
-  CHECK(error(1) < 0.05);
-  for (const auto& level : q.params->rvq_rest.layers) {
-    double used = 0;
-    for (Index c = 0; c < config.card; ++c) used += level.cluster_usage(c);
-    CHECK(used >= steps);  // every frame counts once
-    CHECK(used <= steps + 2);
-    CHECK(level.initialized(0) == 1);
-  }
-  Store<Rvq<double>::Params, Cpu<double>> again(q.be, q.params);
-  for_each_tensor(
-      [](std::string_view name, auto& t) {
-        if (name.ends_with("_sum")) init_constant(t, 0.0);
-      },
-      *again);
-  fit_codebooks<Rvq<double>>(q.be, *again, x, same_seed);
-  CHECK(std::memcmp(again.data(), q.params.data(), static_cast<std::size_t>(again.bytes())) == 0);
-  CHECK_THROWS_WITH(fit_codebooks<Rvq<double>>(q.be, *again, q.input(1, 0), seed),
-                    test::contains("no frames"));
-}
-
-TEST_CASE("as many vectors as examples: nothing is left") {
-  Quantiser<double> q;
-  const Index steps = config.card;
-  const auto x = q.input(1, steps);
-  const auto codes = q.codes(1, 2, steps);
-  Rng seed(3);
-  fit_codebooks<Rvq<double>>(q.be, *q.params, x, seed);
-  Rvq<double>::derive(q.be, *q.params, *q.tables);
-  Rvq<double>::encode(q.be, *q.params, *q.tables, x, codes);
-  std::vector<int> seen(steps);
-  for (Index t = 0; t < steps; ++t) ++seen[static_cast<std::size_t>(codes(0, 0, t))];
-  CHECK(std::count(seen.begin(), seen.end(), 1) == steps);
 }

@@ -1,5 +1,7 @@
 // Mimi against the published implementation on one file: whole, streamed frame by frame and in random chunks,
-// and as one of several sessions. The including program names the file and the attention window.
+// and as one of several sessions. In mimi_tiny the attention window is longer than the recording. In
+// mimi_tiny_window it binds; there the published streaming departs from the published offline result, which
+// is the one to match in both modes.
 #pragma once
 
 #include <vector>

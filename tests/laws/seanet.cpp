@@ -1,5 +1,4 @@
-// The laws of SEANet encoders and decoders, with a list of layers other than Mimi's: two residual layers a
-// stage.
+// The laws of SEANet encoders and decoders, with other layers than Mimi's: two residual ones a stage.
 #include "mttt/codec/seanet.hpp"
 
 #include "laws.hpp"

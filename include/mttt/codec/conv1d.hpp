@@ -4,18 +4,15 @@
 //          context = (kernel - 1) * dilation + 1 - stride. Before the first sample x is zero, or the first
 //          sample repeated (`replicate`). With groups, output o sees the inputs of its own group.
 //          dx and dw are its adjoints; with replicate, the repeated samples add to the gradient of the first.
-// Shapes:  x (B, T, in) with T a multiple of stride, y (B, T / stride, out), weight stored (out, kernel, in /
-// groups)
-//          and published (out, in / groups, kernel); depthwise, stored (kernel, out, 1). State: the last
-//          `context` samples of each session.
+// Shapes:  x (B, T, in) with T a multiple of stride, y (B, T / stride, out). The weight is published as
+//          (out, in / groups, kernel) and stored as (out, kernel, in / groups), or (kernel, out, 1) where
+//          every channel is a group. State: the last `context` samples of each session.
 // Units:   samples.
 // Errors:  Error when T is not a multiple of stride.
 // Not supported: kernels shorter than the stride; padding on the right; weight normalisation (fold it into
-// the
-//          weight, as published checkpoints do).
+//          the weight, as published checkpoints do).
 // Source:  kyutai-labs/moshi modules/conv.py `StreamingConv1d`. There a stream that replicates its first
-// sample
-//          has to begin with `context` samples or more; here any chunk gives the offline result.
+//          sample has to begin with `context` samples or more; here any chunk gives the offline result.
 #pragma once
 
 #include "mttt/codec/windows.hpp"

@@ -1,12 +1,11 @@
 // ConvTranspose1d: causal transposed convolution over time, offline and streamed.
 //
-// Formula: y[t * stride + k, o] += sum over i of w[k, o, i] * x[t, i], plus b[o]; the kernel - stride samples
-// that
-//          reach past the end are cut off offline, and kept for the next chunk when streamed.
+// Formula: y[t * stride + k, o] += sum over i of w[k, o, i] * x[t, i], plus b[o]. The kernel - stride samples
+//          that reach past the end are cut off offline, and kept for the next chunk when streamed.
 //          With groups, input i reaches the outputs of its own group.
-// Shapes:  x (B, T, in), y (B, T * stride, out), weight stored (kernel, out / groups, in) and published
-//          (in, out / groups, kernel). State: kernel - stride unfinished samples of each session, without
-//          bias.
+// Shapes:  x (B, T, in), y (B, T * stride, out). The weight is published as (in, out / groups, kernel) and
+//          stored as (kernel, out / groups, in). State: kernel - stride unfinished samples of each session,
+//          without bias.
 // Units:   samples.
 // Errors:  none.
 // Not supported: kernels shorter than the stride; dilation.
@@ -100,8 +99,7 @@ struct ConvTranspose1d {
     return {weight.data() + g * group_in, window, group_in, in};
   }
 
-  /// Every input's window of outputs, (groups, B * T, kernel, group_out); depthwise ones are formed when
-  /// added.
+  /// Every input's window of outputs, (groups, B * T, kernel, group_out); null when depthwise.
   static const T* multiply(B& be, const Params& p, Sequence<const T, in> x) {
     if constexpr (depthwise) {
       return nullptr;

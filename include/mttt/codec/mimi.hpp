@@ -1,19 +1,17 @@
 // Mimi: the neural codec between samples and the code streams of a speech language model.
 //
+// Three ways to use it, all of one result:
+//   encode, decode                      whole pieces at once; memory grows with their length
+//   encode_recording, decode_recording  any length, in chunks
+//   encode_step, decode_step            streams of B sessions, any number of frames a call, masks, resets
 // Formula: encode  SEANet encoder, transformer, convolution of stride `downsample`, split residual quantiser.
 //          decode  quantiser, transposed convolution channel by channel, transformer, SEANet decoder.
-// Shapes:  pcm (B, S, channels), latent (B, F, dimension), codes (B, n, F) with S = F * frame_size() and n
-// from
-//          quantizer.semantic_q to quantizer.n_q, chosen at run time by the shape of the codes.
+// Shapes:  pcm (B, S, channels), latent (B, F, dimension), codes (B, n, F) with S = F * frame_size(). n is
+//          chosen at run time by the shape of the codes: quantizer.semantic_q to quantizer.n_q.
 // Units:   S samples at sample_rate, F frames at frame_rate(); samples between -1 and 1.
-// Errors:  Error when S is no multiple of frame_size() (the functions for recordings pad), or n is out of
-// range. Not supported: training the quantiser's codebooks; other ways of resampling between frame rates.
+// Errors:  Error when S is not F * frame_size() (the functions for recordings pad), or n is out of range.
+// Not supported: training the quantiser's codebooks; other ways of resampling between frame rates.
 // Source:  kyutai-labs/moshi models/compression.py `MimiModel`, models/loaders.py `get_mimi`.
-//
-// Three ways to use it, all of one result:
-//   encode, decode                      whole pieces at once, parallel in time; memory grows with their
-//   length encode_recording, decode_recording  any length, in chunks encode_step, decode_step streams of B
-//   sessions, any number of frames a call, with masks and resets
 #pragma once
 
 #include "mttt/codec/mimi_transformer.hpp"

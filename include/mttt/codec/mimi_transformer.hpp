@@ -6,9 +6,8 @@
 // Units:   steps of the encoder frame rate (25 Hz in Mimi), two of which make a frame.
 // Errors:  none.
 // Not supported: other norms, gatings and positions than Mimi's.
-// Source:  kyutai-labs/moshi modules/transformer.py `ProjectedTransformer`, `StreamingTransformerLayer`, with
-// the
-//          arguments of models/loaders.py `_transformer_kwargs`.
+// Source:  kyutai-labs/moshi modules/transformer.py `ProjectedTransformer`, `StreamingTransformerLayer`;
+//          models/loaders.py `_transformer_kwargs`.
 #pragma once
 
 #include "mttt/nn/attention.hpp"

@@ -1,19 +1,18 @@
-// SplitRvq: a split residual vector quantiser, one branch for the first (semantic) codebooks and one for the
-// rest.
+// SplitRvq: a residual vector quantiser in two branches, the first (semantic) codebooks and the rest.
 //
-// Formula: a branch projects x to r_0; level q takes code_q = argmin |r_q - e_q|, r_(q+1) = r_q -
-// e_q[code_q].
-//          Decoding projects the sum of e_q[code_q] back; the branches add. e = embedding_sum / max(usage,
-//          1e-5). The nearest vector has the largest r . e - |e|^2 / 2: a product and an argmax; the lowest
-//          index of equals. Training is straight through: backward takes the quantised vector for the
-//          projected one.
-// Shapes:  x, y (B, T, dim), codes (B, n, T) with semantic_q <= n <= n_q chosen at run time, r (B * T,
-// codebook_dim). Units:   codes in [0, card), time in frames. A code outside that range adds nothing: a frame
-// not known yet. Errors:  Error when the number of codebooks is out of range. Not supported: gradients of the
-// codebooks, which learn by moving averages of what they are nearest to; the
-//          commitment loss; replacement of unused codes.
+// Formula: a branch projects x to r_0; level q takes code_q = argmin |r_q - e|, r_(q+1) = r_q - e[code_q].
+//          Decoding projects the sum of the e[code_q] back; the branches add.
+//          e = embedding_sum / max(cluster_usage, 1e-5). The nearest has the largest r . e - |e|^2 / 2: a
+//          product and an argmax; of equals the lowest index.
+//          Training is straight through: backward takes the quantised vector for the projected one.
+// Shapes:  x, y (B, T, dim), codes (B, n, T) with semantic_q <= n <= n_q chosen at run time,
+//          r (B * T, codebook_dim).
+// Units:   codes in [0, card), time in frames. A code outside that range adds nothing: one not known yet.
+// Errors:  Error when the number of codebooks is out of range.
+// Not supported: gradients of the codebooks, which learn by moving averages of what they are nearest to;
+//          the commitment loss; replacement of unused codes.
 // Source:  kyutai-labs/moshi quantization/vq.py `SplitResidualVectorQuantizer`, core_vq.py
-// `EuclideanCodebook`.
+//          `EuclideanCodebook`.
 #pragma once
 
 #include "mttt/nn/linear.hpp"
@@ -130,8 +129,7 @@ struct SplitRvq {
       f("rvq_rest", p.rvq_rest...);
     }
   };
-  /// What is derived from Params once after loading: Store<Codebooks, B> tables(be); derive(be, *params,
-  /// *tables);
+  /// Derived from Params once after loading: Store<Codebooks, B> books(be); derive(be, *params, *books);
   struct Codebooks {
     Tensor<T, C.n_q, C.card, C.codebook_dim> embedding;
     Tensor<T, C.n_q, C.card> half_norm;

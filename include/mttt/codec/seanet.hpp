@@ -1,8 +1,7 @@
 // SEANet: the convolutional encoder (samples to latent) and decoder (latent to samples) of Mimi.
 //
-// Formula: encoder  conv, then for every ratio, last first: residual blocks, ELU, conv of stride `ratio` that
-// doubles
-//                   the channels; then ELU, conv.
+// Formula: encoder  conv; for every ratio, last first: residual blocks, ELU, conv of stride `ratio` that
+//                   doubles the channels; ELU, conv.
 //          decoder  the mirror image with transposed convolutions, ratios first to last.
 //          residual block  x + conv_1(elu(conv_k(elu(x)))) with dilation_base^j in the j-th block of a stage.
 // Shapes:  samples (B, T * hop, channels), latent (B, T, dimension), hop = product of the ratios.

@@ -120,8 +120,7 @@ struct OverlapAdd {
   }
 };
 
-/// One channel a group: y[t, c] = sum over k of padded[t * stride + k * dilation, c] * weight[k, c] +
-/// bias[c].
+/// Depthwise: y[t, c] = bias[c] + sum over k of padded[t * stride + k * dilation, c] * weight[k, c].
 template <class T>
 struct DepthwiseWindows {
   const T *padded, *weight, *bias;  // (B, padded_stride), (kernel, C), (C) or null

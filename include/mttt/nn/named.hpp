@@ -1,7 +1,7 @@
-// Named: a block whose parameters and state lie one name deeper: Named<"model", Inner> calls them
-// "model.<name>".
+// Named: a block whose parameters and state lie one name deeper.
 //
-// Formula, shapes, units, errors: those of Inner.
+// Formula: that of Inner; Named<"model", Inner> calls its parameter "weight" "model.weight".
+// Shapes, units, errors: those of Inner.
 // Not supported: empty names.
 // Source:  the attribute names of torch modules.
 #pragma once
