@@ -149,7 +149,7 @@ class KMeans {
 /// `Q` is a SplitRvq<C, B>; its projections keep their values. Deterministic by the generator.
 template <class Q, class B>
 void init_codebooks(B& be, typename Q::Params& p, Tensor<const typename B::Scalar, dyn, Q::in> latents,
-                    Rng& rng, int iterations = 50) {
+                    Rng& rng, int iterations = 10) {
   using T = typename B::Scalar;
   const Index n = latents.extent(0);
   if (n < 1) fail("init_codebooks", "no latents", "one row or more", "encode some sound first");

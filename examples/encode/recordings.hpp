@@ -1,0 +1,64 @@
+// Stereo recordings as the codec reads them, and a codec that nobody has trained.
+#pragma once
+
+#include <cstdio>
+#include <filesystem>
+#include <vector>
+
+#include "mttt/backend/cpu/cpu.hpp"
+#include "mttt/codec/codebook_init.hpp"
+#include "mttt/io/audio.hpp"
+#include "mttt/io/checkpoint.hpp"
+#include "mttt/presets/mimi.hpp"
+
+using B = mttt::Cpu<float>;
+using Codec = mttt::Mimi<mttt::presets::mimi_tiny, B>;
+
+/// The two voices of a recording one after the other, (2, samples): two sessions of the codec.
+inline std::vector<float> read_voices(const std::filesystem::path& path) {
+  using namespace mttt;
+  Audio audio = read_audio(path);
+  if (audio.channels != 2) {
+    fail(path.string(), detail::cat(audio.channels, audio.channels == 1 ? " channel" : " channels"),
+         "2: the model's voice left, the user's right", "separate the speakers first");
+  }
+  audio = resample(audio, static_cast<int>(Codec::config.sample_rate));
+  std::vector<float> voices = to_mono(audio, Mono::left).samples;
+  const auto right = to_mono(audio, Mono::right).samples;
+  voices.insert(voices.end(), right.begin(), right.end());
+  return voices;
+}
+
+/// Random convolutions and attention, but codebooks placed on what these make of the recordings: codes then
+/// say something about the sound, though the sound that they decode to says nothing.
+inline void write_untrained_codec(const std::filesystem::path& path, std::uint64_t seed,
+                                  const std::vector<std::filesystem::path>& recordings) {
+  using namespace mttt;
+  B be;
+  Rng rng(seed);
+  Store<Codec::Params, B> params(be);
+  Codec::init(*params, rng);
+  std::vector<float> latents;  // (frames, dimension), of all pieces
+  for (const auto& recording : recordings) {
+    const auto voices = read_voices(recording);
+    const auto samples = static_cast<Index>(voices.size());
+    constexpr Index piece =
+        125 * Codec::frame_size;  // 10 s: whole pieces at once need memory by their length
+    for (Index at = 0; at + Codec::frame_size <= samples; at += piece) {
+      const Index frames = std::min(piece, samples - at) / Codec::frame_size;
+      const auto scope = be.scope();
+      const auto latent = be.make<float, dyn, dyn, Codec::dimension>(1, frames);
+      const Tensor<const float, dyn, dyn, 1> sound(voices.data() + at, {1, frames * Codec::frame_size, 1});
+      Codec::encode_latent(be, *params, sound, latent);
+      latents.insert(latents.end(), latent.data(), latent.data() + latent.size());
+    }
+  }
+  const Index frames = static_cast<Index>(latents.size()) / Codec::dimension;
+  init_codebooks<Codec::Quantizer>(be, params->quantizer, {latents.data(), {frames, Codec::dimension}}, rng);
+  if (path.has_parent_path()) std::filesystem::create_directories(path.parent_path());
+  save_params(path, be, params,
+              {.config = {{"preset", "mimi_tiny"}},
+               .metadata = {{"training", "none: random weights, codebooks by k-means"},
+                            {"seed", std::to_string(seed)}}});
+  std::printf("%s: a new codec; its codebooks fit %td frames of the recordings\n", path.c_str(), frames);
+}
