@@ -24,9 +24,9 @@ struct Quantiser {
     Q::init(*params, rng);
     Q::derive(be, *params, *tables);
   }
-  void place(Tensor<const float, dyn, 12> latents, std::uint64_t seed = 1) {
+  void place(Tensor<const float, dyn, 12> latents, std::uint64_t seed = 1, int iterations = 10) {
     Rng rng(seed);
-    init_codebooks<Q>(be, *params, latents, rng);
+    init_codebooks<Q>(be, *params, latents, rng, iterations);
     Q::derive(be, *params, *tables);
   }
   std::vector<std::int32_t> encode(Tensor<const float, dyn, 12> latents, Index n_q = 5) {
@@ -82,7 +82,7 @@ TEST_CASE("codebook_init: as many heaps as codes: every heap gets a code of its 
 TEST_CASE("codebook_init: a vector is the mean of what it stands for") {
   Quantiser q;
   const auto latents = rows(500, 500, 0);
-  q.place(view(latents));
+  q.place(view(latents), 1, 1000);  // until nothing moves any more
   const auto codes = q.encode(view(latents));
   const auto r = q.projected(view(latents));
   for (Index c = 0; c < 16; ++c) {
