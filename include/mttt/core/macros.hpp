@@ -1,5 +1,5 @@
-// The two macros of the library: MTTT_HD marks scalar code that runs on host and device, MTTT_SIMD a loop
-// whose iterations are independent.
+// The macros of the library: MTTT_HD marks scalar code that runs on host and device, MTTT_INLINE such code that
+// must be part of the loop that calls it, MTTT_SIMD a loop whose iterations are independent.
 //
 // Shapes, units, errors: none.
 // Not supported: other compilers' vectorisation hints; they ignore MTTT_SIMD and stay correct.
@@ -10,6 +10,14 @@
 #define MTTT_HD __host__ __device__
 #else
 #define MTTT_HD
+#endif
+
+#if defined(__CUDACC__)
+#define MTTT_INLINE __forceinline__
+#elif defined(__GNUC__)
+#define MTTT_INLINE inline __attribute__((always_inline))
+#else
+#define MTTT_INLINE inline
 #endif
 
 #define MTTT_PRAGMA(text) _Pragma(#text)

@@ -17,7 +17,7 @@
 namespace mttt {
 
 /// exp for float without branches: 2^n times a polynomial of the remainder. 0 below -87.3, e^88.7 above 88.7.
-MTTT_HD inline float exp(float x) {
+MTTT_HD MTTT_INLINE float exp(float x) {
 #ifdef __CUDA_ARCH__
   return ::expf(x);
 #else
