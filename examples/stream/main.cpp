@@ -1,8 +1,7 @@
 // Streams a recording through a model, frame by frame, as if it were spoken to it.
 //
-//   stream --checkpoint runs/tiny/model.safetensors --codec build/mimi.safetensors --tokenizer
-//   assets/tokenizer.model
-//          --json timings.json question.flac reply.wav
+//   stream --checkpoint runs/tiny/model.safetensors --codec build/mimi.safetensors
+//          --tokenizer assets/tokenizer.model --json timings.json question.flac reply.wav
 //
 // It writes the reply as a sound file, prints its text, and can keep the state of the conversation, to go on
 // later.

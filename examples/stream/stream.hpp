@@ -152,13 +152,13 @@ int stream(const Options& options) {
       static_cast<double>(frames * size) / static_cast<double>(Codec::config.sample_rate);
   const double factor = total / audio_seconds;
   std::fprintf(stderr, "%td frames, %.2f ms a frame (p50), %.2f (p99), %.3f of real time, %ld MB\n", frames,
-               percentile(seconds, 0.5), percentile(seconds, 0.99), factor, usage.ru_maxrss / 1024);
+               percentile(seconds, 0.5), percentile(seconds, 0.99), factor, usage.ru_maxrss * 1024 / 1000000);
   if (!options.json.empty()) {
     const nlohmann::json result = {
         {"frames", frames},
         {"ms_per_frame", {{"p50", percentile(seconds, 0.5)}, {"p99", percentile(seconds, 0.99)}}},
         {"real_time_factor", factor},
-        {"peak_memory_mb", static_cast<double>(usage.ru_maxrss) / 1024},
+        {"peak_memory_mb", static_cast<double>(usage.ru_maxrss) * 1024e-6},
         {"state_bytes", state.bytes()},
         {"ttt", contributions<C>(be, *params, stream_codes)},
         {"text", words},

@@ -76,17 +76,18 @@ TEST_CASE("Training lowers the loss, reports and asks for checkpoints when it sh
                                    .progress = out});
   CHECK(finished);
   CHECK(checkpoints == std::vector<std::int64_t>{100, 200, 205});
-  REQUIRE(reports.size() == 5);
-  CHECK(reports[0].step == 50);
-  CHECK(reports[4].step == 205);
-  CHECK(reports[4].loss < 0.5);  // guessing costs log 4 = 1.39
-  CHECK(reports[4].frames_per_second == Approx(205 * 32 / reports[4].seconds).epsilon(1e-9));
-  CHECK(reports[4].seconds_left == 0);
-  CHECK(reports[0].seconds_left == Approx(reports[0].seconds / 50 * 155));
-  CHECK(reports[1].learning_rate ==
+  REQUIRE(reports.size() == 6);
+  CHECK(reports[0].step == 1);
+  CHECK(reports[1].step == 50);
+  CHECK(reports[5].step == 205);
+  CHECK(reports[5].loss < 0.5);  // guessing costs log 4 = 1.39
+  CHECK(reports[5].frames_per_second == Approx(205 * 32 / reports[5].seconds).epsilon(1e-9));
+  CHECK(reports[5].seconds_left == 0);
+  CHECK(reports[1].seconds_left == Approx(reports[1].seconds / 50 * 155));
+  CHECK(reports[2].learning_rate ==
         Approx(OneCycle({.total_steps = 205, .max_lr = 2e-2})(99)).epsilon(1e-15));
   const std::string text = printed(out);
-  CHECK(std::count(text.begin(), text.end(), '\n') == 5);  // not a terminal: plain lines
+  CHECK(std::count(text.begin(), text.end(), '\n') == 6);  // not a terminal: plain lines
   CHECK_THAT(
       text, contains("step 50/205  loss ") && contains(" lr ") && contains(" frames/s") && contains(" left"));
   CHECK(trainer.run(setup.data(16)));  // nothing left to do

@@ -47,7 +47,7 @@ struct MicroBatch {
 
 /// What the loop calls and where it prints; all optional.
 struct TrainHooks {
-  std::function<void(const StepReport&)> log = {};  // every log_freq steps and at the last one
+  std::function<void(const StepReport&)> log = {};  // at the first step, every log_freq steps, and at the last one
   std::function<void()> checkpoint = {};            // every ckpt_freq steps and at the last one
   std::FILE* progress = stderr;                     // null: silent
 };
@@ -118,7 +118,7 @@ class Trainer {
       report.seconds_left = report.seconds / static_cast<double>(adam.step - first) *
                             static_cast<double>(options.max_steps - adam.step);
       const bool last = adam.step >= options.max_steps || stop.requested();
-      const bool logged = last || adam.step % options.log_freq == 0;
+      const bool logged = last || adam.step == first + 1 || adam.step % options.log_freq == 0;
       line.show(report, logged);
       if (logged && hooks.log) hooks.log(report);
       if (hooks.checkpoint && (last || (options.ckpt_freq > 0 && adam.step % options.ckpt_freq == 0)))
