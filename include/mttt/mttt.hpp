@@ -16,6 +16,8 @@
 #include "mttt/codec/seanet.hpp"
 #include "mttt/core/permuted_tensor.hpp"
 #include "mttt/core/store.hpp"
+#include "mttt/data/batches.hpp"
+#include "mttt/data/interleaver.hpp"
 #include "mttt/laws.hpp"
 #include "mttt/lm/delays.hpp"
 #include "mttt/lm/depformer.hpp"
