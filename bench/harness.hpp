@@ -1,12 +1,11 @@
 // Timing with the machine's peaks measured next to every figure, one table for all benchmarks.
 //
-// Formula: time = median over rounds of (batch time / repetitions); spread = (third quartile - first) /
-// median;
+// Formula: time = median over rounds of (batch time / repetitions);
+//          spread = (third quartile - first) / median;
 //          share of a peak = median over rounds of figure / peak, where each round measures the peak right
 //          before the figure, so that a ratio holds on a machine that other programs use too.
-//          Peaks: GEMM is Eigen's own float product of 1024^3; read is the sum of 256 MB in
-//          four streams; copy is 256 MB
-//          copied with vector instructions, its bytes counted once read and once written.
+//          Peaks: GEMM is Eigen's own float product of 1024^3; read is the sum of 256 MB in four streams;
+//          copy is 256 MB copied with vector instructions, its bytes counted once read and once written.
 // Shapes:  none.
 // Units:   seconds, bytes and operations within; ms, MB, MFLOP, GFLOP/s and GB/s in print, powers of ten.
 // Errors:  unknown arguments print the usage and exit 2.

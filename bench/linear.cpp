@@ -1,8 +1,8 @@
 // Linear at batch 1 (a streaming step: reads its weights at memory speed), 8 and 256 (training: GEMM speed).
 //
 // Counted: forward 2 rows in out FLOPs, weights read once; backward twice the FLOPs (dx and dW), weights read
-// once, their gradient read and written. At batch 1
-// the weights rotate through 256 MB, as they do in a model whose layers take turns.
+// once, their gradient read and written. At batch 1 the weights rotate through 256 MB, as they do in a model
+// whose layers take turns.
 #include "mttt/nn/linear.hpp"
 
 #include "harness.hpp"

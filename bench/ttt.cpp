@@ -1,17 +1,14 @@
-// The scans of TTT-Linear and TTT-MLP: forward and backward over T = 256 tokens in the dual form, and the
-// step.
+// The scans of TTT-Linear and TTT-MLP: forward and backward over T = 256 tokens in the dual form, and a step.
 //
 // Counted, per head and mini-batch of n tokens; S = sum over layers of in out, S' = the same without the
 // first layer, I and O = sums over layers of the input and output widths; two FLOPs a multiply-add, products
 // only:
 //   forward   keys' pass 2 n (S + S'), queries' pass 2 n S + 2 n^2 (I + O), update 2 n S
 //   backward  both passes again, then 8 n S + 6 n S' + 4 n S + n^2 (4 O + 5 I): the carried weights (2
-//   products), the
-//             queries' (2 with W, 2 with G, the causal dots again over half a square, 2 with dP), the inner
-//             gradients (3), the keys' layers (2)
+//             products), the queries' (2 with W, 2 with G, the causal dots again over half a square, 2 with
+//             dP), the inner gradients (3), the keys' layers (2)
 //   step      2 (S + S') for the gradient, 6 S for learning and answering; bytes: W, and the accumulated
-//   gradients
-//             once read and once written (12 bytes a fast weight)
+//             gradients once read and once written (12 bytes a fast weight)
 // Memory speed shows in the steps of many sessions at once; one session's state lies in a cache here.
 #include "mttt/ttt/ttt.hpp"
 

@@ -1,10 +1,10 @@
-// Catch2, whichever of its two generations the machine has: 2.13 (Debian 12, Ubuntu 22.04) or 3.x (later
-// ones).
+// Catch2, whichever of its two generations the machine has: 2.13 (Debian 12, Ubuntu 22.04) or 3.x (later).
 //
 // Write Approx, mttt::test::contains(text) and the macros; they mean the same in both.
-// Shapes: none.   Units: none.   Errors: none.
+//
+// Shapes:  none.   Units: none.   Errors: none.
 // Not supported: Catch2 before 2.13.
-// Source: none.
+// Source:  none.
 #pragma once
 
 #include <string>

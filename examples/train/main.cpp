@@ -3,8 +3,8 @@
 //   train --preset tiny --data build/codes --output runs/tiny --max-steps 300
 //
 // The output folder gets metrics.jsonl, a line every --log-freq steps; the newest few training checkpoints,
-// from which
-// --resume goes on to the same bits; and at the end model.safetensors, which the program `stream` loads.
+// from which --resume goes on to the same bits; and at the end model.safetensors, which the program `stream`
+// loads.
 #include <CLI/CLI.hpp>
 
 #include "options.hpp"

@@ -1,20 +1,22 @@
 // The laws that every block owes, as functions: hold your own blocks to them.
 //
-//   gradient            backward equals central differences of forward (use a float64 backend)
-//   streaming           step, chunk by random chunk, equals forward
-//   causality           changing the future leaves the past bit-identical
-//   masking             step leaves the State of masked sessions bit-identical, and the others go on as if
-//   alone reset               a reset session equals a fresh one, bit for bit, and touches no other snapshot
-//   a copied State continues with the same bits no_allocation       step allocates nothing once it has run
-//   (give a function that counts allocations)
+//   gradient        backward equals central differences of forward (use a float64 backend)
+//   streaming       step, chunk by random chunk, equals forward
+//   causality       changing the future leaves the past bit-identical
+//   masking         step leaves the State of masked sessions bit-identical, and the others go on as if alone
+//   reset           a reset session equals a fresh one, bit for bit, and touches no other
+//   snapshot        a copied State continues with the same bits
+//   no_allocation   step allocates nothing once it has run (give a function that counts allocations)
+//
 // Each returns a Verdict: whether the law holds, and what was measured. A test writes
 //   const auto v = laws::gradient<MyBlock<Cpu<double>>>(be);  INFO(v.says);  REQUIRE(v.holds);
+//
 // Shapes:  (B, T, C) = options.batch, options.steps, Block::in.
 // Units:   errors relative to the largest absolute value of what is compared.
 // Errors:  what the block throws.
-// Not supported: blocks with several inputs; their tests use the same helpers (random_store,
-// largest_difference). Source:  streaming contract and golden tests of kyutai-labs/moshi; gradient checks as
-// everywhere.
+// Not supported: blocks with several inputs; their tests use the same helpers (random_params,
+//          largest_difference).
+// Source:  streaming contract and golden tests of kyutai-labs/moshi; gradient checks as everywhere.
 #pragma once
 
 #include <cmath>

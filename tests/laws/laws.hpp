@@ -1,4 +1,5 @@
-// Holds one block to every law and reports each as a section. Gradients are taken in float64, the rest in float32.
+// Holds one block to every law and reports each as a section. Gradients are taken in float64, streaming in
+// both, the rest in float32.
 #pragma once
 
 #include <cstddef>
@@ -7,7 +8,7 @@
 #include "mttt/backend/cpu/cpu.hpp"
 #include "mttt/laws.hpp"
 
-/// Allocations of this process so far, counted by tests/laws/allocations.cpp.
+/// Allocations of this process so far, counted by tests/allocations.cpp.
 std::size_t allocation_count();
 
 namespace mttt::testing {

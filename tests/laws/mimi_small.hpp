@@ -1,5 +1,4 @@
-// A Mimi small enough for gradients by central differences: 12 samples a frame, a short attention
-// window.
+// A Mimi small enough for gradients by central differences: 12 samples a frame, a short attention window.
 #pragma once
 
 #include "laws.hpp"

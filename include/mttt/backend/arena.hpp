@@ -1,8 +1,8 @@
-// Arena: the stack-like memory of activations. Blocks grow it during the first pass; later passes allocate
-// nothing.
+// Arena: stack-like memory of activations. Blocks grow it in the first pass; later passes allocate nothing.
 //
 // `alloc` hands out the next piece, a Scope gives everything back that was allocated during its life. A
 // forward pass leaves what its Saved refers to; the caller's Scope around forward and backward releases it.
+//
 // Shapes:  none.   Units: bytes; pieces are aligned to 64.
 // Errors:  what the backend's memory throws when it is exhausted.
 // Not supported: freeing single pieces, use from several threads at once.

@@ -1,29 +1,49 @@
 // Backend: the vocabulary in which every block is written once. This page is the porting guide.
 //
-//   Scalar, Accum              storage type; type of sums, norms, softmax and inner loops
-//   Memory                     owns bytes that live as long as it does (parameters, states); zero at the
-//   start make<T, E...>(dims...)     a tensor in the arena; `scope()` returns a guard that releases what
-//   follows it matmul(a, b, c, alpha, beta)            C = alpha A B + beta C, any of A and B transposed
-//   matmul_grid(no, ni, a, b, c, alpha, beta)  the same for no x ni pairs of planes (batch x heads)
-//   for_each(n, f)             f(i) for i in [0, n), in any order: the element-wise functions
-//   rows(n, f, scratch)        f(team, i) for i in [0, n): one team a row, see below
-//   copy, fill                 bytes and values
-//   to_host, to_device         between the backend's memory and the host's
+// Types:
+//   Scalar                          storage type of activations, parameters and gradients
+//   Accum                           type of sums, norms, softmax and inner loops
+//   Memory                          owns bytes while it lives (parameters, states), zero at the start
 //
-// A functor is a named struct at namespace scope with `operator() const`, marked MTTT_HD, holding pointers
-// and numbers; its template parameters are types and integers (a config must not reach a kernel's signature).
-// A team works on one row together:
-//   team.for_each(n, g)  g(i) in any order        team.sum<A>(n, g)  the sum of g(i), known to all members
-//   team.max<A>(n, g)    the largest              team.argmax<A>(n, g)  its first index
-//   team.matmul(a, b, c, alpha, beta)  a product of planes that fit into a cache
-//   team.scratch<T>()    `scratch` bytes of fast memory        team.sync()  order what was written before
-//   what is read
-// On a CPU a team is one thread and its loops vectorise; on a GPU it is a warp or a thread block.
+// Memory of activations:
+//   make<T, E...>(dims...)          a tensor in the arena, its contents undefined; a number for each dyn
+//   scope()                         a guard: it releases what was made after it
+//
+// Work:
+//   matmul(a, b, c, alpha, beta)    C = alpha A B + beta C; any of A and B may be transposed
+//   matmul_grid(no, ni, a, b, c, alpha, beta)
+//                                   the same for no x ni pairs of planes (batch x heads)
+//   for_each(n, f)                  f(i) for i in [0, n), in any order: the element-wise functions
+//   rows(n, f, scratch, cost)       f(team, i) for i in [0, n): one team a row; scratch in bytes a team, cost
+//                                   in operations a row, roughly
+//   copy(from, to, n)               n elements
+//   fill(to, n, value)              n elements
+//   to_host(from, to, n), to_device(from, to, n)
+//                                   between the backend's memory and the host's
+//
+// The team of a row works on it together. A CPU's team is one thread whose loops vectorise; a GPU's is a warp
+// or a thread block:
+//   team.for_each(n, g)             g(i) for i in [0, n), in any order
+//   team.sum<A>(n, g)               the sum of g(i), known to all members
+//   team.max<A>(n, g)               the largest g(i)
+//   team.argmax<A>(n, g)            the first index of the largest
+//   team.matmul(a, b, c, alpha, beta)
+//                                   a product of planes that fit into a cache
+//   team.scratch<T>()               `scratch` bytes of fast memory
+//   team.sync()                     what was written before is seen by what reads after
+//   team.leader()                   true for one member: single numbers are written by it
+//
+// f is a named struct at namespace scope with `operator() const`, marked MTTT_HD, that holds pointers and
+// numbers. Its template parameters are types and integers: a config must not reach a kernel's signature.
 //
 // A fused kernel is an optional member, taken by `if constexpr (requires { be.the_kernel(...); })`; the
-// composed form stays as its reference. Shapes:  matrices are row-major planes with a leading dimension
-// (core/tensor.hpp). Units:   elements. Errors:  Error for memory that cannot be had. Not supported: run-time
-// choice of backend; it is a type. Source:  BLAS for the products; Kokkos' team policies for the rows.
+// composed form stays as its reference and its test.
+//
+// Shapes:  matrices are row-major planes with a leading dimension (core/tensor.hpp).
+// Units:   elements, unless bytes are named.
+// Errors:  Error or std::bad_alloc for memory that cannot be had.
+// Not supported: run-time choice of backend; it is a type.
+// Source:  BLAS for the products; Kokkos' team policies for the rows.
 #pragma once
 
 #include <concepts>

@@ -1,16 +1,21 @@
 // What a block is: the concepts that composites, the trainer and the streamer ask for.
 //
 // A block is a struct of four aggregates and a handful of static functions (see docs/adding-a-block.md):
-//   Params  its weights             visit(f, p...), init(params, rng)
-//   Saved   what backward needs     views into the arena, filled by forward
-//   State   what the next frame needs, one row a session     visit(f, s...)
-//   forward(be, p, x, y, saved)  backward(be, p, saved, dy, dx, grad)  step(be, p, state, x, y, mask)
-//   reset(be, p, state, mask)
+//   Params  its weights                                        visit(f, p...)
+//   Saved   what backward needs                                views into the arena, filled by forward
+//   State   what the next frame needs, one row a session       visit(f, s...)
+//   init    (params, rng)
+//   forward (be, params, x, y, saved)
+//   backward(be, params, saved, dy, dx, grad)
+//   step    (be, params, state, x, y, mask)
+//   reset   (be, params, state, mask)
+//
 // Shapes:  x (B, T, in), y (B, out_time(T), out); `grad` accumulates, `dx` overwrites; x outlives Saved.
 // Units:   none.
 // Errors:  a failed concept names what is missing.
 // Not supported: blocks with several inputs; such composites (depformer, Moshi, Mimi) have functions of their
-// own. Source:  none.
+//          own.
+// Source:  none.
 #pragma once
 
 #include <concepts>
@@ -74,8 +79,7 @@ constexpr Index out_time(Index steps) {
   }
 }
 
-/// Input steps must come in multiples of this (a strided convolution's stride); 1 unless the block says
-/// otherwise.
+/// Input steps must come in multiples of this (a strided convolution's stride); 1 if the block says nothing.
 template <class Block>
 constexpr Index time_multiple() {
   if constexpr (requires { Block::time_multiple; }) {

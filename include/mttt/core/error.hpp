@@ -1,8 +1,9 @@
 // The one exception type of the library, and the one way to raise it.
 //
 // Every message answers three questions: what was found, what was expected, what to do about it.
+//
 // Shapes:  none.   Units: none.
-// Errors:  Error, thrown by fail() and require().
+// Errors:  Error, thrown by fail().
 // Not supported: error codes; a program that must not throw wraps the call.
 // Source:  none.
 #pragma once

@@ -1,9 +1,9 @@
-// The macros of the library: MTTT_HD marks scalar code that runs on host and device, MTTT_INLINE such code that
-// must be part of the loop that calls it, MTTT_SIMD a loop whose iterations are independent.
+// The two macros of the library: MTTT_HD marks scalar code that runs on host and device, MTTT_SIMD a loop
+// whose iterations are independent.
 //
-// Shapes, units, errors: none.
+// Shapes:  none.   Units: none.   Errors: none.
 // Not supported: other compilers' vectorisation hints; they ignore MTTT_SIMD and stay correct.
-// Source: OpenMP 4.0 `simd`; CUDA C++ Programming Guide, execution space specifiers.
+// Source:  OpenMP 4.0 `simd`; CUDA C++ Programming Guide, execution space specifiers.
 #pragma once
 
 #ifdef __CUDACC__

@@ -1,11 +1,14 @@
-// Store: the one flat block of memory behind an aggregate of tensors (Params, their gradients and moments,
-// State).
+// Store: one flat block of memory behind an aggregate of tensors (Params, gradients, moments, State).
 //
 // Every tensor of the aggregate starts at a multiple of 64 bytes; the padding between them is zero and stays
 // zero under every element-wise optimiser, so that clipping, AdamW, EMA, snapshot, fork and save may treat
-// the block as one array. Shapes:  a tensor whose first extent is `dyn` gets `batch` there; all other extents
-// must be static. Units:   bytes. Errors:  what the backend's memory throws when it is exhausted. Not
-// supported: growing. Source:  none.
+// the block as one array.
+//
+// Shapes:  a tensor whose first extent is `dyn` gets `batch` there; all other extents must be static.
+// Units:   bytes.
+// Errors:  what the backend's memory throws when it is exhausted; assign refuses a store of another size.
+// Not supported: growing.
+// Source:  none.
 #pragma once
 
 #include <utility>
@@ -84,5 +87,23 @@ class Store {
   Index bytes_;
   typename B::Memory memory_;
 };
+
+/// Copies one session's row of every tensor of a State into a row of another: to fork a conversation, to move it to
+/// another batch, to bring one back from a snapshot.
+template <class B, class S>
+void copy_session(B& be, const S& from, Index from_row, S& to, Index to_row) {
+  for_each_tensor(
+      [&](std::string_view name, const auto& source, const auto& target) {
+        if (from_row < 0 || from_row >= source.extent(0) || to_row < 0 || to_row >= target.extent(0)) {
+          fail(std::string("copy_session: ") + std::string(name),
+               "row " + std::to_string(from_row) + " to row " + std::to_string(to_row),
+               "rows below " + std::to_string(source.extent(0)) + " and " + std::to_string(target.extent(0)),
+               "choose sessions of the two states");
+        }
+        const Index width = source.size() / source.extent(0);
+        be.copy(source.data() + from_row * width, target.data() + to_row * width, width);
+      },
+      from, to);
+}
 
 }  // namespace mttt

@@ -1,8 +1,9 @@
 // Tensor: a pointer with extents; Matrix: a strided, possibly transposed plane of one.
 //
 // A Tensor never owns memory. Parameters, gradients and states live in a Store (core/store.hpp), activations
-// in the backend's arena. Copying a Tensor copies a pointer. Shapes:  row-major and contiguous. Each extent
-// is a compile-time number or `dyn`; the two mix freely, and a
+// in the backend's arena. Copying a Tensor copies a pointer.
+//
+// Shapes:  row-major and contiguous. Each extent is a compile-time number or `dyn`; the two mix freely, and a
 //          conversion from `dyn` to a number is checked at run time.
 // Units:   elements.
 // Errors:  Error when a run-time extent contradicts a static one.

@@ -4,7 +4,8 @@
 //   static void visit(auto&& f, auto&&... p) { f("weight", p.weight...); f("bias", p.bias...); }
 // A member is a Tensor, another such aggregate, a std::array of either, or a std::tuple of aggregates. The
 // names of nested members are joined with dots, so that they spell the names of the published checkpoints.
-// Shapes, units: none.
+//
+// Shapes:  none.   Units: none.
 // Errors:  Error when a joined name is longer than Path::capacity.
 // Not supported: members of run-time number.
 // Source:  none.

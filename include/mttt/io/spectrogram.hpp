@@ -1,8 +1,7 @@
 // The mel spectrogram of a recording, as a picture needs it: a fixed number of columns, levels in dB.
 //
 // Formula: Hann window of 32 ms or more (a power of two), power of its Fourier transform, mean over the bins
-// of a
-//          mel band and over the windows of a column, 10 log10. mel(f) = 2595 log10(1 + f / 700).
+//          of a mel band and over the windows of a column, 10 log10. mel(f) = 2595 log10(1 + f / 700).
 // Shapes:  samples (frames); level (bands, columns), row 0 holds the highest band.
 // Units:   Hz, seconds; dB relative to a sine of amplitude 1, never below `silence`.
 // Errors:  no samples, or a rate below 1.

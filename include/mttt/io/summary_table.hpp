@@ -1,9 +1,13 @@
 // Any JSON object as an HTML table that a person reads: groups, units, small bars, comparisons side by side.
 //
-// An object is a group of rows. Drawn apart are: a list of numbers, and an object of numbers whose name
-// speaks of contributions or layers (bars); a list of flat objects (a table); two or more flat objects with
-// the same fields (a table with a column for each). Units:   read from the names: ..._ms, ms_per_...,
-// ..._seconds, ..._s, ..._bytes, ..._kib, ..._mib, ..._gib,
+// An object is a group of rows. Drawn apart are:
+//   a list of numbers                                          bars
+//   an object of numbers, its name of contributions or layers  bars
+//   a list of flat objects                                     a table
+//   two or more flat objects with the same fields              a table with a column for each
+//
+// Shapes:  any depth of groups.
+// Units:   read from the names: ..._ms, ms_per_..., ..._seconds, ..._s, ..._bytes, ..._kib, ..._mib, ..._gib,
 //          ..._mb, ..._hz; p50, p99, mean, min, max and the like have the unit of their group.
 // Errors:  read_summary: a file that is no JSON object. null is shown as a dash.
 // Not supported: bars of more than 64 numbers, which are shown as smallest, mean and largest.

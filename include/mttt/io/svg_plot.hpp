@@ -2,10 +2,14 @@
 //
 // The outer <svg> is the plotting area, sized by the style sheet of the page (plot_style) and placed in per
 // cent; inside it a second one of 1000 x 1000 units holds the lines. Colours are the page's variables --s0
-// ... --s5. Shapes:  series x (n), y (n); NaN in y is a gap. Units:   those of the data. Errors:  none: empty
-// series, single points, constants, NaN and infinity are drawn as far as there is something. Not supported:
-// time axes, stacked or filled charts, more than six colours. Source:  SVG 2 (vector-effect,
-// preserveAspectRatio).
+// to --s5.
+//
+// Shapes:  series x (n), y (n); NaN in y is a gap.
+// Units:   those of the data.
+// Errors:  none: empty series, single points, constants, NaN and infinity are drawn as far as there is
+//          something.
+// Not supported: time axes, stacked or filled charts, more than six colours.
+// Source:  SVG 2 (vector-effect, preserveAspectRatio).
 #pragma once
 
 #include <algorithm>
@@ -166,8 +170,7 @@ inline std::vector<std::pair<double, std::string>> labelled(const Axis& axis) {
   return out;
 }
 
-/// At most about `most` of the indices of `y`: of each stretch the lowest and the highest value, and both
-/// ends.
+/// At most about `most` of the indices of `y`: both ends, and of each stretch the lowest and highest value.
 inline std::vector<std::size_t> thinned(std::span<const double> y, std::size_t most) {
   std::vector<std::size_t> kept;
   const std::size_t stretch = y.size() <= most ? 1 : 2 * ((y.size() + most - 1) / most);

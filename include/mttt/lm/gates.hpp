@@ -1,8 +1,7 @@
 // Gates: forcing them, and measuring what TTT contributes to the residual stream.
 //
 // Formula: share of layer l = |tanh(alpha) ttt(x)| / |base + tanh(alpha) ttt(x)|, norms over all frames and
-// channels;
-//          opening = mean over the channels of |tanh(alpha)|.
+//          channels; opening = mean over the channels of |tanh(alpha)|.
 // Shapes:  Temporal::Saved of a forward pass over (B, T, dim).
 // Units:   none.
 // Errors:  forcing the gates of a model that has none.
@@ -10,6 +9,7 @@
 // Source:  ttt-video-dit SSMGating.
 #pragma once
 
+#include <charconv>
 #include <cmath>
 #include <vector>
 
@@ -23,8 +23,8 @@ struct TttContribution {
   double opening, share;
 };
 
-/// One entry a gated TTT layer, from the first to the last. Reads the arena of the forward pass: call it
-/// before release.
+/// One entry a gated TTT layer, from the first to the last. Reads the arena of the forward pass, which must
+/// not have been released.
 template <class Transformer, class B>
 std::vector<TttContribution> ttt_contributions(B& be, const typename Transformer::Params& params,
                                                const typename Transformer::Saved& saved, LayerSet layers) {
@@ -56,20 +56,31 @@ std::vector<TttContribution> ttt_contributions(B& be, const typename Transformer
   return all;
 }
 
-/// Sets alpha of all gates; 0 makes the model that of its base weights, to the bit.
+namespace detail {
+/// The number behind "layers." in a tensor's name; 0 where there is none.
+inline Index layer_in(std::string_view name) {
+  const auto at = name.find("layers.");
+  Index layer = 0;
+  if (at != name.npos) std::from_chars(name.data() + at + 7, name.data() + name.size(), layer);
+  return layer;
+}
+}  // namespace detail
+
+/// Sets alpha of the gates of the given layers; 0 in all makes the model that of its base weights, to the bit.
 template <class B, class P>
-void force_gating_alpha(B& be, P& params, double alpha) {
+void force_gating_alpha(B& be, P& params, double alpha, LayerSet layers = LayerSet::range(0, 63)) {
   int gates = 0;
   for_each_tensor(
       [&](std::string_view name, auto& t) {
-        if (!name.ends_with("gating_alpha")) return;
+        if (!name.ends_with("gating_alpha") || !layers.contains(detail::layer_in(name))) return;
         be.fill(t.data(), t.size(), static_cast<typename B::Scalar>(alpha));
         ++gates;
       },
       params);
-  if (gates == 0)
-    fail("force_gating_alpha", "a model without gates", "at least one TTT layer with a gate",
-         "choose a checkpoint that has TTT layers, or leave the gates alone");
+  if (gates == 0) {
+    fail("force_gating_alpha", "no gate in the layers given", "at least one TTT layer with a gate",
+         "choose a checkpoint that has TTT layers, or other layers");
+  }
 }
 
 /// Narrows the attention of all sessions of a State to fewer frames. Right after a reset, which widens it

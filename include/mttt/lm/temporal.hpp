@@ -1,11 +1,11 @@
 // Temporal: Moshi's temporal transformer, with TTT layers where the config wants them.
 //
 // Formula: h = x + mix(norm1(x)),  y = h + gating(norm2(h)), where mix(n) is
-//            attention(n)                                           in a layer without TTT
-//            a + tanh(alpha) ttt(a),  a = attention(n)              after_attention
-//            attention(n + tanh(alpha) ttt(n))                      before_attention
-//            attention(n) + tanh(alpha) ttt(n)                      parallel: TTT hears what the window has
-//            lost ttt(n)                                                 instead_of_attention
+//            attention(n)                                  in a layer without TTT; with TTT, by placement:
+//            attention(n) + tanh(alpha) ttt(n)             parallel: TTT hears what the window has lost
+//            a + tanh(alpha) ttt(a),  a = attention(n)     after_attention
+//            attention(n + tanh(alpha) ttt(n))             before_attention
+//            ttt(n)                                        instead_of_attention
 // Shapes:  x, y (B, T, dim). State per session: key-value rings of `context` steps and fast weights.
 // Units:   contexts and positions in frames (80 ms each).
 // Errors:  a config that contradicts itself fails to compile.

@@ -1,11 +1,13 @@
 // Scalar functions with their derivatives side by side.
 //
 // Each is a struct with f(x), df(x) and, where the inner loop differentiates its own gradient, ddf(x).
+//
 // Shapes:  scalars.   Units: none.
 // Errors:  none; NaN in, NaN out.
 // Not supported: float functions to the last bit: exp is within 2 units in the last place, so that it
-// vectorises. Source:  sigmoid, SiLU (Elfwing 2017), GELU and its tanh form (Hendrycks 2016), ELU (Clevert
-// 2015); exp as in Cephes.
+//          vectorises.
+// Source:  sigmoid, SiLU (Elfwing 2017), GELU and its tanh form (Hendrycks 2016), ELU (Clevert 2015); exp as
+//          in Cephes.
 #pragma once
 
 #include <bit>

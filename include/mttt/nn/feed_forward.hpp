@@ -1,5 +1,4 @@
-// FeedForward: two linear maps with an exact GELU between them, as in the transformers around Mimi's
-// quantiser.
+// FeedForward: two linear maps with an exact GELU between them, as in Mimi's transformers.
 //
 // Formula: h = x linear1^T,  y = gelu(h) linear2^T
 // Shapes:  x, y (B, T, dim); linear1 (hidden, dim); linear2 (dim, hidden).
@@ -7,7 +6,7 @@
 // Errors:  none.
 // Not supported: biases.
 // Source:  Vaswani et al. 2017; kyutai-labs/moshi modules/transformer.py
-// `StreamingTransformerLayer._ff_block`.
+//          `StreamingTransformerLayer._ff_block`.
 #pragma once
 
 #include <cmath>

@@ -1,7 +1,8 @@
 // Named: a block whose parameters and state lie one name deeper.
 //
 // Formula: that of Inner; Named<"model", Inner> calls its parameter "weight" "model.weight".
-// Shapes, units, errors: those of Inner.
+// Shapes:  those of Inner.   Units: those of Inner.
+// Errors:  those of Inner.
 // Not supported: empty names.
 // Source:  the attribute names of torch modules.
 #pragma once

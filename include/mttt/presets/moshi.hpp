@@ -5,7 +5,7 @@
 // Errors:  none.
 // Not supported: none.
 // Source:  kyutai-labs/moshi models/loaders.py `_lm_kwargs`; moshi-finetune's TTT placements are not part of
-// it.
+//          it.
 #pragma once
 
 #include "mttt/lm/moshi.hpp"

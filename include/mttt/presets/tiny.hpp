@@ -1,10 +1,10 @@
-// tiny: a small Moshi with TTT layers that trains in a minute on two cores; tiny_without_ttt: the same
-// without.
+// tiny: a small Moshi with TTT layers, trained in a minute on two cores; tiny_without_ttt: the same without.
 //
-// Formula, shapes: see lm/moshi.hpp. The TTT layers are those that remembered best in a first comparison on a
-// stream of
-//          keys and values: in parallel to attention, TTT-Linear in the lm variant, in all layers but the
-//          first, gate 0.1, mini-batches of 16 frames.
+// The TTT layers are those that remembered best in a first comparison on a stream of keys and values: in
+// parallel to attention, TTT-Linear in the lm variant, in all layers but the first, gate 0.1, mini-batches of
+// 16 frames.
+//
+// Formula, shapes: see lm/moshi.hpp.
 // Units:   context and delays in frames of 80 ms. Attention sees 2 s; what was earlier, only TTT can know.
 // Errors:  none.
 // Not supported: none.

@@ -1,8 +1,7 @@
 // Cpu: the reference backend. Eigen for large products, vectorised loops for the rest, OpenMP threads where
 // they pay.
 //
-// Formula: see backend/backend.hpp.
-// Shapes:  see backend/backend.hpp.
+// Formula, shapes: see backend/backend.hpp.
 // Units:   elements.
 // Errors:  std::bad_alloc when the machine has no memory left.
 // Not supported: use of one Cpu object from several threads at once; give each its own.
@@ -202,8 +201,7 @@ class Cpu {
     });
   }
 
-  /// `scratch` bytes a team; `cost` is the rough number of operations of one row, to decide whether threads
-  /// pay.
+  /// `scratch` bytes a team; `cost`, about the number of operations of a row, decides whether threads pay.
   template <class F>
   void rows(Index n, const F& f, Index scratch = 0, Index cost = 256) {
     const auto guard = scope();
@@ -234,8 +232,8 @@ class Cpu {
   }
 
  private:
-  // Waking a second thread costs about 10 us, more on a busy machine: what takes less than some 20 us stays
-  // on one.
+  // Waking a second thread costs about 10 us, more on a busy machine: what takes less than about
+  // 20 us stays on one.
   static constexpr Index parallel_work = Index{1} << 19;      // multiply-adds of a product
   static constexpr Index parallel_elements = Index{1} << 16;  // of an element-wise function
   static constexpr Index parallel_cost = Index{1} << 17;      // operations of rows

@@ -1,13 +1,15 @@
-// Matrix products on the CPU: Eigen for the large ones, our own dot-product tiles for few rows or small
-// weights.
+// Matrix products on the CPU: Eigen for the large ones, our own tiles for few rows and for small planes.
 //
-// Formula: C = alpha op(A) op(B) + beta C.
 // A streaming step multiplies a handful of rows by a weight matrix that is read once from memory. The tiles
 // read each weight once for up to four rows, allocate nothing, and sum every output in the same order
-// whatever the number of rows, so that a session's numbers do not depend on who else is in the batch. Shapes:
-// A (M, K), B (K, N), C (M, N), row-major planes; C is never transposed. Units:   elements. Errors:  none;
-// extents are the caller's promise. Not supported: aliasing of C with A or B. Source:  Eigen's packet layer
-// (Eigen::internal::packet_traits) and its GEMM.
+// whatever the number of rows, so that a session's numbers do not depend on who else is in the batch.
+//
+// Formula: C = alpha op(A) op(B) + beta C.
+// Shapes:  A (M, K), B (K, N), C (M, N), row-major planes; C is never transposed.
+// Units:   elements.
+// Errors:  none; extents are the caller's promise.
+// Not supported: aliasing of C with A or B.
+// Source:  Eigen's packet layer (Eigen::internal::packet_traits) and its GEMM.
 #pragma once
 
 #include <Eigen/Core>
@@ -17,8 +19,7 @@
 
 namespace mttt::detail {
 
-/// MR x NR dot products of length K, c[i * ldc + j * c_column] from rows i of a and j of b, contiguous along
-/// K.
+/// MR x NR dot products of length K: c[i * ldc + j * c_column] from row i of a and row j of b.
 template <int MR, int NR, class T>
 inline void dot_tile(const T* a, Index lda, const T* b, Index ldb, T* c, Index ldc, Index c_column, Index K,
                      T alpha, T beta) {
@@ -85,8 +86,8 @@ inline void matmul_by_dots(const T* a, Index lda, const T* b, Index ldb, T* c, I
   dot_panels<1>(a, lda, b, ldb, c, ldc, M, Index{0}, 4 * quarter, N, K, alpha, beta);
 }
 
-/// A tile of MR rows x NP packets of C = alpha A B + beta C; A by element (row and column stride), B and C by
-/// rows.
+/// A tile of MR rows x NP packets of C = alpha A B + beta C; A by element (row and column stride), B and C
+/// by rows.
 template <int MR, int NP, class T>
 inline void broadcast_tile(const T* a, Index row, Index column, const T* b, Index ldb, T* c, Index ldc,
                            Index K, T alpha, T beta) {
