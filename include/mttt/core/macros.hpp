@@ -1,5 +1,5 @@
-// The two macros of the library: MTTT_HD marks scalar code that runs on host and device, MTTT_SIMD a loop
-// whose iterations are independent.
+// The macros of the library: MTTT_HD marks scalar code that runs on host and device, MTTT_INLINE such code
+// that must be part of the loop that calls it, MTTT_SIMD a loop whose iterations are independent.
 //
 // Shapes:  none.   Units: none.   Errors: none.
 // Not supported: other compilers' vectorisation hints; they ignore MTTT_SIMD and stay correct.

@@ -1,15 +1,23 @@
 // The TTT update in its dual form: a whole mini-batch by matrix products, forward and backward.
 //
-// Formula: with the gradients g_s of one mini-batch taken at its first weights W, and eta(t, s) = scale_t
-// lr_s,
-//            Z_bar_l = X_bar_l W_l + b_l - (tril(eta) * (tril(X_bar_l X_l^T) + 1)) G_l
-//          X_bar_1 = q, X_bar_(l+1) = gelu(Z_bar_l); output o_t = q_t + LN(Z_bar_L); the 1 is the bias's
-//          share. Carried on: W_l - scale_C sum_s lr_s x_s^T g_s. Both masks are lower triangular, always:
-//          token t sees s <= t.
+// Formula: of one mini-batch; X_l, G_l are inputs and gradients of layer l of the inner model for all keys,
+//          taken at the mini-batch's first weights W (ttt/inner_model.hpp). Each query passes through the
+//          weights that have learned up to it, without these being formed:
+//
+//            Xbar_1     = Q,  Xbar_(l+1) = gelu_tanh(Zbar_l)
+//            Zbar_l     = Xbar_l W_l + b_l + P_l G_l
+//            P_l[t, s]  = -scale_t lr_s (Xbar_l[t] . X_l[s] + 1)  for s <= t,  0 for s > t
+//            O          = Q + LN(Zbar_L)
+//            W_l       <- W_l - scale_C sum over s of lr_s X_l[s]^T G_l[s]     if the mini-batch is whole
+//            b_l       <- b_l - scale_C sum over s of lr_s G_l[s]
+//
+//          The 1 in P is the bias's share. P is zero above its diagonal, always: token t sees s <= t.
 // Shapes:  q, k, target, o (B, T, H F); lr (B, T, H); scale (C); fast weights (B, H, size) as in
-// ttt/inner_model.hpp. Units:   none; accumulator type throughout. Errors:  none. Not supported: a
-// bidirectional mini-batch. It would need the future, so it could never be streamed. Source:  ttt-lm-pytorch
-// ttt.py: TTTLinear.ttt, TTTMLP.ttt (`use_dual_form`); the backward is derived here.
+//          ttt/inner_model.hpp. The last mini-batch may be shorter than C.
+// Units:   none; accumulator type throughout.
+// Errors:  none.
+// Not supported: a bidirectional mini-batch. It would need the future, so it could never be streamed.
+// Source:  ttt-lm-pytorch ttt.py: TTTLinear.ttt, TTTMLP.ttt (`use_dual_form`); the backward is derived here.
 #pragma once
 
 #include <cstdint>
@@ -18,8 +26,7 @@
 
 namespace mttt {
 
-/// What forward and backward of a scan read; pointers into (B, T, ...) activations. One team works on one
-/// head.
+/// What forward and backward of a scan read. One team works on one head of one session: `head` counts B x H.
 template <class T, class A>
 struct TttScan {
   InnerModel model;
@@ -72,9 +79,9 @@ namespace detail {
 /// The queries' pass through the updated weights: planes of all layers, and the causal products between them.
 template <class A>
 struct QueryPass {
-  A* X[max_inner_layers];  // X_bar
-  A* Z[max_inner_layers];  // Z_bar
-  A* P[max_inner_layers];  // -scale_t lr_s (X_bar_t . X_s + 1), zero above the diagonal
+  A* X[max_inner_layers];  // Xbar (n, in)
+  A* Z[max_inner_layers];  // Zbar (n, out)
+  A* P[max_inner_layers];  // (n, n), zero above the diagonal
 
   MTTT_HD static constexpr Index scratch(InnerModel model, Index n) {
     Index total = 0;
@@ -92,7 +99,7 @@ struct QueryPass {
   }
 };
 
-/// Queries in query.X[0] through W and the causal sums of the mini-batch's gradients.
+/// Zbar = Xbar W + b + P G, layer by layer: the queries in query.X[0] through W and what was learned since.
 template <class A, class T, class Team>
 MTTT_HD void answer(Team team, const TttScan<T, A>& scan, Index head, Index m, Index n, const A* weights,
                     const InnerPass<A>& pass, QueryPass<A>& query) {
@@ -125,13 +132,12 @@ MTTT_HD void answer(Team team, const TttScan<T, A>& scan, Index head, Index m, I
 
 }  // namespace detail
 
-/// All mini-batches of one head, in order. `weights` (B, H, size) holds the first weights and receives the
-/// last.
+/// All mini-batches of one head, in order.
 template <class T, class A>
 struct TttForward {
   TttScan<T, A> scan;
-  A* weights;
-  T* out;  // (B, T, H F)
+  A* weights;  // (B, H, size): the first weights on entry, the last ones on return
+  T* out;      // (B, T, H F)
 
   static constexpr Index scratch(InnerModel model, Index n) {
     return detail::InnerPass<A>::scratch(model, n) + detail::QueryPass<A>::scratch(model, n) +
@@ -160,7 +166,7 @@ struct TttForward {
 
       detail::descend(team, model, n, W, target, gamma, beta, scan.eps, pass);
       detail::answer(team, scan, head, m, n, W, pass, query);
-      for (Index r = 0; r < n; ++r) {  // o = q + LN(Z_bar)
+      for (Index r = 0; r < n; ++r) {  // o = q + LN(Zbar)
         A* z = query.Z[model.layers - 1] + r * F;
         detail::inner_norm(team, z, gamma, beta, z, F, scan.eps);
         const A* q = query.X[0] + r * F;
@@ -209,7 +215,7 @@ struct TttBackward {
   A* dweights;           // (B, H, size): gradient of the last weights on entry, of the first ones on return
 
   static constexpr Index scratch(InnerModel model, Index n) {
-    Index d = 0;  // dX, dZ, dG of all layers, the queries' dX_bar and dZ_bar, dP
+    Index d = 0;  // dX, dZ, dG of all layers
     for (Index l = 0; l < model.layers; ++l) d += n * (model.in(l) + 2 * model.out(l));
     return detail::InnerPass<A>::scratch(model, n) + detail::QueryPass<A>::scratch(model, n) + d +
            n * (3 * model.width + 3 * model.widest() + n);
@@ -259,7 +265,7 @@ struct TttBackward {
           zero(team, d.G[l], n * model.out(l));
         }
       }
-      // 2. o = q + LN(Z_bar_L), and back through the queries' layers.
+      // 2. o = q + LN(Zbar_L), and back through the queries' layers.
       for (Index r = 0; r < n; ++r) {
         detail::inner_norm_backward(team, query.Z[last] + r * F, gamma, dO + r * F, dZbar + r * F,
                                     dgamma + head * F, dbeta + head * F, F, scan.eps);
@@ -304,7 +310,8 @@ struct TttBackward {
     team.for_each(n, [=](Index i) { y[i] += x[i]; });
   }
 
-  /// U = X dW' + db'; dG = -rate U, d rate_s = -g_s . u_s; dX = -rate G dW'^T
+  /// Of layer l, with rate_s = scale_C lr_s and U = X dW' + db':
+  ///   dG = -rate U,  d rate_s = -g_s . u_s,  dX = -rate G dW'^T
   template <class Team>
   MTTT_HD void carried(Team team, Index head, Index m, Index n, const A* dW, const detail::InnerPass<A>& pass,
                        const detail::InnerPass<A>& d, Index l, A* scaled) const {
@@ -337,7 +344,7 @@ struct TttBackward {
     team.sync();
   }
 
-  /// Layer l of the queries' pass: dZ_bar to dX_bar, dW, db, dG, dX, and through P to the rates and scales.
+  /// Layer l of the queries' pass: dZbar to dXbar, dW, db, dG, dX, and through P to the rates and scales.
   template <class Team>
   MTTT_HD void queried(Team team, Index head, Index m, Index n, const A* W, A* dW,
                        const detail::InnerPass<A>& pass, const detail::QueryPass<A>& query,

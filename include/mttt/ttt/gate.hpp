@@ -7,7 +7,7 @@
 // Errors:  none.
 // Not supported: inner blocks whose widths differ.
 // Source:  "One-Minute Video Generation with Test-Time Training" (2025), section 3.1; ttt-video-dit
-// SSMGating.
+//          SSMGating.
 #pragma once
 
 #include <cmath>
@@ -19,6 +19,7 @@ namespace mttt {
 
 namespace detail {
 
+/// y = base + tanh(alpha) t; one team a row.
 template <class T>
 struct AddGated {
   const T *alpha, *base, *t;

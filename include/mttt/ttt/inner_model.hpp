@@ -1,18 +1,19 @@
 // The inner model of a TTT layer: what one head learns while it listens.
 //
-// Formula: net(x; W) = x W1 + b1                                    (TTT-Linear)
-//          net(x; W) = gelu_tanh( ... gelu_tanh(x W1 + b1) ...) W_L + b_L     (TTT-MLP, L = 2 to 5 layers)
+// Formula: z_1 = x W_1 + b_1,  z_(l+1) = gelu_tanh(z_l) W_(l+1) + b_(l+1)
+//          net(x; W) = z_L             L = 1 is TTT-Linear, L = 2 to 5 TTT-MLP
 //          out(x; W) = x + LN(net(x; W); gamma, beta)
-//          loss      l(W; s) = 1/2 |LN(net(k_s; W)) - target_s|^2
-//          gradient  g_L = d loss / d net, in closed form;  g_l = (g_(l+1) W_(l+1)^T) * gelu'(z_l)
+//          loss        l(W; s) = 1/2 |LN(net(k_s; W); gamma, beta) - target_s|^2
+//          gradients   g_L = dl / dz_L in closed form,  g_l = (g_(l+1) W_(l+1)^T) * gelu_tanh'(z_l);
+//                      then dl / dW_l = x_l^T g_l,  dl / db_l = g_l,  x_1 = k_s,  x_(l+1) = gelu_tanh(z_l)
 // Shapes:  x, k, target (n, width); W_l (in, out); g_l, z_l (n, out of layer l). One head's weights lie in
-// one flat
-//          array W1 b1 W2 b2 ..., so that a session's fast weights are copied, saved and forked as one piece.
+//          one flat array W_1 b_1 W_2 b_2 ..., so that a session's fast weights are copied, saved and forked
+//          as one piece.
 // Units:   none. Everything here is float32 or better, whatever the storage type is.
 // Errors:  none.
 // Not supported: inner models whose input and output widths differ.
 // Source:  Sun et al. 2024, "Learning to (Learn at Test Time)", section 2; ttt-lm-pytorch ttt.py:
-// ln_fused_l2_bwd.
+//          ln_fused_l2_bwd.
 #pragma once
 
 #include "mttt/core/tensor.hpp"
@@ -106,8 +107,8 @@ MTTT_HD void inner_loss_gradient(Team team, const A* z, const A* target, const A
   team.for_each(F, [=](Index i) { g[i] = m.rstd * (h(i) - mean_h - hat(i) * mean_hx); });
 }
 
-/// The derivative of inner_loss_gradient against dg: writes dz and dtarget, adds to dgamma and dbeta.
-///   u = h - mean(h) - x mean(h x), g = rstd u, with x = hat(z), e = gamma x + beta - target, h = e gamma
+/// inner_loss_gradient backwards: from dg to dz and dtarget; adds to dgamma and dbeta.
+/// With x = hat(z), e = gamma x + beta - target, h = e gamma:  g = rstd (h - mean(h) - x mean(h x)).
 template <class A, class Team>
 MTTT_HD void inner_loss_gradient_backward(Team team, const A* z, const A* target, const A* gamma,
                                           const A* beta, const A* dg, A* dz, A* dtarget, A* dgamma, A* dbeta,
@@ -123,7 +124,7 @@ MTTT_HD void inner_loss_gradient_backward(Team team, const A* z, const A* target
   const A drstd =
       team.template sum<A>(F, [=](Index i) { return dg[i] * (e(i) * gamma[i] - mean_h - hat(i) * mean_hx); });
   const auto dh = [=](Index i) { return m.rstd * dg[i] - mean_d - hat(i) * mean_dx; };
-  // d loss / d hat: from u, and from e.
+  // dx: from h through e, and from the two places of x itself.
   const auto dhat = [=](Index i) {
     return dh(i) * gamma[i] * gamma[i] - m.rstd * dg[i] * mean_hx - e(i) * gamma[i] * mean_dx;
   };

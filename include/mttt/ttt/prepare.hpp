@@ -1,11 +1,12 @@
 // What stands between a TTT layer's projections and its inner loop: queries, keys, targets, learning rates.
 //
-// Formula: lm variant     q, k rotated by RoPE at position t mod C; target = v - k
-//          video variant  q, k scaled to unit length per head, RoPE optional; target = gamma n(v - k) + beta,
-//          where n
-//                         subtracts the mean and divides by the deviation (unbiased) + 1e-8
-//          lr_s = base_lr sigmoid(x_s . w_lr + b_lr) / F;  scale_t = max(0, 1 / (t + 1) + learnable_t), or 1
-//          / C (video)
+// Formula:            lm variant                           video variant
+//          q, k       RoPE at t mod C                      unit length per head, then RoPE at t mod C
+//          target     v - k                                gamma n(v - k) + beta
+//          scale_t    max(0, 1 / (t + 1) + learnable_t)    1 / C
+//
+//          t counts from 0 in the mini-batch; RoPE may be switched off. n subtracts the mean and divides by
+//          the (unbiased) deviation + 1e-8. Both variants: lr_s = base_lr sigmoid(x_s . w_lr + b_lr) / F.
 // Shapes:  q, k, v, target (B, T, H F); lr (B, T, H); scale (C); cos, sin (C, F / 2).
 // Units:   positions in tokens.
 // Errors:  none.
@@ -38,6 +39,7 @@ struct InnerRopeTable {
   }
 };
 
+/// scale_t
 template <class T, class A>
 struct TokenScale {
   const T* learnable;  // null: 1 / C
@@ -94,6 +96,7 @@ struct Prepare {
         team.template sum<A>(width, [=](Index i) { return (difference(i) - mean) * (difference(i) - mean); });
     return {mean, A(1) / (std::sqrt(square / static_cast<A>(width - 1)) + A(1e-8))};
   }
+  /// |x|, by which the video variant divides; 1 in the lm variant.
   template <class Team>
   MTTT_HD A length(Team team, const T* x) const {
     if constexpr (variant == TttVariant::lm) return A(1);
@@ -102,6 +105,7 @@ struct Prepare {
     const A root = std::sqrt(square);
     return root > A(1e-12) ? root : A(1e-12);
   }
+  /// y = RoPE(x / |x|) at a place in the mini-batch.
   template <class Team>
   MTTT_HD void rotate(Team team, const T* x, T* y, Index place) const {
     const A inverse = A(1) / length(team, x);
@@ -222,6 +226,7 @@ struct LearningRate {
             Sigmoid::f(static_cast<A>(logit[i]) + static_cast<A>(bias[i % heads])) / static_cast<A>(width);
   }
 };
+/// dlogit, of which db_lr is the sum over rows.
 template <class T, class A>
 struct LearningRateBackward {
   const T *logit, *bias, *base_lr;
@@ -252,6 +257,7 @@ struct BaseRateBackward {
   }
 };
 
+/// d learnable_t += sum over sessions and heads of dscale_t, where the scale is not cut at 0.
 template <class T, class A>
 struct TokenScaleBackward {
   const A *scale, *dscale;  // (C), (B, H, C)

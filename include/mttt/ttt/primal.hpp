@@ -1,10 +1,15 @@
 // The TTT update in its primal form: one token at a time, as a stream hears it.
 //
-// Formula: G_l += lr_t x_t^T g_t, with g_t taken at the mini-batch's first weights W;
-//          o_t = q_t + LN(net(q_t; W - scale_t G)); at the last token of a mini-batch W becomes W - scale_C
-//          G, G becomes 0. The same numbers as the dual form (ttt/dual.hpp), which is a law.
-// Shapes:  fast weights and accumulators (B, H, size), position in the mini-batch per session; tokens (B, T,
-// H F). Units:   none; accumulator type throughout. Per token and head: W read once, G read and written once.
+// Formula: of token t; x_l and g_l are input and gradient of layer l of the inner model for its key, taken at
+//          the mini-batch's first weights W (ttt/inner_model.hpp):
+//
+//            G_l <- G_l + lr_t x_l^T g_l                 learn; likewise for the biases
+//            o_t  = q_t + LN(net(q_t; W - scale_t G))    answer
+//            W   <- W - scale_C G,  G <- 0               after the last token of a mini-batch
+//
+//          The same numbers as the dual form (ttt/dual.hpp), which is a law.
+// Shapes:  q, k, target, o (B, T, H F); fast weights W and accumulators G (B, H, size); position (B).
+// Units:   none; accumulator type throughout. Per token and head G is read and written once.
 // Errors:  none.
 // Not supported: backward; training uses the dual form.
 // Source:  ttt-lm-pytorch ttt.py: TTTLinear.ttt (primal branch), TTTCache.
@@ -77,7 +82,7 @@ struct TttStep {
   }
 
  private:
-  /// G += rate x_key^T g in one pass with z = x (W - scale G) + (b - scale Gb).
+  /// Layer l: G += rate key^T g, in one pass with z = x (W - scale G) + (b - scale G_b).
   template <class Team>
   MTTT_HD void learn_and_answer(Team team, Index l, A rate, A token_scale, const A* W, A* G,
                                 const detail::InnerPass<A>& pass, const A* x, A* z) const {

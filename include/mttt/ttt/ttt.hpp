@@ -1,18 +1,26 @@
 // Ttt: the test-time-training layer. It learns a small model of what it hears, while it hears it.
 //
-// Formula: q, k, v = x Wq, x Wk, x Wv; prepared (ttt/prepare.hpp), scanned (ttt/dual.hpp in training,
-// ttt/primal.hpp in a
-//          stream), then y = post_norm(o) Wo. The inner model is TTT-Linear (layers = 1) or TTT-MLP (layers =
-//          2 to 5).
+// The update, of one head over one mini-batch of C tokens that starts with the fast weights W:
+//
+//   q, k, target, lr   from x                                            ttt/prepare.hpp
+//   l(W; s) = 1/2 |LN(net(k_s; W)) - target_s|^2                         ttt/inner_model.hpp
+//   W_t     = W - scale_t (sum over s <= t of lr_s dl(W; s) / dW)        learn from token t ...
+//   o_t     = q_t + LN(net(q_t; W_t))                                    ... before it is answered
+//   W      <- W_C                                                        for the next mini-batch
+//
+// Two forms give the same numbers, which is a law: ttt/primal.hpp goes token by token, as `step` does in a
+// stream; ttt/dual.hpp takes a mini-batch at once by matrix products, as `forward` and `backward` do.
+//
+// Formula: y = post_norm(o) Wo, with q, k, v = x Wq, x Wk, x Wv before preparation. net is one linear layer
+//          (layers = 1: TTT-Linear) or a GELU network (layers = 2 to 5: TTT-MLP).
 // Shapes:  x, y (B, T, dim). State per session: fast weights and accumulated gradients (H, size), position.
-// Its size is
-//          constant for any length of stream. The learned start (Params) is never written by a stream.
+//          Its size is constant for any length of stream. The learned start (Params) is never written by a
+//          stream.
 // Units:   positions in tokens.
 // Errors:  a config that contradicts itself fails to compile.
 // Not supported: bidirectional mini-batches; gradients through a carried-in state.
-// Source:  Sun et al. 2024; ttt-lm-pytorch ttt.py: TTTLinear, TTTMLP; ttt-video-dit ttt_layer.py. Differences
-// from
-//          the latter: both masks of the dual form are lower triangular here.
+// Source:  Sun et al. 2024; ttt-lm-pytorch ttt.py: TTTLinear, TTTMLP; ttt-video-dit ttt_layer.py. Different
+//          from the latter: both masks of the dual form are lower triangular here.
 #pragma once
 
 #include "mttt/nn/norm.hpp"
@@ -38,16 +46,14 @@ struct TttConfig {
   consteval InnerModel model() const { return {head_dim(), expansion * head_dim(), layers}; }
 };
 
-/// Any T fits: storage or accumulator type. One extent is 0 in tensors that the config does without.
+/// The learned start of the inner model. Tensors of layers that the config does without have no elements.
 template <TttConfig C, class T>
 struct InnerWeights {
   static constexpr InnerModel model = C.model();
   template <Index L>
-  using Weight = Tensor < T,
-        L<C.layers ? C.num_heads : 0, model.in(L), model.out(L)>;
+  using Weight = Tensor<T, (L < C.layers) ? C.num_heads : 0, model.in(L), model.out(L)>;
   template <Index L>
-  using Bias = Tensor < T,
-        L<C.layers ? C.num_heads : 0, 1, model.out(L)>;
+  using Bias = Tensor<T, (L < C.layers) ? C.num_heads : 0, 1, model.out(L)>;
 
   Weight<0> W1;
   Bias<0> b1;
