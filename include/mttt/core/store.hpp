@@ -88,8 +88,8 @@ class Store {
   typename B::Memory memory_;
 };
 
-/// Copies one session's row of every tensor of a State into a row of another: to fork a conversation, to move it to
-/// another batch, to bring one back from a snapshot.
+/// Copies one session's row of every tensor of a State into a row of another: to fork a conversation, to move
+/// it to another batch, to bring one back from a snapshot.
 template <class B, class S>
 void copy_session(B& be, const S& from, Index from_row, S& to, Index to_row) {
   for_each_tensor(

@@ -4,7 +4,7 @@
 //          channels; opening = mean over the channels of |tanh(alpha)|.
 // Shapes:  Temporal::Saved of a forward pass over (B, T, dim).
 // Units:   none.
-// Errors:  forcing the gates of a model that has none.
+// Errors:  forcing gates where the layers given have none.
 // Not supported: instead_of_attention, which has no gate: its layers are not listed.
 // Source:  ttt-video-dit SSMGating.
 #pragma once
