@@ -150,18 +150,26 @@ class Cpu {
       parallel(b.cols, std::max<Index>(4, work / a.rows / 4 * 4), [&](Index begin, Index end, int) {
         dots(a, detail::take_columns(b, begin, end), detail::take_columns(c, begin, end), alpha, beta);
       });
-    } else if (c.cols >= c.rows) {
-      const auto memory = panels<U>(c.rows, c.cols, a.cols);
-      parallel(c.cols, std::max<Index>(16, work / c.rows), [&](Index begin, Index end, int thread) {
-        blocked(a, detail::take_columns(b, begin, end), detail::take_columns(c, begin, end), alpha, beta,
-                memory, thread);
-      });
     } else {
+      // Strips along the longer side of C, of a width that does not depend on the number of threads: nor do the
+      // bits. A strip packs the other side anew, so it should not be narrow.
+      const bool columns = c.cols >= c.rows;
+      const Index length = columns ? c.cols : c.rows, across = columns ? c.rows : c.cols;
+      const Index strip = std::clamp((length / 8 + 15) / 16 * 16, Index{64}, Index{256});
       const auto memory = panels<U>(c.rows, c.cols, a.cols);
-      parallel(c.rows, std::max<Index>(16, work / c.cols), [&](Index begin, Index end, int thread) {
-        blocked(detail::take_rows(a, begin, end), b, detail::take_rows(c, begin, end), alpha, beta, memory,
-                thread);
-      });
+      parallel((length + strip - 1) / strip, std::max<Index>(1, work / (strip * across)),
+               [&](Index first, Index last, int thread) {
+                 for (Index i = first; i < last; ++i) {
+                   const Index begin = i * strip, end = std::min(length, begin + strip);
+                   if (columns) {
+                     blocked(a, detail::take_columns(b, begin, end), detail::take_columns(c, begin, end),
+                             alpha, beta, memory, thread);
+                   } else {
+                     blocked(detail::take_rows(a, begin, end), b, detail::take_rows(c, begin, end), alpha,
+                             beta, memory, thread);
+                   }
+                 }
+               });
     }
   }
   template <class U>
