@@ -1,5 +1,5 @@
-// Products of the CPU backend: every transposition, stride, alpha and beta against sums written out; and the same bits
-// whatever the number of threads.
+// Products of the CPU backend: every transposition, stride, alpha and beta against sums written out; and the
+// same bits whatever the number of threads.
 #include <cmath>
 #include <cstring>
 #include <vector>

@@ -41,7 +41,8 @@ TEST_CASE("a forked conversation goes on like its original, and its neighbours a
   be.copy(&x(1, 0, 0), &z(2, 0, 0), 7 * 8);
   Model::step(be, *params, *state, x, y, Mask{});
   Model::step(be, *params, *other, z, out, Mask{});
-  // 2 and 3 sessions make 14 and 21 rows, which products sum in different orders: equal to rounding, not to the bit.
+  // 2 and 3 sessions make 14 and 21 rows, which products sum in different orders: equal to rounding, not to
+  // the bit.
   CHECK(laws::largest_difference(&out(2, 0, 0), &y(1, 0, 0), 7 * 8) < 1e-5);
   CHECK_THROWS_AS(copy_session(be, *state, 2, *other, 0), Error);
 }

@@ -1,5 +1,5 @@
-#include "laws.hpp"
 #include "mttt/nn/linear.hpp"
+#include "laws.hpp"
 
 namespace {
 using namespace mttt;

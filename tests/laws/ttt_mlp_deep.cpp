@@ -4,7 +4,8 @@
 namespace {
 using namespace mttt;
 template <class B>
-using TttMlp4 = Ttt<TttConfig{.dim = 8, .num_heads = 2, .mini_batch_size = 4, .layers = 4, .expansion = 2}, B>;
+using TttMlp4 =
+    Ttt<TttConfig{.dim = 8, .num_heads = 2, .mini_batch_size = 4, .layers = 4, .expansion = 2}, B>;
 template <class B>
 using TttMlp5Video = Ttt<TttConfig{.dim = 8,
                                    .num_heads = 2,

@@ -98,7 +98,7 @@ TEST_CASE("A signal finishes the step, saves and leaves") {
   Setup<Cpu<float>> setup;
   auto trainer = setup.trainer({.max_steps = 100});
   const int signal = GENERATE(SIGINT, SIGTERM);
-  struct sigaction before {}, after {};
+  struct sigaction before = {}, after = {};
   sigaction(signal, nullptr, &before);
   int saved = 0;
   auto data = setup.data(8);

@@ -47,9 +47,10 @@ struct MicroBatch {
 
 /// What the loop calls and where it prints; all optional.
 struct TrainHooks {
-  std::function<void(const StepReport&)> log = {};  // at the first step, every log_freq steps, and at the last one
-  std::function<void()> checkpoint = {};            // every ckpt_freq steps and at the last one
-  std::FILE* progress = stderr;                     // null: silent
+  /// At the first step, every log_freq steps, and at the last one.
+  std::function<void(const StepReport&)> log = {};
+  std::function<void()> checkpoint = {};  // every ckpt_freq steps and at the last one
+  std::FILE* progress = stderr;           // null: silent
 };
 
 /// Everything that a checkpoint must hold for an exact resume: params, adam, rng, micro_batches.

@@ -151,8 +151,8 @@ class Cpu {
         dots(a, detail::take_columns(b, begin, end), detail::take_columns(c, begin, end), alpha, beta);
       });
     } else {
-      // Strips along the longer side of C, of a width that does not depend on the number of threads: nor do the
-      // bits. A strip packs the other side anew, so it should not be narrow.
+      // Strips along the longer side of C, of a width that does not depend on the number of threads: nor do
+      // the bits. A strip packs the other side anew, so it should not be narrow.
       const bool columns = c.cols >= c.rows;
       const Index length = columns ? c.cols : c.rows, across = columns ? c.rows : c.cols;
       const Index strip = std::clamp((length / 8 + 15) / 16 * 16, Index{64}, Index{256});
