@@ -66,7 +66,7 @@ inline Index layer_in(std::string_view name) {
 }
 }  // namespace detail
 
-/// Sets alpha of the gates of the given layers; 0 in all makes the model that of its base weights: equal bits.
+/// Sets alpha of the gates of the given layers; 0 in all gives the model of the base weights, to the bit.
 template <class B, class P>
 void force_gating_alpha(B& be, P& params, double alpha, LayerSet layers = LayerSet::range(0, 63)) {
   int gates = 0;
