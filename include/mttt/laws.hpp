@@ -152,22 +152,57 @@ Store<typename Block::State, B> fresh_state(B& be, const typename Block::Params&
   return state;
 }
 
+/// What a law starts from: parameters and an input drawn from the seed, and room for outputs.
+template <class Block, class B>
+struct Trial {
+  using T = typename B::Scalar;
+
+  B& be;
+  const Options& options;
+  Rng rng;
+  decltype(std::declval<B&>().scope()) scope;
+  Store<typename Block::Params, B> params;
+  Index batch, steps;
+  Sequence<T, Block::in> x;
+
+  /// `units` of time_multiple steps, and at least so many sessions.
+  Trial(B& backend, const Options& law_options, Index units, Index least_batch = 1)
+      : be(backend),
+        options(law_options),
+        rng(options.seed),
+        scope(be.scope()),
+        params(random_params<Block>(be, options, rng)),
+        batch(std::max(least_batch, options.batch)),
+        steps(units * time_multiple<Block>()),
+        x(be.template make<T, dyn, dyn, Block::in>(batch, steps)) {
+    draw();
+  }
+  void draw() { fill_normal(x, options.input_scale, rng); }
+  Sequence<T, Block::out> output() const {
+    return be.template make<T, dyn, dyn, Block::out>(batch, out_time<Block>(steps));
+  }
+  Store<typename Block::State, B> fresh_state() const {
+    return detail::fresh_state<Block>(be, *params, batch);
+  }
+  void stream(typename Block::State& state, Sequence<T, Block::out> y, Index largest_chunk,
+              Rng& chunks) const {
+    detail::stream<Block>(be, *params, state, x, y, largest_chunk, chunks);
+  }
+};
+
 }  // namespace detail
 
 /// backward == central differences, for the input and every parameter.
 template <class Block, class B>
 requires Trainable<Block, B> Verdict gradient(B& be, const Options& options = {}) {
   using T = typename B::Scalar;
-  Rng rng(options.seed);
-  const auto scope = be.scope();
-  auto params = random_params<Block>(be, options, rng);
+  detail::Trial<Block, B> trial(be, options, options.steps);
+  auto& params = trial.params;
+  auto& rng = trial.rng;
+  const auto x = trial.x;
   Store<typename Block::Params, B> grad(be);
-  const Index steps = options.steps * time_multiple<Block>();
-  auto x = be.template make<T, dyn, dyn, Block::in>(options.batch, steps);
-  auto dx = be.template make<T, dyn, dyn, Block::in>(options.batch, steps);
-  auto y = be.template make<T, dyn, dyn, Block::out>(options.batch, out_time<Block>(steps));
-  auto dy = be.template make<T, dyn, dyn, Block::out>(options.batch, out_time<Block>(steps));
-  fill_normal(x, options.input_scale, rng);
+  const auto dx = be.template make<T, dyn, dyn, Block::in>(trial.batch, trial.steps);
+  const auto y = trial.output(), dy = trial.output();
   fill_normal(dy, 1, rng);
   be.fill(dx.data(), dx.size(), static_cast<T>(NAN));  // `dx` must be overwritten everywhere
 
@@ -230,21 +265,15 @@ requires Trainable<Block, B> Verdict gradient(B& be, const Options& options = {}
 template <class Block, class B>
 requires Trainable<Block, B> && Streamable<Block, B> Verdict streaming(B& be, const Options& options = {}) {
   using T = typename B::Scalar;
-  Rng rng(options.seed);
-  const auto scope = be.scope();
-  auto params = random_params<Block>(be, options, rng);
-  const Index steps = options.steps * time_multiple<Block>();
-  auto x = be.template make<T, dyn, dyn, Block::in>(options.batch, steps);
-  auto offline = be.template make<T, dyn, dyn, Block::out>(options.batch, out_time<Block>(steps));
-  auto streamed = be.template make<T, dyn, dyn, Block::out>(options.batch, out_time<Block>(steps));
-  fill_normal(x, options.input_scale, rng);
+  detail::Trial<Block, B> trial(be, options, options.steps);
+  const auto offline = trial.output(), streamed = trial.output();
   typename Block::Saved saved;
-  Block::forward(be, *params, x, offline, saved);
+  Block::forward(be, *trial.params, trial.x, offline, saved);
   double worst = 0;
   for (const Index largest_chunk : {Index{1}, Index{2}, Index{5}, options.steps}) {
-    auto state = detail::fresh_state<Block>(be, *params, options.batch);
+    auto state = trial.fresh_state();
     be.fill(streamed.data(), streamed.size(), static_cast<T>(NAN));
-    detail::stream<Block>(be, *params, *state, x, streamed, largest_chunk, rng);
+    trial.stream(*state, streamed, largest_chunk, trial.rng);
     worst = std::max(worst, largest_difference(streamed.data(), offline.data(), offline.size()));
   }
   return detail::judge(worst, options.tolerance, "streaming against offline");
@@ -253,25 +282,20 @@ requires Trainable<Block, B> && Streamable<Block, B> Verdict streaming(B& be, co
 /// Changing inputs from a step on leaves all earlier outputs bit-identical.
 template <class Block, class B>
 requires Trainable<Block, B> Verdict causality(B& be, const Options& options = {}) {
-  using T = typename B::Scalar;
-  Rng rng(options.seed);
-  const auto scope = be.scope();
-  auto params = random_params<Block>(be, options, rng);
-  const Index unit = time_multiple<Block>(), steps = options.steps * unit;
-  auto x = be.template make<T, dyn, dyn, Block::in>(options.batch, steps);
-  auto before = be.template make<T, dyn, dyn, Block::out>(options.batch, out_time<Block>(steps));
-  auto after = be.template make<T, dyn, dyn, Block::out>(options.batch, out_time<Block>(steps));
-  fill_normal(x, options.input_scale, rng);
+  detail::Trial<Block, B> trial(be, options, options.steps);
+  const Index unit = time_multiple<Block>(), steps = trial.steps;
+  const auto x = trial.x;
+  const auto before = trial.output(), after = trial.output();
   typename Block::Saved saved;
-  Block::forward(be, *params, x, before, saved);
+  Block::forward(be, *trial.params, x, before, saved);
   bool past_same = true, present_differs = true;
   for (Index cut = options.steps - 1; cut > 0; --cut) {  // each pass changes one earlier frame as well
     for (Index b = 0; b < options.batch; ++b) {
-      for (Index i = 0; i < unit * Block::in; ++i) x.data()[(b * steps + cut * unit) * Block::in + i] += T(1);
+      for (Index i = 0; i < unit * Block::in; ++i) x.data()[(b * steps + cut * unit) * Block::in + i] += 1;
     }
     const auto inner = be.scope();
     typename Block::Saved again;
-    Block::forward(be, *params, x, after, again);
+    Block::forward(be, *trial.params, x, after, again);
     const Index past = out_time<Block>(cut * unit);
     bool same = true;
     for (Index b = 0; b < options.batch; ++b) {
@@ -326,29 +350,22 @@ requires Streamable<Block, B> Verdict masking(B& be, const Options& options = {}
 /// reset(mask) makes those sessions fresh, and leaves the others alone.
 template <class Block, class B>
 requires Streamable<Block, B> Verdict reset(B& be, const Options& options = {}) {
-  using T = typename B::Scalar;
-  Rng rng(options.seed);
-  const auto scope = be.scope();
-  auto params = random_params<Block>(be, options, rng);
-  const Index batch = std::max<Index>(2, options.batch), steps = options.steps * time_multiple<Block>();
-  auto x = be.template make<T, dyn, dyn, Block::in>(batch, steps);
-  auto first = be.template make<T, dyn, dyn, Block::out>(batch, out_time<Block>(steps));
-  auto second = be.template make<T, dyn, dyn, Block::out>(batch, out_time<Block>(steps));
-  fill_normal(x, options.input_scale, rng);
-  auto state = detail::fresh_state<Block>(be, *params, batch);
-  const auto replay = [&](Sequence<T, Block::out> y) {
+  detail::Trial<Block, B> trial(be, options, options.steps, 2);
+  const auto first = trial.output(), second = trial.output();
+  auto state = trial.fresh_state();
+  const auto replay = [&](auto y) {
     Rng same_chunks(options.seed + 1);
-    detail::stream<Block>(be, *params, *state, x, y, 3, same_chunks);
+    trial.stream(*state, y, 3, same_chunks);
   };
   replay(first);
   Store<typename Block::State, B> before(be, state);
-  auto mask = be.template make<std::uint8_t, dyn>(batch);
-  for (Index b = 0; b < batch; ++b) mask(b) = b % 2 == 0;
-  Block::reset(be, *params, *state, mask);
-  for (Index b = 1; b < batch; b += 2) {
+  auto mask = be.template make<std::uint8_t, dyn>(trial.batch);
+  for (Index b = 0; b < trial.batch; ++b) mask(b) = b % 2 == 0;
+  Block::reset(be, *trial.params, *state, mask);
+  for (Index b = 1; b < trial.batch; b += 2) {
     if (!detail::same_session(*state, *before, b)) return {false, "reset: another session's State changed"};
   }
-  Block::reset(be, *params, *state, Mask{});
+  Block::reset(be, *trial.params, *state, Mask{});
   replay(second);
   return detail::judge_bits(detail::same_bits(first.data(), second.data(), first.size()), "after reset");
 }
@@ -356,22 +373,15 @@ requires Streamable<Block, B> Verdict reset(B& be, const Options& options = {}) 
 /// A copy of the State, taken mid-stream, continues with the same bits.
 template <class Block, class B>
 requires Streamable<Block, B> Verdict snapshot(B& be, const Options& options = {}) {
-  using T = typename B::Scalar;
-  Rng rng(options.seed);
-  const auto scope = be.scope();
-  auto params = random_params<Block>(be, options, rng);
-  const Index steps = options.steps * time_multiple<Block>();
-  auto x = be.template make<T, dyn, dyn, Block::in>(options.batch, steps);
-  auto first = be.template make<T, dyn, dyn, Block::out>(options.batch, out_time<Block>(steps));
-  auto second = be.template make<T, dyn, dyn, Block::out>(options.batch, out_time<Block>(steps));
-  auto state = detail::fresh_state<Block>(be, *params, options.batch);
-  fill_normal(x, options.input_scale, rng);
-  detail::stream<Block>(be, *params, *state, x, first, 3, rng);
+  detail::Trial<Block, B> trial(be, options, options.steps);
+  const auto first = trial.output(), second = trial.output();
+  auto state = trial.fresh_state();
+  trial.stream(*state, first, 3, trial.rng);
   Store<typename Block::State, B> copy(be, state);
-  fill_normal(x, options.input_scale, rng);
+  trial.draw();
   Rng chunks(options.seed + 1), same_chunks(options.seed + 1);
-  detail::stream<Block>(be, *params, *state, x, first, 3, chunks);
-  detail::stream<Block>(be, *params, *copy, x, second, 3, same_chunks);
+  trial.stream(*state, first, 3, chunks);
+  trial.stream(*copy, second, 3, same_chunks);
   return detail::judge_bits(detail::same_bits(first.data(), second.data(), first.size()), "from a snapshot");
 }
 
@@ -379,17 +389,12 @@ requires Streamable<Block, B> Verdict snapshot(B& be, const Options& options = {
 template <class Block, class B>
 requires Streamable<Block, B> Verdict no_allocation(B& be, const std::function<std::size_t()>& allocations,
                                                     const Options& options = {}) {
-  using T = typename B::Scalar;
-  Rng rng(options.seed);
-  const auto scope = be.scope();
-  auto params = random_params<Block>(be, options, rng);
-  auto x = be.template make<T, dyn, dyn, Block::in>(options.batch, time_multiple<Block>());
-  auto y = be.template make<T, dyn, dyn, Block::out>(options.batch, out_time<Block>(time_multiple<Block>()));
-  fill_normal(x, options.input_scale, rng);
-  auto state = detail::fresh_state<Block>(be, *params, options.batch);
+  detail::Trial<Block, B> trial(be, options, 1);
+  const auto y = trial.output();
+  auto state = trial.fresh_state();
   const auto step = [&] {
     const auto inner = be.scope();
-    Block::step(be, *params, *state, x, y, Mask{});
+    Block::step(be, *trial.params, *state, trial.x, y, Mask{});
   };
   step();
   const std::size_t before = allocations();

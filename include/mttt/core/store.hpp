@@ -41,6 +41,7 @@ class Store {
       fail("Store::assign", std::to_string(other.bytes_) + " bytes", std::to_string(bytes_) + " bytes",
            "use stores of the same block and batch");
     }
+    if (bytes_ == 0) return;
     be.copy(static_cast<const std::byte*>(other.memory_.data()), static_cast<std::byte*>(memory_.data()),
             bytes_);
   }
