@@ -64,7 +64,7 @@ TEST_CASE("Composites name their parts by place, and wrappers add nothing") {
         "0.2.linear_out.weight "
         "1.0.0.alpha 1.0.1.in_projs.0.weight 1.0.1.out_projs.0.weight 1.2.linear_in.weight "
         "1.2.linear_out.weight "
-        "| 0.0.1.k 0.0.1.v 0.0.1.position 1.0.1.k 1.0.1.v 1.0.1.position ");
+        "| 0.0.1.k 0.0.1.v 0.0.1.position 0.0.1.context 1.0.1.k 1.0.1.v 1.0.1.position 1.0.1.context ");
 }
 
 TEST_CASE("Recompute changes no bit") {

@@ -148,12 +148,13 @@ TEST_CASE("the folder of a run keeps metrics and the newest checkpoints", "[io]"
   std::vector<nlohmann::json> lines;
   std::ifstream metrics(folder / "run/a/metrics.jsonl");
   for (std::string line; std::getline(metrics, line);) lines.push_back(nlohmann::json::parse(line));
-  REQUIRE(lines.size() == 4);  // steps 10, 12 (stopped), the resumption, 20
-  CHECK(lines[0].at("step") == 10);
-  CHECK(lines[1].at("step") == 12);
-  CHECK(lines[2].at("resumed_at") == 12);
-  CHECK(lines[3].at("step") == 20);
-  CHECK(lines[3].at("text_loss") == lines[3].at("loss"));
+  REQUIRE(lines.size() == 5);  // steps 1, 10, 12 (stopped), the resumption, 20
+  CHECK(lines[0].at("step") == 1);
+  CHECK(lines[1].at("step") == 10);
+  CHECK(lines[2].at("step") == 12);
+  CHECK(lines[3].at("resumed_at") == 12);
+  CHECK(lines[4].at("step") == 20);
+  CHECK(lines[4].at("text_loss") == lines[4].at("loss"));
 
   folder.put("plain", "");
   check_refused([&] { RunFolder(folder / "plain/x"); }, "a folder that can be made");

@@ -119,7 +119,7 @@ class Trainer {
       report.seconds_left = report.seconds / static_cast<double>(adam.step - first) *
                             static_cast<double>(options.max_steps - adam.step);
       const bool last = adam.step >= options.max_steps || stop.requested();
-      const bool logged = last || adam.step == first + 1 || adam.step % options.log_freq == 0;
+      const bool logged = last || adam.step == 1 || adam.step % options.log_freq == 0;
       line.show(report, logged);
       if (logged && hooks.log) hooks.log(report);
       if (hooks.checkpoint && (last || (options.ckpt_freq > 0 && adam.step % options.ckpt_freq == 0)))
