@@ -29,7 +29,7 @@ struct NearestCentroid {
   MTTT_HD void operator()(Team team, Index i) const {
     const T *score = scores + i * card, *half = half_norm;
     const Index best = team.template argmax<T>(card, [=](Index c) { return score[c] - half[c]; });
-    codes[i] = static_cast<std::int32_t>(best);
+    if (team.leader()) codes[i] = static_cast<std::int32_t>(best);
   }
 };
 

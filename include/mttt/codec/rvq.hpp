@@ -41,10 +41,11 @@ struct DeriveEmbedding {
     const T *from = sum + row * dim, least = T(1e-5), used = usage[row] < least ? least : usage[row];
     T* to = embedding + row * dim;
     team.for_each(dim, [=](Index i) { to[i] = from[i] / used; });
-    half_norm[row] = static_cast<T>(team.template sum<A>(dim, [=](Index i) {
+    const A half = team.template sum<A>(dim, [=](Index i) {
       const A e = static_cast<A>(from[i] / used);
       return A(0.5) * e * e;
-    }));
+    });
+    if (team.leader()) half_norm[row] = static_cast<T>(half);
   }
 };
 
@@ -60,7 +61,7 @@ struct TakeNearest {
     const T *score = scores + i * card, *half = half_norm;
     const Index best = team.template argmax<T>(card, [=](Index c) { return score[c] - half[c]; });
     const Index row = first_row + i;
-    codes[row / steps * session_stride + row % steps] = static_cast<std::int32_t>(best);
+    if (team.leader()) codes[row / steps * session_stride + row % steps] = static_cast<std::int32_t>(best);
     const T* nearest = embedding + best * dim;
     T* r = residual + row * dim;
     team.for_each(dim, [=](Index c) { r[c] -= nearest[c]; });

@@ -91,12 +91,13 @@ struct FindBadCode {
   template <class Team>
   MTTT_HD void operator()(Team team, Index) const {
     const auto self = *this;
-    *where = team.template max<Index>(n, [=](Index i) {
+    const Index largest = team.template max<Index>(n, [=](Index i) {
       const Index k = self.first + i / self.steps % self.streams;
       const std::int32_t code = self.codes[i], end = k == 0 ? self.end_text : self.end_audio;
       const bool good = code >= self.lowest && code < end;
       return good || !active(self.mask, i / self.steps / self.streams) ? Index{0} : self.n - i;
     });
+    if (team.leader()) *where = largest;
   }
 };
 

@@ -18,6 +18,10 @@
 
 namespace mttt {
 
+/// In a namespace of its own: beside the exp of C, which nvcc calls unqualified, no `using namespace mttt`
+/// may bring another.
+namespace math {
+
 /// exp for float without branches: 2^n times a polynomial of the remainder. 0 below -87.3, e^88.7 above 88.7.
 MTTT_HD MTTT_INLINE float exp(float x) {
 #ifdef __CUDA_ARCH__
@@ -46,10 +50,12 @@ MTTT_HD MTTT_INLINE float exp(float x) {
 }
 MTTT_HD inline double exp(double x) { return std::exp(x); }
 
+}  // namespace math
+
 struct Sigmoid {
   template <class T>
   MTTT_HD static T f(T x) {
-    return T(1) / (T(1) + mttt::exp(-x));
+    return T(1) / (T(1) + math::exp(-x));
   }
   template <class T>
   MTTT_HD static T df(T x) {
@@ -79,7 +85,7 @@ struct Gelu {
   template <class T>
   MTTT_HD static T df(T x) {
     const T cdf = T(0.5) * (T(1) + std::erf(x * T(0.70710678118654752)));
-    return cdf + x * T(0.39894228040143268) * mttt::exp(-T(0.5) * x * x);
+    return cdf + x * T(0.39894228040143268) * math::exp(-T(0.5) * x * x);
   }
 };
 
@@ -88,7 +94,7 @@ struct GeluTanh {
   template <class T>
   MTTT_HD static T tanh_part(T x) {  // tanh(u) = 1 - 2 / (e^2u + 1)
     const T u = T(0.79788456080286536) * (x + T(0.044715) * x * x * x);
-    return T(1) - T(2) / (mttt::exp(T(2) * u) + T(1));
+    return T(1) - T(2) / (math::exp(T(2) * u) + T(1));
   }
   template <class T>
   MTTT_HD static T f(T x) {
@@ -114,11 +120,11 @@ struct GeluTanh {
 struct Elu {
   template <class T>
   MTTT_HD static T f(T x) {
-    return x > T(0) ? x : mttt::exp(x < T(0) ? x : T(0)) - T(1);
+    return x > T(0) ? x : math::exp(x < T(0) ? x : T(0)) - T(1);
   }
   template <class T>
   MTTT_HD static T df(T x) {
-    return x > T(0) ? T(1) : mttt::exp(x < T(0) ? x : T(0));
+    return x > T(0) ? T(1) : math::exp(x < T(0) ? x : T(0));
   }
 };
 

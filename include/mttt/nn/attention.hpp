@@ -54,8 +54,9 @@ MTTT_HD void dot_rows(Team team, const T* a, const T* b, Index ld, Index n, Inde
   } else {
     for (Index j = 0; j < n; ++j) {
       const T* row = b + j * ld;
-      out[j] = scale * team.template sum<A>(
-                           dim, [=](Index i) { return static_cast<A>(a[i]) * static_cast<A>(row[i]); });
+      const A product =
+          team.template sum<A>(dim, [=](Index i) { return static_cast<A>(a[i]) * static_cast<A>(row[i]); });
+      if (team.leader()) out[j] = scale * product;
     }
   }
   team.sync();
@@ -74,6 +75,7 @@ MTTT_HD void add_rows(Team team, const A* weight, const T* b, Index ld, Index n,
       team.for_each(dim, [=](Index i) { to[i] += w * static_cast<A>(row[i]); });
     }
   }
+  team.sync();
 }
 
 /// One query against n keys; returns the log-sum-exp. scratch holds n + dim numbers.
@@ -83,7 +85,7 @@ MTTT_HD A attend_row(Team team, const T* q, const T* k, const T* v, Index ld, In
   A *p = scratch, *mixed = scratch + n;
   dot_rows<A>(team, q, k, ld, n, dim, A(1) / std::sqrt(static_cast<A>(dim)), p);
   const A largest = team.template max<A>(n, [=](Index j) { return p[j]; });
-  team.for_each(n, [=](Index j) { p[j] = mttt::exp(p[j] - largest); });
+  team.for_each(n, [=](Index j) { p[j] = math::exp(p[j] - largest); });
   team.for_each(dim, [=](Index i) { mixed[i] = 0; });
   team.sync();
   const A total = team.template sum<A>(n, [=](Index j) { return p[j]; });
@@ -117,9 +119,10 @@ struct Attend : AttentionInputs<T> {
     const AttentionShape s = this->shape;
     const Index t = i % this->steps, h = i / this->steps % s.heads, b = i / this->steps / s.heads;
     const Index first = s.first_key(t), keys = this->at(this->in, b, first, h / s.group());
-    lse[this->row(b, t, h)] = attend_row<A>(team, this->q + this->at(this->in, b, t, h), this->k + keys,
-                                            this->v + keys, this->in.step, t - first + 1, s.head_dim,
-                                            team.template scratch<A>(), out + this->at(this->to, b, t, h));
+    const A row_lse = attend_row<A>(team, this->q + this->at(this->in, b, t, h), this->k + keys,
+                                    this->v + keys, this->in.step, t - first + 1, s.head_dim,
+                                    team.template scratch<A>(), out + this->at(this->to, b, t, h));
+    if (team.leader()) lse[this->row(b, t, h)] = row_lse;
   }
 };
 
@@ -133,8 +136,9 @@ struct AttentionDelta {
   MTTT_HD void operator()(Team team, Index i) const {
     const Index h = i % a.shape.heads, t = i / a.shape.heads % a.steps, b = i / a.shape.heads / a.steps;
     const T *value = out + a.at(a.to, b, t, h), *up = dout + a.at(a.to, b, t, h);
-    delta[i] = team.template sum<A>(
+    const A product = team.template sum<A>(
         a.shape.head_dim, [=](Index c) { return static_cast<A>(value[c]) * static_cast<A>(up[c]); });
+    if (team.leader()) delta[i] = product;
   }
 };
 
@@ -156,7 +160,7 @@ struct AttentionQueryGradient {
     dot_rows<A>(team, a.q + a.at(a.in, b, t, h), a.k + keys, a.in.step, n, dim, scale, score);
     dot_rows<A>(team, dout + a.at(a.to, b, t, h), a.v + keys, a.in.step, n, dim, A(1), ds);
     const A row_lse = lse[a.row(b, t, h)], row_delta = delta[a.row(b, t, h)];
-    team.for_each(n, [=](Index j) { ds[j] = mttt::exp(score[j] - row_lse) * (ds[j] - row_delta) * scale; });
+    team.for_each(n, [=](Index j) { ds[j] = math::exp(score[j] - row_lse) * (ds[j] - row_delta) * scale; });
     team.for_each(dim, [=](Index c) { sum[c] = 0; });
     team.sync();
     add_rows<A>(team, ds, a.k + keys, a.in.step, n, dim, sum);
@@ -188,13 +192,12 @@ struct AttentionKeyGradient {
       dot_rows<A>(team, a.v + at, ups, a.to.step, n, dim, A(1), ds);
       const A *row_lse = lse + a.row(b, key, h), *row_delta = delta + a.row(b, key, h);
       team.for_each(n, [=](Index j) {
-        p[j] = mttt::exp(p[j] - row_lse[j * heads]);
+        p[j] = math::exp(p[j] - row_lse[j * heads]);
         ds[j] = p[j] * (ds[j] - row_delta[j * heads]) * scale;
       });
       team.sync();
       add_rows<A>(team, ds, queries, a.in.step, n, dim, k_sum);
       add_rows<A>(team, p, ups, a.to.step, n, dim, v_sum);
-      team.sync();
     }
     T *k_to = dk + at, *v_to = dv + at;
     team.for_each(dim, [=](Index c) {

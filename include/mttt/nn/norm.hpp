@@ -55,8 +55,8 @@ struct Normalise {
         out[i] = static_cast<T>((static_cast<A>(in[i]) - m) * scale * static_cast<A>(w[i]));
       });
     }
-    if (mean != nullptr) mean[row] = m;
-    if (r != nullptr) r[row] = scale;
+    if (mean != nullptr && team.leader()) mean[row] = m;
+    if (r != nullptr && team.leader()) r[row] = scale;
   }
 };
 

@@ -30,10 +30,11 @@ struct SquareSums {
   MTTT_HD void operator()(Team team, Index i) const {
     const T* x = data + i * chunk;
     const Index count = chunk < n - i * chunk ? chunk : n - i * chunk;
-    partial[i] = team.template sum<double>(count, [=](Index k) {
+    const double sum = team.template sum<double>(count, [=](Index k) {
       const double value = static_cast<double>(x[k]);
       return value * value;
     });
+    if (team.leader()) partial[i] = sum;
   }
 };
 
@@ -44,7 +45,8 @@ struct SumPartials {
   template <class Team>
   MTTT_HD void operator()(Team team, Index) const {
     const double* x = partial;
-    *total = team.template sum<double>(n, [=](Index k) { return x[k]; });
+    const double sum = team.template sum<double>(n, [=](Index k) { return x[k]; });
+    if (team.leader()) *total = sum;
   }
 };
 

@@ -44,10 +44,11 @@ struct WeightTotals {
     const auto* t = targets;
     const auto* w = weights;
     const Index classes = card;
-    totals[0] = team.template sum<double>(
+    const double weight = team.template sum<double>(
         rows, [=](Index r) { return good_row(w[r], t[r], classes) ? static_cast<double>(w[r]) : 0.0; });
-    totals[1] = team.template sum<double>(
+    const double bad = team.template sum<double>(
         rows, [=](Index r) { return w[r] == 0 || good_row(w[r], t[r], classes) ? 0.0 : 1.0; });
+    if (team.leader()) totals[0] = weight, totals[1] = bad;
   }
 };
 
@@ -62,9 +63,10 @@ struct LossTotal {
   MTTT_HD void operator()(Team team, Index) const {
     const auto* w = weights;
     const A* l = losses;
-    totals[2] = team.template sum<double>(rows, [=](Index r) {
+    const double loss = team.template sum<double>(rows, [=](Index r) {
       return w[r] > 0 ? static_cast<double>(w[r]) * static_cast<double>(l[r]) : 0.0;
     });
+    if (team.leader()) totals[2] = loss;
   }
 };
 
@@ -82,7 +84,7 @@ struct CrossEntropyRow {
   MTTT_HD void operator()(Team team, Index r) const {
     T* dx = dlogits == nullptr ? nullptr : dlogits + r * card;
     if (!good_row(weights[r], targets[r], card)) {
-      losses[r] = A(0);
+      if (team.leader()) losses[r] = A(0);
       if (dx != nullptr) team.for_each(card, [=](Index i) { dx[i] = T(0); });
       return;
     }
@@ -90,14 +92,14 @@ struct CrossEntropyRow {
     const Index target = targets[r];
     const A hit = static_cast<A>(x[target]);
     const A top = team.template max<A>(card, [=](Index i) { return static_cast<A>(x[i]); });
-    const A sum = team.template sum<A>(card, [=](Index i) { return mttt::exp(static_cast<A>(x[i]) - top); });
-    losses[r] = std::log(sum) + (top - hit);
+    const A sum = team.template sum<A>(card, [=](Index i) { return math::exp(static_cast<A>(x[i]) - top); });
+    if (team.leader()) losses[r] = std::log(sum) + (top - hit);
     if (dx == nullptr) return;
     const A share = static_cast<A>(scale * static_cast<double>(weights[r]) / totals[0]);
     const A factor = share / sum;
     team.sync();  // all have read the target's logit before anyone overwrites it
     team.for_each(card, [=](Index i) {
-      const A p = factor * mttt::exp(static_cast<A>(x[i]) - top);
+      const A p = factor * math::exp(static_cast<A>(x[i]) - top);
       dx[i] = static_cast<T>(i == target ? p - share : p);
     });
   }

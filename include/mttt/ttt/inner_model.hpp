@@ -193,6 +193,7 @@ MTTT_HD void descend(Team team, InnerModel model, Index n, const A* weights, con
     team.sync();
     add_bias(team, model.bias(weights, l), Z);
     if (l < last) {
+      team.sync();
       const A* z = pass.Z[l];
       A* x = pass.X[l + 1];
       team.for_each(n * model.out(l), [=](Index i) { x[i] = GeluTanh::f(z[i]); });
