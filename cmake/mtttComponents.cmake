@@ -49,9 +49,17 @@ function(mttt_component name missing)
   string(TOUPPER ${name} upper)
   target_compile_definitions(mttt::${name} INTERFACE MTTT_HAS_${upper}=1)
   if(name STREQUAL "cuda")
-    target_compile_features(mttt::cuda INTERFACE cuda_std_20)
+    if("cuda_std_20" IN_LIST CMAKE_CUDA_COMPILE_FEATURES)
+      target_compile_features(mttt::cuda INTERFACE cuda_std_20)
+    else()  # a CMake older than the CUDA Toolkit does not know what its compiler can do
+      target_compile_options(mttt::cuda INTERFACE $<$<COMPILE_LANGUAGE:CUDA>:-std=c++20>)
+    endif()
     # Eigen inside a .cu file would otherwise turn its vector code off without a word.
     target_compile_definitions(mttt::cuda INTERFACE EIGEN_NO_CUDA)
+    # Functors run on either side: constexpr functions of the standard library serve on the GPU (relaxed-constexpr),
+    # their instances for the CPU's teams are never called there (20011, 20014). 554 misreads a constrained conversion.
+    target_compile_options(mttt::cuda INTERFACE
+      $<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr;-diag-suppress=554,20011,20014>)
   endif()
 endfunction()
 

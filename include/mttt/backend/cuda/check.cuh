@@ -1,0 +1,97 @@
+// Checks of every CUDA and cuBLAS call: an Error that says what was found, what was expected, what to do.
+//
+// Shapes:  none.   Units: none.
+// Errors:  Error: no GPU, a driver that is too old, a program without code for this GPU, and whatever else CUDA
+//          or cuBLAS report.
+// Not supported: recovery from errors that spoil the process's CUDA context (an illegal address, say).
+// Source:  CUDA Runtime API, cudaError_t; cuBLAS, cublasStatus_t.
+#pragma once
+
+#include <cublas_v2.h>
+#include <cuda_runtime.h>
+
+#include <string>
+
+#include "mttt/core/error.hpp"
+
+namespace mttt::detail {
+
+/// 13020 is "13.2".
+inline std::string cuda_version(int number) {
+  return std::to_string(number / 1000) + "." + std::to_string(number % 1000 / 10);
+}
+
+/// "NVIDIA H200 (compute capability 9.0)" of the current device.
+inline std::string device_name() {
+  int device = 0;
+  cudaDeviceProp properties{};
+  if (cudaGetDevice(&device) != cudaSuccess || cudaGetDeviceProperties(&properties, device) != cudaSuccess)
+    return "an unknown GPU";
+  return std::string(properties.name) + " (compute capability " + std::to_string(properties.major) + "." +
+         std::to_string(properties.minor) + ")";
+}
+
+[[noreturn]] inline void cuda_fail(cudaError_t error, std::string_view what) {
+  cudaGetLastError();  // so that a caller who catches the Error can go on
+  const std::string subject = "CUDA: " + std::string(what);
+  if (error == cudaErrorInsufficientDriver) {
+    int driver = 0, runtime = 0;
+    cudaDriverGetVersion(&driver);
+    cudaRuntimeGetVersion(&runtime);
+    fail(subject, driver == 0 ? "no NVIDIA driver" : "an NVIDIA driver for CUDA " + cuda_version(driver),
+         "a driver for CUDA " + cuda_version(runtime) + " or later",
+         "install a newer driver, or use the CPU backend");
+  }
+  if (error == cudaErrorNoDevice) {
+    fail(subject, "no GPU", "an NVIDIA GPU",
+         "check nvidia-smi and CUDA_VISIBLE_DEVICES, or use the CPU backend");
+  }
+  if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorInvalidDeviceFunction ||
+      error == cudaErrorUnsupportedPtxVersion) {
+    fail(subject, device_name(), "a GPU that this program was compiled for",
+         "compile again with this GPU's number in CMAKE_CUDA_ARCHITECTURES");
+  }
+  fail(subject, std::string(cudaGetErrorName(error)) + " (" + cudaGetErrorString(error) + ")", "success",
+       "run the program under compute-sanitizer to find the cause");
+}
+
+inline void check(cudaError_t error, std::string_view what) {
+  if (error != cudaSuccess) cuda_fail(error, what);
+}
+
+inline void check(cublasStatus_t status, std::string_view what) {
+  if (status == CUBLAS_STATUS_SUCCESS) return;
+  const std::string subject = "cuBLAS: " + std::string(what);
+  if (status == CUBLAS_STATUS_ALLOC_FAILED || status == CUBLAS_STATUS_NOT_INITIALIZED) {
+    fail(subject, cublasGetStatusString(status), "free memory on the GPU for cuBLAS",
+         "end other programs on this GPU, or lower batch or steps");
+  }
+  if (status == CUBLAS_STATUS_ARCH_MISMATCH)
+    fail(subject, device_name(), "a GPU that this cuBLAS supports", "install another version of cuBLAS");
+  fail(subject, cublasGetStatusString(status), "success", "compare the extents of the planes");
+}
+
+template <int = 0>
+__global__ void probe_kernel() {}
+
+/// Makes the GPU current, or says why it cannot be used.
+inline int open_device(int device) {
+  int count = 0;
+  check(cudaGetDeviceCount(&count), "opening a GPU");
+  if (device < 0 || device >= count) {
+    fail("CUDA: opening GPU " + std::to_string(device), std::to_string(count) + " GPUs",
+         "a number from 0 to " + std::to_string(count - 1), "choose one that nvidia-smi lists");
+  }
+  check(cudaSetDevice(device), "opening a GPU");
+  cudaFuncAttributes attributes;
+  check(cudaFuncGetAttributes(&attributes, probe_kernel<>), "opening a GPU");
+  return device;
+}
+
+inline int device_attribute(int device, cudaDeviceAttr attribute) {
+  int value = 0;
+  check(cudaDeviceGetAttribute(&value, attribute, device), "asking a GPU for its limits");
+  return value;
+}
+
+}  // namespace mttt::detail

@@ -1,0 +1,145 @@
+// Products of row-major planes through cuBLAS, which thinks in columns: C^T = B^T A^T.
+//
+// A plane whose rows overlap (the windows of a convolution: rows `ld` apart that are longer than ld) is none
+// that cuBLAS accepts. It is taken apart into strips of ld columns, which are.
+//
+// Formula: C = alpha op(A) op(B) + beta C for a grid of planes; beta 0 clears whatever C holds.
+// Shapes:  A (M, K), B (K, N), C (M, N); C is never transposed and does not overlap.
+// Units:   elements.
+// Errors:  those of check.cuh.
+// Not supported: TF32 and other short cuts: float32 is float32.
+// Source:  cuBLAS, cublas<t>gemmStridedBatched.
+#pragma once
+
+#include <algorithm>
+
+#include "mttt/backend/cuda/memory.cuh"
+#include "mttt/backend/cuda/tuning.cuh"
+#include "mttt/core/tensor.hpp"
+
+namespace mttt::detail {
+
+/// Columns [first, first + n) of every plane.
+template <class T>
+MatrixGrid<T> strip_columns(MatrixGrid<T> m, Index first, Index n) {
+  m.first.data += m.first.transposed ? first * m.first.ld : first;
+  m.first.cols = n;
+  return m;
+}
+template <class T>
+MatrixGrid<T> strip_rows(MatrixGrid<T> m, Index first, Index n) {
+  return strip_columns(m.t(), first, n).t();
+}
+
+/// Length of a stored row.
+template <class T>
+Index row_length(const Matrix<T>& m) {
+  return m.transposed ? m.rows : m.cols;
+}
+
+class Gemm {
+ public:
+  explicit Gemm(cudaStream_t stream) : workspace_(tuning::cublas_workspace) {
+    check(cublasCreate(&handle_.value), "starting cuBLAS");
+    check(cublasSetStream(handle_.value, stream), "choosing a stream");
+    // A workspace of ours: cuBLAS then allocates nothing, and takes the same algorithm every time.
+    check(cublasSetWorkspace(handle_.value, workspace_.data(), tuning::cublas_workspace),
+          "setting a workspace");
+    check(cublasSetMathMode(handle_.value, CUBLAS_DEFAULT_MATH), "choosing full precision");
+  }
+
+  template <class T>
+  void grid(Index outer, Index inner, MatrixGrid<const T> a, MatrixGrid<const T> b, MatrixGrid<T> c, T alpha,
+            T beta) {
+    if (outer * inner * c.first.rows * c.first.cols == 0) return;
+    if (overlaps(a.first)) {
+      strips(a.first, [&](Index first, Index n) {
+        a.first.transposed
+            ? grid(outer, inner, strip_rows(a, first, n), b, strip_rows(c, first, n), alpha, beta)
+            : grid(outer, inner, strip_columns(a, first, n), strip_rows(b, first, n), c, alpha,
+                   first == 0 ? beta : T(1));
+      });
+    } else if (overlaps(b.first)) {
+      strips(b.first, [&](Index first, Index n) {
+        b.first.transposed
+            ? grid(outer, inner, strip_columns(a, first, n), strip_rows(b, first, n), c, alpha,
+                   first == 0 ? beta : T(1))
+            : grid(outer, inner, a, strip_columns(b, first, n), strip_columns(c, first, n), alpha, beta);
+      });
+    } else {
+      batches(outer, inner, a, b, c, alpha, beta);
+    }
+  }
+
+ private:
+  struct Handle {
+    cublasHandle_t value = nullptr;
+    Handle() = default;
+    Handle(const Handle&) = delete;
+    Handle& operator=(const Handle&) = delete;
+    ~Handle() {
+      if (value != nullptr) cublasDestroy(value);
+    }
+  };
+
+  template <class T>
+  static bool overlaps(const Matrix<T>& m) {
+    const Index stored_rows = m.transposed ? m.cols : m.rows;
+    return stored_rows > 1 && m.ld < row_length(m);
+  }
+  template <class T, class F>
+  static void strips(const Matrix<T>& m, const F& f) {
+    const Index length = row_length(m);
+    for (Index first = 0; first < length; first += m.ld) f(first, std::min(m.ld, length - first));
+  }
+
+  /// One call where the planes lie evenly, else one for each outer or for each inner index.
+  template <class T>
+  void batches(Index outer, Index inner, MatrixGrid<const T> a, MatrixGrid<const T> b, MatrixGrid<T> c,
+               T alpha, T beta) {
+    const auto even = [&](const auto& m) { return m.outer_stride == inner * m.inner_stride; };
+    if (inner == 1 || (even(a) && even(b) && even(c))) {
+      const auto stride = [&](const auto& m) { return inner == 1 ? m.outer_stride : m.inner_stride; };
+      batch<T>(outer * inner, a.first, stride(a), b.first, stride(b), c.first, stride(c), alpha, beta);
+    } else if (outer <= inner) {
+      for (Index i = 0; i < outer; ++i)
+        batch<T>(inner, a.at(i, 0), a.inner_stride, b.at(i, 0), b.inner_stride, c.at(i, 0), c.inner_stride,
+                 alpha, beta);
+    } else {
+      for (Index i = 0; i < inner; ++i)
+        batch<T>(outer, a.at(0, i), a.outer_stride, b.at(0, i), b.outer_stride, c.at(0, i), c.outer_stride,
+                 alpha, beta);
+    }
+  }
+
+  template <class T>
+  void batch(Index count, Matrix<const T> a, Index a_stride, Matrix<const T> b, Index b_stride, Matrix<T> c,
+             Index c_stride, T alpha, T beta) {
+    const auto operation = [](const auto& m) { return m.transposed ? CUBLAS_OP_T : CUBLAS_OP_N; };
+    // A plane of one row may name any ld, cuBLAS wants that of a whole row.
+    const auto ld = [](const auto& m) { return std::max(m.ld, std::max<Index>(1, row_length(m))); };
+    const cublasOperation_t op_a = operation(a), op_b = operation(b);
+    const Index m = c.cols, n = c.rows, k = a.cols;
+    cublasStatus_t status;
+    if constexpr (std::is_same_v<T, float>) {
+      status = count == 1 ? cublasSgemm_64(handle_.value, op_b, op_a, m, n, k, &alpha, b.data, ld(b), a.data,
+                                           ld(a), &beta, c.data, ld(c))
+                          : cublasSgemmStridedBatched_64(handle_.value, op_b, op_a, m, n, k, &alpha, b.data,
+                                                         ld(b), b_stride, a.data, ld(a), a_stride, &beta,
+                                                         c.data, ld(c), c_stride, count);
+    } else {
+      static_assert(std::is_same_v<T, double>, "Cuda::matmul takes float or double");
+      status = count == 1 ? cublasDgemm_64(handle_.value, op_b, op_a, m, n, k, &alpha, b.data, ld(b), a.data,
+                                           ld(a), &beta, c.data, ld(c))
+                          : cublasDgemmStridedBatched_64(handle_.value, op_b, op_a, m, n, k, &alpha, b.data,
+                                                         ld(b), b_stride, a.data, ld(a), a_stride, &beta,
+                                                         c.data, ld(c), c_stride, count);
+    }
+    check(status, "a product");
+  }
+
+  CudaMemory workspace_;
+  Handle handle_;  // destroyed first
+};
+
+}  // namespace mttt::detail

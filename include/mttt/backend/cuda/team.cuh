@@ -1,0 +1,140 @@
+// CudaTeam: a row's team on the GPU, one thread block.
+//
+// Member m of a team of M takes the elements m, m + M, m + 2M, ... of each loop; what one member writes,
+// another reads only after team.sync(). sum, max and argmax wait for the team before they read anything, and
+// give the same bits to all members and in every run: partial results meet in a fixed order.
+//
+// Formula, shapes: see backend/backend.hpp.
+// Units:   elements.
+// Errors:  none.
+// Not supported: teams of more than 1024 or of a number of threads that is no multiple of 32; products by
+//          tensor cores.
+// Source:  warp shuffles: CUDA C++ Programming Guide.
+#pragma once
+
+#include "mttt/core/tensor.hpp"
+
+namespace mttt {
+
+class CudaTeam {
+ public:
+  __device__ explicit CudaTeam(void* scratch) : scratch_(scratch) {}
+
+  template <class F>
+  __device__ void for_each(Index n, const F& f) const {
+    for (Index i = threadIdx.x; i < n; i += blockDim.x) f(i);
+  }
+
+  template <class A, class F>
+  __device__ A sum(Index n, const F& f) const {
+    sync();
+    A part = 0;
+    for (Index i = threadIdx.x; i < n; i += blockDim.x) part += f(i);
+    return reduce(part, Plus{});
+  }
+  template <class A, class F>
+  __device__ A max(Index n, const F& f) const {
+    sync();
+    A part = f(first(n));
+    for (Index i = threadIdx.x + blockDim.x; i < n; i += blockDim.x)
+      part = Larger{}(part, static_cast<A>(f(i)));
+    return reduce(part, Larger{});
+  }
+  template <class A, class F>
+  __device__ Index argmax(Index n, const F& f) const {
+    sync();
+    Place<A> part{static_cast<A>(f(first(n))), first(n)};
+    for (Index i = threadIdx.x + blockDim.x; i < n; i += blockDim.x)
+      part = Earlier{}(part, Place<A>{static_cast<A>(f(i)), i});
+    return reduce(part, Earlier{}).index;
+  }
+
+  /// C = alpha A B + beta C, one element a member at a time.
+  template <class T>
+  __device__ void matmul(Matrix<const T> a, std::type_identity_t<Matrix<const T>> b,
+                         std::type_identity_t<Matrix<T>> c, std::type_identity_t<T> alpha = 1,
+                         std::type_identity_t<T> beta = 0) const {
+    const Index a_row = a.transposed ? 1 : a.ld, a_column = a.transposed ? a.ld : 1;
+    const Index b_row = b.transposed ? 1 : b.ld, b_column = b.transposed ? b.ld : 1;
+    for (Index i = threadIdx.x; i < c.rows * c.cols; i += blockDim.x) {
+      const T *row = a.data + i / c.cols * a_row, *column = b.data + i % c.cols * b_column;
+      T total = 0;
+      for (Index k = 0; k < a.cols; ++k) total += row[k * a_column] * column[k * b_row];
+      T& out = c.data[i / c.cols * c.ld + i % c.cols];
+      out = beta == T(0) ? alpha * total : alpha * total + beta * out;
+    }
+  }
+  template <class T>
+  __device__ void matmul(Matrix<T> a, std::type_identity_t<Matrix<const T>> b,
+                         std::type_identity_t<Matrix<T>> c, std::type_identity_t<T> alpha = 1,
+                         std::type_identity_t<T> beta = 0) const {
+    matmul(Matrix<const T>(a), b, c, alpha, beta);
+  }
+
+  template <class T>
+  __device__ T* scratch() const {
+    return static_cast<T*>(scratch_);
+  }
+  __device__ void sync() const { __syncthreads(); }
+  __device__ bool leader() const { return threadIdx.x == 0; }
+
+ private:
+  template <class A>
+  struct Place {
+    A value;
+    Index index;
+  };
+  struct Plus {
+    template <class A>
+    __device__ A operator()(A a, A b) const {
+      return a + b;
+    }
+  };
+  struct Larger {
+    template <class A>
+    __device__ A operator()(A a, A b) const {
+      return a < b ? b : a;
+    }
+  };
+  struct Earlier {
+    template <class A>
+    __device__ Place<A> operator()(Place<A> a, Place<A> b) const {
+      return b.value > a.value || (b.value == a.value && b.index < a.index) ? b : a;
+    }
+  };
+
+  /// The member's first element. One without an element takes element 0, which changes no maximum.
+  __device__ static Index first(Index n) { return threadIdx.x < n ? static_cast<Index>(threadIdx.x) : 0; }
+
+  template <class A>
+  __device__ static A from_lane(A value, int distance) {
+    return __shfl_down_sync(0xffffffffu, value, distance);
+  }
+  template <class A>
+  __device__ static Place<A> from_lane(Place<A> place, int distance) {
+    return {from_lane(place.value, distance), from_lane(place.index, distance)};
+  }
+
+  /// One slot a warp, shared by all reductions of a kernel.
+  __device__ static void* slots() {
+    __shared__ double2 memory[32];
+    return memory;
+  }
+
+  /// All parts by `join`: within warps by shuffles, then over the warps in order.
+  template <class V, class Join>
+  __device__ static V reduce(V part, Join join) {
+    static_assert(sizeof(V) <= sizeof(double2));
+    for (int distance = 16; distance > 0; distance /= 2) part = join(part, from_lane(part, distance));
+    V* slot = static_cast<V*>(slots());  // free since the sync at the start of this reduction
+    if (threadIdx.x % 32 == 0) slot[threadIdx.x / 32] = part;
+    __syncthreads();
+    V total = slot[0];
+    for (unsigned warp = 1; warp < blockDim.x / 32; ++warp) total = join(total, slot[warp]);
+    return total;
+  }
+
+  void* scratch_;
+};
+
+}  // namespace mttt
