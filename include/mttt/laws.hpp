@@ -181,11 +181,10 @@ struct Trial {
   Sequence<T, Block::out> output() const {
     return be.template make<T, dyn, dyn, Block::out>(batch, out_time<Block>(steps));
   }
-  Store<typename Block::State, B> fresh_state() const {
-    return detail::fresh_state<Block>(be, *params, batch);
-  }
-  void stream(typename Block::State& state, Sequence<T, Block::out> y, Index largest_chunk,
-              Rng& chunks) const {
+  // Named by neither of the next two, State may be missing: some blocks have a gradient only.
+  auto fresh_state() const { return detail::fresh_state<Block>(be, *params, batch); }
+  template <class State>
+  void stream(State& state, Sequence<T, Block::out> y, Index largest_chunk, Rng& chunks) const {
     detail::stream<Block>(be, *params, state, x, y, largest_chunk, chunks);
   }
 };
