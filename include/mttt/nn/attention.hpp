@@ -253,13 +253,6 @@ struct AttendStep {
   }
 };
 
-struct Advance {
-  std::int64_t* positions;
-  const std::uint8_t* mask;
-  Index steps;
-  MTTT_HD void operator()(Index b) const { positions[b] += active(mask, b) ? steps : 0; }
-};
-
 }  // namespace detail
 
 /// out and lse of a whole sequence. q, k and v have rows at the same strides (slices of one projection).
@@ -307,12 +300,6 @@ void attend_step(B& be, AttentionShape shape, Index batch, Index steps, const T*
           detail::AttendStep<T, A>{inputs, cache_k, cache_v, positions, contexts, mask.data(), out},
           (shape.context + shape.head_dim) * static_cast<Index>(sizeof(A)),
           4 * steps * shape.group() * shape.context * shape.head_dim);
-}
-
-/// positions += steps for active sessions.
-template <class B>
-void advance(B& be, std::int64_t* positions, Index batch, Index steps, Mask mask) {
-  be.for_each(batch, detail::Advance{positions, mask.data(), steps});
 }
 
 struct AttentionConfig {

@@ -89,6 +89,13 @@ struct ClearRows {
   }
 };
 
+struct Advance {
+  std::int64_t* positions;
+  const std::uint8_t* mask;
+  Index steps;
+  MTTT_HD void operator()(Index b) const { positions[b] += active(mask, b) ? steps : 0; }
+};
+
 }  // namespace detail
 
 /// y += x
@@ -127,6 +134,12 @@ void clear_state(B& be, S& state, Mask mask) {
         if (batch > 0) be.rows(batch, detail::ClearRows<T>{t.data(), t.size() / batch, mask.data()});
       },
       state);
+}
+
+/// positions += steps for active sessions.
+template <class B>
+void advance(B& be, std::int64_t* positions, Index batch, Index steps, Mask mask) {
+  be.for_each(batch, detail::Advance{positions, mask.data(), steps});
 }
 
 }  // namespace mttt

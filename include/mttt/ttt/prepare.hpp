@@ -308,15 +308,5 @@ struct StartWeights {
   }
 };
 
-/// Moves the active sessions' positions on.
-struct AdvancePosition {
-  std::int64_t* position;
-  const std::uint8_t* mask;
-  Index steps;
-  MTTT_HD void operator()(Index b) const {
-    if (active(mask, b)) position[b] += steps;
-  }
-};
-
 }  // namespace detail
 }  // namespace mttt

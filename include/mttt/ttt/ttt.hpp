@@ -255,7 +255,7 @@ struct Ttt {
                           inputs.beta.data(), state.weights.data(), state.gradients.data(),
                           state.position.data(), mask.data(), scan_out.data(), static_cast<A>(C.inner_eps)},
             TttStep<T, A>::scratch(model) * bytes, steps * size * 4);
-    be.for_each(batch, detail::AdvancePosition{state.position.data(), mask.data(), steps});
+    advance(be, state.position.data(), batch, steps, mask);
     NoState none;
     PostNorm::step(be, p.post_norm, none, scan_out, normed, mask);
     Projection::step(be, p.o, none, normed, y, mask);
