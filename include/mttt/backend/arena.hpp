@@ -80,4 +80,17 @@ class ArenaScope {
   typename A::Mark mark_;
 };
 
+/// A tensor in the arena, its contents undefined; one number for each `dyn`.
+template <class T, Index... E, class Memory, class... N>
+Tensor<T, E...> make_tensor(Arena<Memory>& arena, N... dims) {
+  static_assert(sizeof...(N) == (Index(E == dyn) + ... + 0),
+                "make<T, E...>(dims...) takes one number for each dyn");
+  const Index given[sizeof...(N) + 1]{static_cast<Index>(dims)..., 0};
+  std::array<Index, sizeof...(E)> extents{E...};
+  std::size_t next = 0;
+  Index n = 1;
+  for (Index& extent : extents) n *= extent == dyn ? extent = given[next++] : extent;
+  return {static_cast<T*>(arena.alloc(n * static_cast<Index>(sizeof(T)))), extents};
+}
+
 }  // namespace mttt

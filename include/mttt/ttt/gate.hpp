@@ -19,31 +19,39 @@ namespace mttt {
 
 namespace detail {
 
-/// y = base + tanh(alpha) t; one team a row.
+/// tanh(alpha), once a channel: the rows that use it are many.
+template <class T>
+struct GateOpening {
+  const T* alpha;
+  T* opening;
+  MTTT_HD void operator()(Index i) const { opening[i] = std::tanh(alpha[i]); }
+};
+
+/// y = base + opening t; one team a row.
 template <class T>
 struct AddGated {
-  const T *alpha, *base, *t;
+  const T *opening, *base, *t;
   T* y;
   Index width;
   template <class Team>
   MTTT_HD void operator()(Team team, Index row) const {
-    const T *a = alpha, *b = base + row * width, *in = t + row * width;
+    const T *h = opening, *b = base + row * width, *in = t + row * width;
     T* out = y + row * width;
-    team.for_each(width, [=](Index i) { out[i] = a[i] == T(0) ? b[i] : b[i] + std::tanh(a[i]) * in[i]; });
+    team.for_each(width, [=](Index i) { out[i] = h[i] == T(0) ? b[i] : b[i] + h[i] * in[i]; });
   }
 };
 
-/// dt = tanh(alpha) dy
+/// dt = opening dy
 template <class T>
 struct AddGatedBackward {
-  const T *alpha, *dy;
+  const T *opening, *dy;
   T* dt;
   Index width;
   template <class Team>
   MTTT_HD void operator()(Team team, Index row) const {
-    const T *a = alpha, *up = dy + row * width;
+    const T *h = opening, *up = dy + row * width;
     T* out = dt + row * width;
-    team.for_each(width, [=](Index i) { out[i] = std::tanh(a[i]) * up[i]; });
+    team.for_each(width, [=](Index i) { out[i] = h[i] * up[i]; });
   }
 };
 
@@ -124,7 +132,7 @@ struct Gated {
     const auto scope = be.scope();
     const Index rows = dy.flat_rows().extent(0);
     const auto dt = be.template make<T, dyn, dyn, dim>(dy.extent(0), dy.extent(1));
-    be.rows(rows, detail::AddGatedBackward<T>{p.alpha.data(), dy.data(), dt.data(), dim}, 0, 8 * dim);
+    be.rows(rows, detail::AddGatedBackward<T>{opening(be, p).data(), dy.data(), dt.data(), dim}, 0, 8 * dim);
     constexpr Index block = 64;
     be.rows((dim + block - 1) / block,
             detail::AlphaGradient<T, typename B::Accum>{p.alpha.data(), dy.data(), saved.t.data(),
@@ -149,10 +157,15 @@ struct Gated {
   }
 
  private:
+  static Tensor<T, dim> opening(B& be, const Params& p) {
+    const auto h = be.template make<T, dim>();
+    be.for_each(dim, detail::GateOpening<T>{p.alpha.data(), h.data()});
+    return h;
+  }
   static void add(B& be, const Params& p, Sequence<const T, dim> base, Sequence<const T, dim> t,
                   Sequence<T, dim> y) {
     be.rows(y.flat_rows().extent(0),
-            detail::AddGated<T>{p.alpha.data(), base.data(), t.data(), y.data(), dim}, 0, 8 * dim);
+            detail::AddGated<T>{opening(be, p).data(), base.data(), t.data(), y.data(), dim}, 0, 8 * dim);
   }
 };
 

@@ -29,10 +29,15 @@ namespace detail {
 template <class A>
 struct InnerRopeTable {
   A *cos, *sin;
-  Index half;
+  const std::int64_t* position;  // (B): a line for each token of these sessions; null: for each place
+  Index steps, mini_batch, half;
   double theta;
+  MTTT_HD Index place(Index line) const {
+    return position == nullptr ? line
+                               : (static_cast<Index>(position[line / steps]) + line % steps) % mini_batch;
+  }
   MTTT_HD void operator()(Index at) const {
-    const double angle = static_cast<double>(at / half) *
+    const double angle = static_cast<double>(place(at / half)) *
                          std::pow(theta, -static_cast<double>(at % half) / static_cast<double>(half));
     cos[at] = static_cast<A>(std::cos(angle));
     sin[at] = static_cast<A>(std::sin(angle));
@@ -60,18 +65,20 @@ template <TttVariant variant, class T, class A>
 struct Prepare {
   const T *raw_q, *raw_k, *v;    // (B, T, H F)
   T *q, *k, *target;             // (B, T, H F)
-  const A *cos, *sin;            // (C, F / 2), null without RoPE
+  const A *cos, *sin;            // (lines, F / 2), null without RoPE
   const A *gamma, *beta;         // (H, F)
   const std::int64_t* position;  // (B) of the first token; null: 0
   Index steps, heads, width, mini_batch;
+  bool line_per_token;  // of cos and sin
 
   template <class Team>
   MTTT_HD void operator()(Team team, Index row) const {
     const Index at = row * width, head = row % heads, token = row / heads;
     const Index start = position == nullptr ? 0 : static_cast<Index>(position[token / steps]);
     const Index place = (start + token % steps) % mini_batch;
-    rotate(team, raw_q + at, q + at, place);
-    rotate(team, raw_k + at, k + at, place);
+    const Index line = line_per_token ? token : place;
+    rotate(team, raw_q + at, q + at, line);
+    rotate(team, raw_k + at, k + at, line);
     team.sync();
     const T *value = v + at, *key = k + at;
     T* wanted = target + at;
@@ -107,14 +114,14 @@ struct Prepare {
   }
   /// y = RoPE(x / |x|) at a place in the mini-batch.
   template <class Team>
-  MTTT_HD void rotate(Team team, const T* x, T* y, Index place) const {
+  MTTT_HD void rotate(Team team, const T* x, T* y, Index line) const {
     const A inverse = A(1) / length(team, x);
     if (cos == nullptr) {
       team.for_each(width, [=](Index i) { y[i] = static_cast<T>(static_cast<A>(x[i]) * inverse); });
       return;
     }
     const Index half = width / 2;
-    const A *c = cos + place * half, *s = sin + place * half;
+    const A *c = cos + line * half, *s = sin + line * half;
     team.for_each(half, [=](Index i) {
       const A re = static_cast<A>(x[2 * i]) * inverse, im = static_cast<A>(x[2 * i + 1]) * inverse;
       y[2 * i] = static_cast<T>(re * c[i] - im * s[i]);

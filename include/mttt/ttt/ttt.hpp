@@ -147,7 +147,8 @@ struct Ttt {
     Tensor<A, dyn, dyn, H> lr;
     Tensor<A, C.mini_batch_size> scale;
     Tensor<A, H, F> gamma, beta;
-    Tensor<A, C.mini_batch_size, F / 2> cos, sin;
+    Tensor<A, dyn, F / 2> cos, sin;  // RoPE, a line for each place or for each token
+    bool line_per_token = false;
   };
 
   struct Saved {
@@ -318,10 +319,14 @@ struct Ttt {
     be.for_each(H * F, detail::Convert<T, A>{p.ttt_norm_weight.data(), in_.gamma.data()});
     be.for_each(H * F, detail::Convert<T, A>{p.ttt_norm_bias.data(), in_.beta.data()});
     if constexpr (C.rope) {
-      in_.cos = be.template make<A, C.mini_batch_size, F / 2>();
-      in_.sin = be.template make<A, C.mini_batch_size, F / 2>();
-      be.for_each(in_.cos.size(),
-                  detail::InnerRopeTable<A>{in_.cos.data(), in_.sin.data(), F / 2, C.rope_theta});
+      const Index tokens = batch * steps;  // a stream often brings fewer of them than there are places
+      in_.line_per_token = position != nullptr && tokens < C.mini_batch_size;
+      const Index lines = in_.line_per_token ? tokens : C.mini_batch_size;
+      in_.cos = be.template make<A, dyn, F / 2>(lines);
+      in_.sin = be.template make<A, dyn, F / 2>(lines);
+      be.for_each(in_.cos.size(), detail::InnerRopeTable<A>{in_.cos.data(), in_.sin.data(),
+                                                            in_.line_per_token ? position : nullptr, steps,
+                                                            C.mini_batch_size, F / 2, C.rope_theta});
     }
     be.rows(batch * steps * H, prepare_of(in_, position), 0, 8 * F);
     return in_;
@@ -342,7 +347,8 @@ struct Ttt {
             i.q.extent(1),
             H,
             F,
-            C.mini_batch_size};
+            C.mini_batch_size,
+            i.line_per_token};
   }
 
   static TttScan<T, A> scan_of(const Inputs& i, A* checkpoints) {

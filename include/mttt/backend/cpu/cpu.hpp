@@ -127,19 +127,7 @@ class Cpu {
   /// A tensor in the arena, its contents undefined; one argument for each `dyn`.
   template <class U, Index... E, class... N>
   Tensor<U, E...> make(N... dims) {
-    static_assert(sizeof...(N) == (Index(E == dyn) + ... + 0),
-                  "make<T, E...>(dims...) takes one number for each dyn");
-    std::array<Index, sizeof...(E)> extents{E...};
-    [[maybe_unused]] const std::array<Index, sizeof...(N)> given{static_cast<Index>(dims)...};
-    [[maybe_unused]] std::size_t next = 0;
-    Index n = 1;
-    for (Index& extent : extents) {
-      if constexpr (sizeof...(N) > 0) {
-        if (extent == dyn) extent = given[next++];
-      }
-      n *= extent;
-    }
-    return {static_cast<U*>(arena_.alloc(n * static_cast<Index>(sizeof(U)))), extents};
+    return make_tensor<U, E...>(arena_, dims...);
   }
 
   template <class U>

@@ -92,14 +92,7 @@ class Cuda {
   /// A tensor in the arena, its contents undefined; one argument for each `dyn`.
   template <class U, Index... E, class... N>
   Tensor<U, E...> make(N... dims) {
-    static_assert(sizeof...(N) == (Index(E == dyn) + ... + 0),
-                  "make<T, E...>(dims...) takes one number for each dyn");
-    const Index given[sizeof...(N) + 1]{static_cast<Index>(dims)..., 0};
-    std::array<Index, sizeof...(E)> extents{E...};
-    std::size_t next = 0;
-    Index n = 1;
-    for (Index& extent : extents) n *= extent == dyn ? extent = given[next++] : extent;
-    return {static_cast<U*>(arena_.alloc(n * static_cast<Index>(sizeof(U)))), extents};
+    return make_tensor<U, E...>(arena_, dims...);
   }
 
   template <class U>
