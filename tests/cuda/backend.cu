@@ -89,8 +89,8 @@ void multiply(Cpu<T>& cpu, Cuda<T>& gpu, Rng& rng, Index M, Index N, Index K, bo
     return MatrixGrid<const T>{plane, 20000, 5000};
   };
   const auto A = grid(a.data(), M, K, a_ld, ta), B = grid(b.data(), K, N, b_ld, tb);
-  gpu.template matmul_grid<T>(outer, inner, grid(ga.data(), M, K, a_ld, ta), grid(gb.data(), K, N, b_ld, tb),
-                              MatrixGrid<T>{{gc.data(), M, N, c_ld}, 20000, 5000}, alpha, beta);
+  gpu.matmul_grid(outer, inner, grid(ga.data(), M, K, a_ld, ta), grid(gb.data(), K, N, b_ld, tb),
+                  MatrixGrid<T>{{gc.data(), M, N, c_ld}, 20000, 5000}, alpha, beta);
   const auto got = fetch(cpu, gpu, gc);
   double worst = 0;
   for (Index o = 0; o < outer; ++o) {

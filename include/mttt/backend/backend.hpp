@@ -10,12 +10,15 @@
 //   scope()                         a guard: it releases what was made after it
 //
 // Work:
-//   matmul(a, b, c, alpha, beta)    C = alpha A B + beta C; any of A and B may be transposed
+//   matmul(a, b, c, alpha, beta)    C = alpha A B + beta C; any of A and B may be transposed. C holds what A
+//                                   and B hold, or the type to compute in (gradients of bf16 weights)
 //   matmul_grid(no, ni, a, b, c, alpha, beta)
 //                                   the same for no x ni pairs of planes (batch x heads)
 //   for_each(n, f)                  f(i) for i in [0, n), in any order: the element-wise functions
 //   rows(n, f, scratch, cost)       f(team, i) for i in [0, n): one team a row; scratch in bytes a team, cost
 //                                   in operations a row, roughly
+//   as<U>()                         the same backend, its memory and its order of work, for blocks that
+//                                   store U
 //   copy(from, to, n)               n elements
 //   fill(to, n, value)              n elements
 //   to_host(from, to, n), to_device(from, to, n)
@@ -48,6 +51,7 @@
 
 #include <concepts>
 
+#include "mttt/core/bf16.hpp"
 #include "mttt/core/tensor.hpp"
 
 namespace mttt {
@@ -62,18 +66,24 @@ struct AnyRow {
 };
 }  // namespace detail
 
+/// What matmul multiplies (UA and UB alike) and where the product may go.
+template <class UA, class UB, class V>
+concept ProductTypes = std::same_as<std::remove_const_t<UA>, std::remove_const_t<UB>> && StorageType<V> &&
+    (std::same_as<std::remove_const_t<UA>, V> || std::same_as<Wide<UA>, V>);
+
 template <class B>
 concept Backend = requires(B be, Index n, typename B::Scalar* p, const typename B::Scalar* q,
                            Matrix<const typename B::Scalar> a, Matrix<typename B::Scalar> c,
                            MatrixGrid<const typename B::Scalar> ga, MatrixGrid<typename B::Scalar> gc,
-                           typename B::Scalar s) {
+                           typename B::Scalar s, typename B::Accum w) {
   typename B::Scalar;
   typename B::Accum;
   typename B::Memory;
   be.scope();
+  be.template as<double>();
   { be.template make<float, dyn, 4>(n) } -> std::same_as<Tensor<float, dyn, 4>>;
-  be.matmul(a, a, c, s, s);
-  be.matmul_grid(n, n, ga, ga, gc, s, s);
+  be.matmul(a, a, c, w, w);
+  be.matmul_grid(n, n, ga, ga, gc, w, w);
   be.for_each(n, detail::AnyMap{});
   be.rows(n, detail::AnyRow{}, n);
   be.copy(q, p, n);

@@ -19,6 +19,8 @@
 #include <string_view>
 #include <type_traits>
 
+#include "mttt/core/bf16.hpp"
+
 namespace mttt {
 
 enum class DType { F64, F32, F16, BF16, I64, I32, I16, I8, U64, U32, U16, U8, BOOL };
@@ -63,10 +65,12 @@ inline std::string dtype_names() {
   return names;
 }
 
-/// The stored type of a C++ arithmetic type.
+/// The stored type of a C++ number type.
 template <class T>
 constexpr DType dtype_of() {
-  static_assert(std::is_arithmetic_v<T> && sizeof(T) <= 8, "mttt: dtype_of needs a built-in number type");
+  if constexpr (std::is_same_v<T, bf16>) return DType::BF16;
+  static_assert(std::is_same_v<T, bf16> || (std::is_arithmetic_v<T> && sizeof(T) <= 8),
+                "mttt: dtype_of needs a built-in number type or bf16");
   if constexpr (std::is_same_v<T, bool>) return DType::BOOL;
   constexpr bool wide[4] = {sizeof(T) == 1, sizeof(T) == 2, sizeof(T) == 4, sizeof(T) == 8};
   if constexpr (std::is_floating_point_v<T>) return wide[3] ? DType::F64 : DType::F32;
@@ -74,19 +78,6 @@ constexpr DType dtype_of() {
     return wide[3] ? DType::I64 : wide[2] ? DType::I32 : wide[1] ? DType::I16 : DType::I8;
   }
   return wide[3] ? DType::U64 : wide[2] ? DType::U32 : wide[1] ? DType::U16 : DType::U8;
-}
-
-constexpr float bfloat16_to_float(std::uint16_t bits) {
-  return std::bit_cast<float>(std::uint32_t(bits) << 16);
-}
-
-constexpr std::uint16_t float_to_bfloat16(float value) {
-  const auto bits = std::bit_cast<std::uint32_t>(value);
-  if ((bits & 0x7fffffffu) >
-      0x7f800000u) {  // NaN: cut the payload; one that would vanish becomes a quiet NaN
-    return std::uint16_t((bits >> 16) | ((bits & 0x007f0000u) == 0 ? 0x40u : 0u));
-  }
-  return std::uint16_t((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 
 constexpr float half_to_float(std::uint16_t half) {

@@ -1,6 +1,9 @@
 // Cpu: the reference backend. Eigen for large products, vectorised loops for the rest, OpenMP threads where
 // they pay.
 //
+// Cpu<bf16> stores in bf16 and computes in float: it widens the planes of a product first. It is here to check
+// what bf16 does to a model, and the GPU against; it saves memory, not time.
+//
 // Formula, shapes: see backend/backend.hpp.
 // Units:   elements.
 // Errors:  std::bad_alloc when the machine has no memory left.
@@ -11,6 +14,7 @@
 #include <algorithm>
 #include <concepts>
 #include <cstring>
+#include <memory>
 #include <new>
 #ifdef _OPENMP
 #include <omp.h>
@@ -106,87 +110,62 @@ class CpuTeam {
   void* scratch_;
 };
 
-template <std::floating_point T>
+template <StorageType T>
 class Cpu {
  public:
   using Scalar = T;
-  using Accum = std::conditional_t<std::same_as<T, double>, double, float>;
+  using Accum = Wide<T>;
   using Memory = CpuMemory;
   using Team = CpuTeam;
 
   /// 0 threads: as many as OpenMP offers (1 without OpenMP).
-  explicit Cpu(int threads = 0) : threads_(threads > 0 ? threads : available_threads()) {}
+  explicit Cpu(int threads = 0)
+      : threads_(threads > 0 ? threads : available_threads()), arena_(std::make_shared<Arena<CpuMemory>>()) {}
   Cpu(const Cpu&) = delete;
   Cpu& operator=(const Cpu&) = delete;
+  Cpu(Cpu&&) = default;
+
+  /// The same threads and arena, for blocks that store U.
+  template <StorageType U>
+  Cpu<U> as() const {
+    return Cpu<U>(threads_, arena_);
+  }
 
   int threads() const { return threads_; }
-  Index arena_bytes() const { return arena_.capacity(); }
+  Index arena_bytes() const { return arena_->capacity(); }
 
-  [[nodiscard]] auto scope() { return ArenaScope<Arena<CpuMemory>>(arena_); }
+  [[nodiscard]] auto scope() { return ArenaScope<Arena<CpuMemory>>(*arena_); }
 
   /// A tensor in the arena, its contents undefined; one argument for each `dyn`.
   template <class U, Index... E, class... N>
   Tensor<U, E...> make(N... dims) {
-    return make_tensor<U, E...>(arena_, dims...);
+    return make_tensor<U, E...>(*arena_, dims...);
   }
 
-  template <class U>
-  void matmul(Matrix<const U> a, std::type_identity_t<Matrix<const U>> b, std::type_identity_t<Matrix<U>> c,
-              std::type_identity_t<U> alpha = 1, std::type_identity_t<U> beta = 0) {
-    const Index work = std::max<Index>(1, parallel_work / std::max<Index>(1, a.cols));
-    if (detail::prefer_dots<U>(a, b)) {
-      parallel(b.cols, std::max<Index>(4, work / a.rows / 4 * 4), [&](Index begin, Index end, int) {
-        dots(a, detail::take_columns(b, begin, end), detail::take_columns(c, begin, end), alpha, beta);
-      });
+  template <class UA, class UB, class V>
+  requires ProductTypes<UA, UB, V>
+  void matmul(Matrix<UA> a, Matrix<UB> b, Matrix<V> c, Wide<V> alpha = 1, Wide<V> beta = 0) {
+    const auto guard = scope();
+    if constexpr (std::same_as<Wide<UA>, V>) {
+      multiply<V>(widened(a), widened(b), c, alpha, beta);
     } else {
-      // Strips along the longer side of C, of a width that does not depend on the number of threads: nor do
-      // the bits. A strip packs the other side anew, so it should not be narrow.
-      const bool columns = c.cols >= c.rows;
-      const Index length = columns ? c.cols : c.rows, across = columns ? c.rows : c.cols;
-      const Index strip = std::clamp((length / 8 + 15) / 16 * 16, Index{64}, Index{256});
-      const auto memory = panels<U>(c.rows, c.cols, a.cols);
-      parallel((length + strip - 1) / strip, std::max<Index>(1, work / (strip * across)),
-               [&](Index first, Index last, int thread) {
-                 for (Index i = first; i < last; ++i) {
-                   const Index begin = i * strip, end = std::min(length, begin + strip);
-                   if (columns) {
-                     blocked(a, detail::take_columns(b, begin, end), detail::take_columns(c, begin, end),
-                             alpha, beta, memory, thread);
-                   } else {
-                     blocked(detail::take_rows(a, begin, end), b, detail::take_rows(c, begin, end), alpha,
-                             beta, memory, thread);
-                   }
-                 }
-               });
+      const Matrix<Wide<V>> wide_c = widened(c);
+      multiply<Wide<V>>(widened(a), widened(b), wide_c, alpha, beta);
+      narrow(wide_c, c);
     }
   }
-  template <class U>
-  void matmul(Matrix<U> a, std::type_identity_t<Matrix<const U>> b, std::type_identity_t<Matrix<U>> c,
-              std::type_identity_t<U> alpha = 1, std::type_identity_t<U> beta = 0) {
-    matmul(Matrix<const U>(a), b, c, alpha, beta);
-  }
 
-  template <class U>
-  void matmul_grid(Index outer, Index inner, MatrixGrid<const U> a,
-                   std::type_identity_t<MatrixGrid<const U>> b, std::type_identity_t<MatrixGrid<U>> c,
-                   std::type_identity_t<U> alpha = 1, std::type_identity_t<U> beta = 0) {
-    const Index work = std::max<Index>(1, c.first.rows * c.first.cols * a.first.cols);
-    const bool by_dots = detail::prefer_dots<U>(a.first, b.first);
-    const auto memory = panels<U>(c.first.rows, c.first.cols, by_dots ? 0 : a.first.cols);
-    parallel(outer * inner, std::max<Index>(1, parallel_work / work),
-             [&](Index begin, Index end, int thread) {
-               for (Index i = begin; i < end; ++i) {
-                 const auto pa = a.at(i / inner, i % inner), pb = b.at(i / inner, i % inner);
-                 const auto pc = c.at(i / inner, i % inner);
-                 by_dots ? dots(pa, pb, pc, alpha, beta) : blocked(pa, pb, pc, alpha, beta, memory, thread);
-               }
-             });
-  }
-  template <class U>
-  void matmul_grid(Index outer, Index inner, MatrixGrid<U> a, std::type_identity_t<MatrixGrid<const U>> b,
-                   std::type_identity_t<MatrixGrid<U>> c, std::type_identity_t<U> alpha = 1,
-                   std::type_identity_t<U> beta = 0) {
-    matmul_grid(outer, inner, MatrixGrid<const U>(a), b, c, alpha, beta);
+  template <class UA, class UB, class V>
+  requires ProductTypes<UA, UB, V>
+  void matmul_grid(Index outer, Index inner, MatrixGrid<UA> a, MatrixGrid<UB> b, MatrixGrid<V> c,
+                   Wide<V> alpha = 1, Wide<V> beta = 0) {
+    if constexpr (std::same_as<std::remove_const_t<UA>, Wide<UA>>) {
+      multiply_grid<V>(outer, inner, a, b, c, alpha, beta);
+    } else {
+      for (Index i = 0; i < outer * inner; ++i)
+        matmul(a.at(i / inner, i % inner), b.at(i / inner, i % inner), c.at(i / inner, i % inner), alpha,
+               beta);
+    }
   }
 
   template <class F>
@@ -202,7 +181,7 @@ class Cpu {
   void rows(Index n, const F& f, Index scratch = 0, Index cost = 256) {
     const auto guard = scope();
     const Index each = (scratch + 63) / 64 * 64;
-    auto* pool = each == 0 ? nullptr : static_cast<std::byte*>(arena_.alloc(each * threads_));
+    auto* pool = each == 0 ? nullptr : static_cast<std::byte*>(arena_->alloc(each * threads_));
     parallel(n, std::max<Index>(1, parallel_cost / std::max<Index>(1, cost)),
              [&](Index begin, Index end, int thread) {
                const CpuTeam team(pool == nullptr ? nullptr : pool + each * thread);
@@ -242,6 +221,74 @@ class Cpu {
 #endif
   }
 
+  template <class U>
+  void multiply(Matrix<const U> a, Matrix<const U> b, Matrix<U> c, U alpha, U beta) {
+    const Index work = std::max<Index>(1, parallel_work / std::max<Index>(1, a.cols));
+    if (detail::prefer_dots<U>(a, b)) {
+      parallel(b.cols, std::max<Index>(4, work / a.rows / 4 * 4), [&](Index begin, Index end, int) {
+        dots(a, detail::take_columns(b, begin, end), detail::take_columns(c, begin, end), alpha, beta);
+      });
+    } else {
+      // Strips along the longer side of C, of a width that does not depend on the number of threads: nor do
+      // the bits. A strip packs the other side anew, so it should not be narrow.
+      const bool columns = c.cols >= c.rows;
+      const Index length = columns ? c.cols : c.rows, across = columns ? c.rows : c.cols;
+      const Index strip = std::clamp((length / 8 + 15) / 16 * 16, Index{64}, Index{256});
+      const auto memory = panels<U>(c.rows, c.cols, a.cols);
+      parallel((length + strip - 1) / strip, std::max<Index>(1, work / (strip * across)),
+               [&](Index first, Index last, int thread) {
+                 for (Index i = first; i < last; ++i) {
+                   const Index begin = i * strip, end = std::min(length, begin + strip);
+                   if (columns) {
+                     blocked(a, detail::take_columns(b, begin, end), detail::take_columns(c, begin, end),
+                             alpha, beta, memory, thread);
+                   } else {
+                     blocked(detail::take_rows(a, begin, end), b, detail::take_rows(c, begin, end), alpha,
+                             beta, memory, thread);
+                   }
+                 }
+               });
+    }
+  }
+  template <class U>
+  void multiply_grid(Index outer, Index inner, MatrixGrid<const U> a, MatrixGrid<const U> b, MatrixGrid<U> c,
+                     U alpha, U beta) {
+    const Index work = std::max<Index>(1, c.first.rows * c.first.cols * a.first.cols);
+    const bool by_dots = detail::prefer_dots<U>(a.first, b.first);
+    const auto memory = panels<U>(c.first.rows, c.first.cols, by_dots ? 0 : a.first.cols);
+    parallel(outer * inner, std::max<Index>(1, parallel_work / work),
+             [&](Index begin, Index end, int thread) {
+               for (Index i = begin; i < end; ++i) {
+                 const auto pa = a.at(i / inner, i % inner), pb = b.at(i / inner, i % inner);
+                 const auto pc = c.at(i / inner, i % inner);
+                 by_dots ? dots(pa, pb, pc, alpha, beta) : blocked(pa, pb, pc, alpha, beta, memory, thread);
+               }
+             });
+  }
+
+  /// The plane in the type to compute in: itself, or a copy in the arena.
+  template <class U>
+  auto widened(Matrix<U> m) {
+    if constexpr (std::same_as<std::remove_const_t<U>, Wide<U>>) {
+      return m;
+    } else {
+      const Index rows = m.transposed ? m.cols : m.rows, cols = m.transposed ? m.rows : m.cols;
+      Wide<U>* copy = make<Wide<U>, dyn>(rows * cols).data();
+      for (Index r = 0; r < rows; ++r)
+        for (Index i = 0; i < cols; ++i) copy[r * cols + i] = wide(m.data[r * m.ld + i]);
+      return Matrix<Wide<U>>{copy, m.rows, m.cols, cols, m.transposed};
+    }
+  }
+  template <class U>
+  static void narrow(Matrix<Wide<U>> from, Matrix<U> to) {
+    for (Index r = 0; r < to.rows; ++r)
+      for (Index i = 0; i < to.cols; ++i) to.data[r * to.ld + i] = U(from.data[r * from.ld + i]);
+  }
+
+  template <StorageType U>
+  friend class Cpu;
+  Cpu(int threads, std::shared_ptr<Arena<CpuMemory>> arena) : threads_(threads), arena_(std::move(arena)) {}
+
   /// Packing memory for products of this size, one piece a thread, while it lives.
   struct Panels {
     ArenaScope<Arena<CpuMemory>> scope;
@@ -252,7 +299,7 @@ class Cpu {
   template <class U>
   Panels panels(Index M, Index N, Index K) {
     const Index each = K == 0 ? 0 : (detail::Blocking<U>(N, M, K).bytes() + 63) / 64 * 64;
-    return {ArenaScope<Arena<CpuMemory>>(arena_), static_cast<std::byte*>(arena_.alloc(each * threads_)),
+    return {ArenaScope<Arena<CpuMemory>>(*arena_), static_cast<std::byte*>(arena_->alloc(each * threads_)),
             each};
   }
   template <class U>
@@ -289,9 +336,9 @@ class Cpu {
   }
 
   int threads_;
-  Arena<CpuMemory> arena_;
+  std::shared_ptr<Arena<CpuMemory>> arena_;
 };
 
-static_assert(Backend<Cpu<float>> && Backend<Cpu<double>>);
+static_assert(Backend<Cpu<float>> && Backend<Cpu<double>> && Backend<Cpu<bf16>>);
 
 }  // namespace mttt

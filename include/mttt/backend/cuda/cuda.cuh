@@ -3,20 +3,25 @@
 // All work goes through one stream, in order; calls return before it is done, except to_host, to_device and
 // synchronize. Once the arena has grown to what a pass needs, later passes allocate nothing.
 //
+// Cuda<bf16> stores in bf16 and computes in float32. `as<float>()` is the same GPU, stream and arena for
+// blocks that store float32: a codec beside a language model in bf16, optimiser moments beside weights.
+//
 // Formula, shapes: see backend/backend.hpp.
 // Units:   elements.
 // Errors:  those of check.cuh and memory.cuh: no GPU, too old a driver, no code for this GPU, no memory.
-// Not supported: bf16 storage; several GPUs in one thread; use of one object from several threads at once.
+// Not supported: several GPUs in one thread; use of one object from several threads at once.
 // Source:  cuBLAS (cublas<t>gemm); Kokkos' team policies for the rows.
 #pragma once
 
 #include <algorithm>
 #include <concepts>
+#include <memory>
 
 #include "mttt/backend/arena.hpp"
 #include "mttt/backend/backend.hpp"
 #include "mttt/backend/cuda/gemm.cuh"
 #include "mttt/backend/cuda/memory.cuh"
+#include "mttt/backend/cuda/stream.cuh"
 #include "mttt/backend/cuda/team.cuh"
 #include "mttt/backend/cuda/tuning.cuh"
 
@@ -48,81 +53,84 @@ struct Fill {
   MTTT_HD void operator()(Index i) const { to[i] = value; }
 };
 
-class Stream {
- public:
-  Stream() { check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "creating a stream"); }
-  Stream(const Stream&) = delete;
-  Stream& operator=(const Stream&) = delete;
-  ~Stream() { cudaStreamDestroy(stream_); }
-  operator cudaStream_t() const { return stream_; }  // NOLINT: implicit on purpose
+/// What backends of several storage types share: one GPU, one stream, one arena, one cuBLAS.
+struct CudaContext {
+  explicit CudaContext(int number)
+      : device(open_device(number)),
+        processors(device_attribute(number, cudaDevAttrMultiProcessorCount)),
+        // less what the reductions' slots take
+        shared_limit(device_attribute(number, cudaDevAttrMaxSharedMemoryPerBlockOptin) - 1024),
+        gemm(stream) {}
+  ~CudaContext() { cudaStreamSynchronize(stream); }
 
- private:
-  cudaStream_t stream_ = nullptr;
+  int device, processors;
+  Index shared_limit;
+  Stream stream;
+  Arena<CudaMemory> arena;
+  Gemm gemm;
 };
 
 }  // namespace detail
 
-template <std::floating_point T>
+template <StorageType T>
 class Cuda {
  public:
   using Scalar = T;
-  using Accum = std::conditional_t<std::same_as<T, double>, double, float>;
+  using Accum = Wide<T>;
   using Memory = CudaMemory;
   using Team = CudaTeam;
 
-  explicit Cuda(int device = 0)
-      : device_(detail::open_device(device)),
-        processors_(detail::device_attribute(device, cudaDevAttrMultiProcessorCount)),
-        // less what the reductions' slots take
-        shared_limit_(detail::device_attribute(device, cudaDevAttrMaxSharedMemoryPerBlockOptin) - 1024),
-        gemm_(stream_) {}
+  explicit Cuda(int device = 0) : context_(std::make_shared<detail::CudaContext>(device)) {}
   Cuda(const Cuda&) = delete;
   Cuda& operator=(const Cuda&) = delete;
-  ~Cuda() { cudaStreamSynchronize(stream_); }
+  Cuda(Cuda&&) = default;
 
-  int device() const { return device_; }
-  cudaStream_t stream() const { return stream_; }
-  Index arena_bytes() const { return arena_.capacity(); }
+  /// The same GPU, stream and arena, for blocks that store U.
+  template <StorageType U>
+  Cuda<U> as() const {
+    return Cuda<U>(context_);
+  }
+
+  int device() const { return context_->device; }
+  cudaStream_t stream() const { return context_->stream; }
+  Index arena_bytes() const { return context_->arena.capacity(); }
 
   /// Waits until all work is done; errors of kernels are reported here at the latest.
-  void synchronize() { detail::check(cudaStreamSynchronize(stream_), "waiting for the GPU"); }
+  void synchronize() { detail::check(cudaStreamSynchronize(stream()), "waiting for the GPU"); }
 
-  [[nodiscard]] auto scope() { return ArenaScope<Arena<CudaMemory>>(arena_); }
+  /// Records what f queues on this backend, to be run by the graph's launch() as often as one likes. f must
+  /// not wait for the GPU (to_host, to_device, synchronize).
+  template <class F>
+  [[nodiscard]] CudaGraph capture(F&& f) {
+    return CudaGraph(stream(), context_, f);
+  }
+
+  [[nodiscard]] auto scope() { return ArenaScope<Arena<CudaMemory>>(context_->arena); }
 
   /// A tensor in the arena, its contents undefined; one argument for each `dyn`.
   template <class U, Index... E, class... N>
   Tensor<U, E...> make(N... dims) {
-    return make_tensor<U, E...>(arena_, dims...);
+    return make_tensor<U, E...>(context_->arena, dims...);
   }
 
-  template <class U>
-  void matmul(Matrix<const U> a, std::type_identity_t<Matrix<const U>> b, std::type_identity_t<Matrix<U>> c,
-              std::type_identity_t<U> alpha = 1, std::type_identity_t<U> beta = 0) {
-    gemm_.template grid<U>(1, 1, {a, 0, 0}, {b, 0, 0}, {c, 0, 0}, alpha, beta);
+  template <class UA, class UB, class V>
+  requires ProductTypes<UA, UB, V>
+  void matmul(Matrix<UA> a, Matrix<UB> b, Matrix<V> c, Wide<V> alpha = 1, Wide<V> beta = 0) {
+    matmul_grid(1, 1, MatrixGrid<UA>{a, 0, 0}, MatrixGrid<UB>{b, 0, 0}, MatrixGrid<V>{c, 0, 0}, alpha, beta);
   }
-  template <class U>
-  void matmul(Matrix<U> a, std::type_identity_t<Matrix<const U>> b, std::type_identity_t<Matrix<U>> c,
-              std::type_identity_t<U> alpha = 1, std::type_identity_t<U> beta = 0) {
-    matmul(Matrix<const U>(a), b, c, alpha, beta);
-  }
-  template <class U>
-  void matmul_grid(Index outer, Index inner, MatrixGrid<const U> a,
-                   std::type_identity_t<MatrixGrid<const U>> b, std::type_identity_t<MatrixGrid<U>> c,
-                   std::type_identity_t<U> alpha = 1, std::type_identity_t<U> beta = 0) {
-    gemm_.template grid<U>(outer, inner, a, b, c, alpha, beta);
-  }
-  template <class U>
-  void matmul_grid(Index outer, Index inner, MatrixGrid<U> a, std::type_identity_t<MatrixGrid<const U>> b,
-                   std::type_identity_t<MatrixGrid<U>> c, std::type_identity_t<U> alpha = 1,
-                   std::type_identity_t<U> beta = 0) {
-    matmul_grid(outer, inner, MatrixGrid<const U>(a), b, c, alpha, beta);
+  template <class UA, class UB, class V>
+  requires ProductTypes<UA, UB, V>
+  void matmul_grid(Index outer, Index inner, MatrixGrid<UA> a, MatrixGrid<UB> b, MatrixGrid<V> c,
+                   Wide<V> alpha = 1, Wide<V> beta = 0) {
+    using U = std::remove_const_t<UA>;
+    context_->gemm.template grid<U, V>(outer, inner, a, b, c, alpha, beta);
   }
 
   template <class F>
   void for_each(Index n, const F& f) {
     if (n <= 0) return;
     const Index blocks = (n + tuning::map_threads - 1) / tuning::map_threads;
-    detail::map_kernel<<<grid(blocks, tuning::map_blocks), tuning::map_threads, 0, stream_>>>(n, f);
+    detail::map_kernel<<<grid(blocks, tuning::map_blocks), tuning::map_threads, 0, stream()>>>(n, f);
     detail::check(cudaGetLastError(), "starting an element-wise kernel");
   }
 
@@ -132,17 +140,17 @@ class Cuda {
   void rows(Index n, const F& f, Index scratch = 0, Index cost = 256) {
     if (n <= 0) return;
     const auto guard = scope();
-    const bool fits = scratch <= shared_limit_;
+    const bool fits = scratch <= context_->shared_limit;
     const Index each = (scratch + 63) / 64 * 64;
     const unsigned blocks = grid(n, fits ? tuning::row_blocks : tuning::row_blocks_global);
-    auto* pool = fits ? nullptr : static_cast<std::byte*>(arena_.alloc(each * blocks));
+    auto* pool = fits ? nullptr : static_cast<std::byte*>(context_->arena.alloc(each * blocks));
     const auto kernel = detail::rows_kernel<F>;
     if (fits && scratch > 48 << 10) {
       detail::check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                          static_cast<int>(scratch)),
                     "asking for shared memory");
     }
-    kernel<<<blocks, tuning::row_threads(cost), fits ? static_cast<std::size_t>(scratch) : 0, stream_>>>(
+    kernel<<<blocks, tuning::row_threads(cost), fits ? static_cast<std::size_t>(scratch) : 0, stream()>>>(
         n, f, pool, each);
     detail::check(cudaGetLastError(), "starting a kernel of rows");
   }
@@ -155,7 +163,7 @@ class Cuda {
   void fill(U* to, Index n, U value) {
     if (n <= 0) return;
     if constexpr (sizeof(U) == 1) {
-      detail::check(cudaMemsetAsync(to, static_cast<int>(value), static_cast<std::size_t>(n), stream_),
+      detail::check(cudaMemsetAsync(to, static_cast<int>(value), static_cast<std::size_t>(n), stream()),
                     "filling memory");
     } else {
       for_each(n, detail::Fill<U>{to, value});
@@ -174,21 +182,21 @@ class Cuda {
 
  private:
   unsigned grid(Index blocks, int blocks_a_processor) const {
-    return static_cast<unsigned>(std::min<Index>(blocks, Index{processors_} * blocks_a_processor));
+    return static_cast<unsigned>(std::min<Index>(blocks, Index{context_->processors} * blocks_a_processor));
   }
   template <class U>
   void transfer(const U* from, U* to, Index n, cudaMemcpyKind kind, std::string_view what) {
     if (n <= 0) return;
-    detail::check(cudaMemcpyAsync(to, from, static_cast<std::size_t>(n) * sizeof(U), kind, stream_), what);
+    detail::check(cudaMemcpyAsync(to, from, static_cast<std::size_t>(n) * sizeof(U), kind, stream()), what);
   }
 
-  int device_, processors_;
-  Index shared_limit_;
-  detail::Stream stream_;
-  detail::Gemm gemm_;
-  Arena<CudaMemory> arena_;
+  template <StorageType U>
+  friend class Cuda;
+  explicit Cuda(std::shared_ptr<detail::CudaContext> context) : context_(std::move(context)) {}
+
+  std::shared_ptr<detail::CudaContext> context_;
 };
 
-static_assert(Backend<Cuda<float>> && Backend<Cuda<double>>);
+static_assert(Backend<Cuda<float>> && Backend<Cuda<double>> && Backend<Cuda<bf16>>);
 
 }  // namespace mttt

@@ -48,26 +48,27 @@ class Gemm {
     check(cublasSetMathMode(handle_.value, CUBLAS_DEFAULT_MATH), "choosing full precision");
   }
 
-  template <class T>
-  void grid(Index outer, Index inner, MatrixGrid<const T> a, MatrixGrid<const T> b, MatrixGrid<T> c, T alpha,
-            T beta) {
+  /// A and B hold T; C holds V, which is T or, for bf16, float.
+  template <class T, class V>
+  void grid(Index outer, Index inner, MatrixGrid<const T> a, MatrixGrid<const T> b, MatrixGrid<V> c,
+            Wide<V> alpha, Wide<V> beta) {
     if (outer * inner * c.first.rows * c.first.cols == 0) return;
     if (overlaps(a.first)) {
       strips(a.first, [&](Index first, Index n) {
         a.first.transposed
-            ? grid(outer, inner, strip_rows(a, first, n), b, strip_rows(c, first, n), alpha, beta)
-            : grid(outer, inner, strip_columns(a, first, n), strip_rows(b, first, n), c, alpha,
-                   first == 0 ? beta : T(1));
+            ? grid<T, V>(outer, inner, strip_rows(a, first, n), b, strip_rows(c, first, n), alpha, beta)
+            : grid<T, V>(outer, inner, strip_columns(a, first, n), strip_rows(b, first, n), c, alpha,
+                         first == 0 ? beta : Wide<V>(1));
       });
     } else if (overlaps(b.first)) {
       strips(b.first, [&](Index first, Index n) {
-        b.first.transposed
-            ? grid(outer, inner, strip_columns(a, first, n), strip_rows(b, first, n), c, alpha,
-                   first == 0 ? beta : T(1))
-            : grid(outer, inner, a, strip_columns(b, first, n), strip_columns(c, first, n), alpha, beta);
+        b.first.transposed ? grid<T, V>(outer, inner, strip_columns(a, first, n), strip_rows(b, first, n), c,
+                                        alpha, first == 0 ? beta : Wide<V>(1))
+                           : grid<T, V>(outer, inner, a, strip_columns(b, first, n),
+                                        strip_columns(c, first, n), alpha, beta);
       });
     } else {
-      batches(outer, inner, a, b, c, alpha, beta);
+      batches<T, V>(outer, inner, a, b, c, alpha, beta);
     }
   }
 
@@ -94,27 +95,27 @@ class Gemm {
   }
 
   /// One call where the planes lie evenly, else one for each outer or for each inner index.
-  template <class T>
-  void batches(Index outer, Index inner, MatrixGrid<const T> a, MatrixGrid<const T> b, MatrixGrid<T> c,
-               T alpha, T beta) {
+  template <class T, class V>
+  void batches(Index outer, Index inner, MatrixGrid<const T> a, MatrixGrid<const T> b, MatrixGrid<V> c,
+               Wide<V> alpha, Wide<V> beta) {
     const auto even = [&](const auto& m) { return m.outer_stride == inner * m.inner_stride; };
     if (inner == 1 || (even(a) && even(b) && even(c))) {
       const auto stride = [&](const auto& m) { return inner == 1 ? m.outer_stride : m.inner_stride; };
-      batch<T>(outer * inner, a.first, stride(a), b.first, stride(b), c.first, stride(c), alpha, beta);
+      batch<T, V>(outer * inner, a.first, stride(a), b.first, stride(b), c.first, stride(c), alpha, beta);
     } else if (outer <= inner) {
       for (Index i = 0; i < outer; ++i)
-        batch<T>(inner, a.at(i, 0), a.inner_stride, b.at(i, 0), b.inner_stride, c.at(i, 0), c.inner_stride,
-                 alpha, beta);
+        batch<T, V>(inner, a.at(i, 0), a.inner_stride, b.at(i, 0), b.inner_stride, c.at(i, 0), c.inner_stride,
+                    alpha, beta);
     } else {
       for (Index i = 0; i < inner; ++i)
-        batch<T>(outer, a.at(0, i), a.outer_stride, b.at(0, i), b.outer_stride, c.at(0, i), c.outer_stride,
-                 alpha, beta);
+        batch<T, V>(outer, a.at(0, i), a.outer_stride, b.at(0, i), b.outer_stride, c.at(0, i), c.outer_stride,
+                    alpha, beta);
     }
   }
 
-  template <class T>
-  void batch(Index count, Matrix<const T> a, Index a_stride, Matrix<const T> b, Index b_stride, Matrix<T> c,
-             Index c_stride, T alpha, T beta) {
+  template <class T, class V>
+  void batch(Index count, Matrix<const T> a, Index a_stride, Matrix<const T> b, Index b_stride, Matrix<V> c,
+             Index c_stride, Wide<V> alpha, Wide<V> beta) {
     const auto operation = [](const auto& m) { return m.transposed ? CUBLAS_OP_T : CUBLAS_OP_N; };
     // A plane of one row may name any ld, cuBLAS wants that of a whole row.
     const auto ld = [](const auto& m) { return std::max(m.ld, std::max<Index>(1, row_length(m))); };
@@ -127,13 +128,22 @@ class Gemm {
                           : cublasSgemmStridedBatched_64(handle_.value, op_b, op_a, m, n, k, &alpha, b.data,
                                                          ld(b), b_stride, a.data, ld(a), a_stride, &beta,
                                                          c.data, ld(c), c_stride, count);
-    } else {
-      static_assert(std::is_same_v<T, double>, "Cuda::matmul takes float or double");
+    } else if constexpr (std::is_same_v<T, double>) {
       status = count == 1 ? cublasDgemm_64(handle_.value, op_b, op_a, m, n, k, &alpha, b.data, ld(b), a.data,
                                            ld(a), &beta, c.data, ld(c))
                           : cublasDgemmStridedBatched_64(handle_.value, op_b, op_a, m, n, k, &alpha, b.data,
                                                          ld(b), b_stride, a.data, ld(a), a_stride, &beta,
                                                          c.data, ld(c), c_stride, count);
+    } else {
+      static_assert(std::is_same_v<T, bf16>, "Cuda::matmul takes float, double or bf16");
+      constexpr auto in = CUDA_R_16BF, out = std::is_same_v<V, bf16> ? CUDA_R_16BF : CUDA_R_32F;
+      status = count == 1 ? cublasGemmEx_64(handle_.value, op_b, op_a, m, n, k, &alpha, b.data, in, ld(b),
+                                            a.data, in, ld(a), &beta, c.data, out, ld(c), CUBLAS_COMPUTE_32F,
+                                            CUBLAS_GEMM_DEFAULT)
+                          : cublasGemmStridedBatchedEx_64(handle_.value, op_b, op_a, m, n, k, &alpha, b.data,
+                                                          in, ld(b), b_stride, a.data, in, ld(a), a_stride,
+                                                          &beta, c.data, out, ld(c), c_stride, count,
+                                                          CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT);
     }
     check(status, "a product");
   }
