@@ -73,7 +73,7 @@ struct ConvTranspose1d {
   }
 
   static void backward(B& be, const Params& p, const Saved& saved, Sequence<const T, out> dy,
-                       Sequence<T, in> dx, Params& grad) {
+                       Sequence<T, in> dx, auto& grad) {
     for (Index b = 0; b < dy.extent(0); ++b) backward_session(be, p, saved, dy, dx, grad, b);
     if constexpr (C.bias) sum_columns(be, dy.data(), grad.bias.data(), dy.flat_rows().extent(0), out);
   }
@@ -132,7 +132,7 @@ struct ConvTranspose1d {
   }
 
   static void backward_session(B& be, const Params& p, const Saved& saved, Sequence<const T, out> dy,
-                               Sequence<T, in> dx, Params& grad, Index b) {
+                               Sequence<T, in> dx, auto& grad, Index b) {
     const auto scope = be.scope();
     const Index steps = dx.extent(1), produced = dy.extent(1) * out;
     const T *x = saved.x[b].data(), *windows = dy[b].data();

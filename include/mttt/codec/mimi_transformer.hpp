@@ -86,7 +86,7 @@ struct MimiTransformerLayer {
   }
 
   static void backward(B& be, const Params& p, const Saved& saved, Sequence<const T, out> dy,
-                       Sequence<T, in> dx, Params& grad) {
+                       Sequence<T, in> dx, auto& grad) {
     const auto scope = be.scope();
     const auto make = [&] { return be.template make<T, dyn, dyn, in>(dy.extent(0), dy.extent(1)); };
     const auto da = make(), db = make(), dh = make();

@@ -199,7 +199,7 @@ struct SplitRvq {
   }
 
   static void backward(B& be, const Params& p, const Saved& saved, Sequence<const T, out> dy,
-                       Sequence<T, in> dx, Params& grad) {
+                       Sequence<T, in> dx, auto& grad) {
     const auto scope = be.scope();
     const auto dr = be.template make<T, dyn, C.codebook_dim>(dy.flat_rows().extent(0));
     const auto branch = [&](const auto& part, const auto& quantised, auto& part_grad, T beta) {

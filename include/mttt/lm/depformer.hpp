@@ -52,7 +52,7 @@ struct PerStep {
     for (std::size_t k = 0; k < size; ++k) Block::forward(be, p.of[k], rows(x, k), rows(y, k), saved.of[k]);
   }
   static void backward(B& be, const Params& p, const Saved& saved, Sequence<const T, out> dy,
-                       Sequence<T, in> dx, Params& grad) {
+                       Sequence<T, in> dx, auto& grad) {
     for (std::size_t k = 0; k < size; ++k)
       Block::backward(be, p.of[k], saved.of[k], rows(dy, k), rows(dx, k), grad.of[k]);
   }
@@ -154,7 +154,7 @@ struct DepformerLayer {
   }
 
   static void backward(B& be, const Params& p, const Saved& saved, Sequence<const T, out> dy,
-                       Sequence<T, in> dx, Params& grad) {
+                       Sequence<T, in> dx, auto& grad) {
     const auto scope = be.scope();
     const Index n = dy.extent(1);
     const auto make = [&] { return be.template make<T, dyn, dyn, C.dim>(K, n); };
@@ -258,7 +258,7 @@ struct Depformer {
 
   /// Adds to dz (B, T, in_dim).
   static void backward(B& be, const Params& p, const Saved& saved, Sequence<const T, out> dy,
-                       Sequence<T, in> dz, Params& grad) {
+                       Sequence<T, in> dz, auto& grad) {
     const auto scope = be.scope();
     const auto a = be.template make<T, dyn, dyn, C.dim>(K, dy.extent(1));
     const auto b = be.template make<T, dyn, dyn, C.dim>(K, dy.extent(1));

@@ -184,7 +184,7 @@ struct Moshi {
 
   static void backward(B& be, const Params& p, const Saved& saved,
                        Sequence<const T, C.text_card> dtext_logits, Sequence<const T, C.card> dlogits,
-                       Params& grad) {
+                       auto& grad) {
     const auto scope = be.scope();
     const Index batch = dtext_logits.extent(0), steps = dtext_logits.extent(1);
     const auto make = [&] { return be.template make<T, dyn, dyn, dim>(batch, steps); };

@@ -142,7 +142,7 @@ struct TemporalLayer {
   }
 
   static void backward(B& be, const Params& p, const Saved& saved, Sequence<const T, dim> dy,
-                       Sequence<T, dim> dx, Params& grad) {
+                       Sequence<T, dim> dx, auto& grad) {
     const auto scope = be.scope();
     const auto dm = like(be, dy), dh = like(be, dy), dn = like(be, dy);
     Gating::backward(be, p.gating, saved.gating, dy, dm, grad.gating);
@@ -194,7 +194,7 @@ struct TemporalLayer {
   }
 
   static void mix_backward(B& be, const Params& p, const Saved& saved, Sequence<const T, dim> dy,
-                           Sequence<T, dim> dn, Params& grad) {
+                           Sequence<T, dim> dn, auto& grad) {
     if constexpr (!with_ttt) {
       SelfAttention::backward(be, p.self_attn, saved.self_attn, dy, dn, grad.self_attn);
     } else if constexpr (placement == Placement::instead_of_attention) {
@@ -299,7 +299,7 @@ struct Temporal {
   }
 
   static void backward(B& be, const Params& p, const Saved& saved, Sequence<const T, dim> dy,
-                       Sequence<T, dim> dx, Params& grad) {
+                       Sequence<T, dim> dx, auto& grad) {
     const auto scope = be.scope();
     const std::array ping{be.template make<T, dyn, dyn, dim>(dy.extent(0), dy.extent(1)),
                           be.template make<T, dyn, dyn, dim>(dy.extent(0), dy.extent(1))};

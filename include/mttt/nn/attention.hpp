@@ -375,7 +375,7 @@ struct Attention {
   }
 
   static void backward(B& be, const Params& p, const Saved& saved, Sequence<const T, out> dy,
-                       Sequence<T, in> dx, Params& grad) {
+                       Sequence<T, in> dx, auto& grad) {
     const auto scope = be.scope();
     const Index batch = dy.extent(0), steps = dy.extent(1);
     const auto dmixed = be.template make<T, dyn, dyn, C.dim>(batch, steps);

@@ -132,7 +132,7 @@ struct Embedding {
   }
 
   template <class I>
-  static void backward(B& be, CodeRows<I> codes, const T* dy, Params& grad) {
+  static void backward(B& be, CodeRows<I> codes, const T* dy, auto& grad) {
     constexpr Index block = 64;
     be.rows((out + block - 1) / block,
             detail::LookUpBackward<T, I>{codes, dy, grad.weight.data(), card, out, block}, 0,

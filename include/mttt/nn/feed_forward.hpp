@@ -52,7 +52,7 @@ struct FeedForward {
   }
 
   static void backward(B& be, const Params& p, const Saved& saved, Sequence<const T, out> dy,
-                       Sequence<T, in> dx, Params& grad) {
+                       Sequence<T, in> dx, auto& grad) {
     const auto scope = be.scope();
     const auto g = be.template make<T, dyn, dyn, hidden>(dy.extent(0), dy.extent(1));
     const auto dg = be.template make<T, dyn, dyn, hidden>(dy.extent(0), dy.extent(1));

@@ -95,7 +95,7 @@ struct SiluGating {
   }
 
   static void backward(B& be, const Params& p, const Saved& saved, Sequence<const T, out> dy,
-                       Sequence<T, in> dx, Params& grad) {
+                       Sequence<T, in> dx, auto& grad) {
     const auto scope = be.scope();
     const auto dg = be.template make<T, dyn, dyn, hidden>(dy.extent(0), dy.extent(1));
     const auto dh = be.template make<T, dyn, dyn, 2 * hidden>(dy.extent(0), dy.extent(1));

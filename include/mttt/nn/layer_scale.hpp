@@ -55,7 +55,7 @@ struct LayerScale {
     apply(be, p, x, y);
   }
   static void backward(B& be, const Params& p, const Saved& saved, Sequence<const T, out> dy,
-                       Sequence<T, in> dx, Params& grad) {
+                       Sequence<T, in> dx, auto& grad) {
     apply(be, p, dy, dx);
     sum_product_columns(be, dy.data(), saved.x.data(), nullptr, nullptr, grad.scale.data(),
                         dy.flat_rows().extent(0), C.dim);

@@ -60,7 +60,7 @@ struct Linear {
   }
 
   static void backward(B& be, const Params& p, const Saved& saved, Sequence<const T, out> dy,
-                       Sequence<T, in> dx, Params& grad) {
+                       Sequence<T, in> dx, auto& grad) {
     be.matmul(dy.matrix(), p.weight.matrix(), dx.matrix());
     be.matmul(dy.matrix().t(), saved.x.matrix(), grad.weight.matrix(), 1, 1);
     if constexpr (C.bias) sum_columns(be, dy.data(), grad.bias.data(), dy.flat_rows().extent(0), out);

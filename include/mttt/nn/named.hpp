@@ -45,7 +45,7 @@ struct Named {
   }
   template <class B>
   static void backward(B& be, const Params& p, const Saved& saved, Sequence<const T, out> dy,
-                       Sequence<T, in> dx, Params& grad) {
+                       Sequence<T, in> dx, auto& grad) {
     Inner::backward(be, p.inner, saved, dy, dx, grad.inner);
   }
   template <class B>

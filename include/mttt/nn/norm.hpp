@@ -149,7 +149,7 @@ struct RmsNorm {
   }
 
   static void backward(B& be, const Params& p, const Saved& saved, Sequence<const T, out> dy,
-                       Sequence<T, in> dx, Params& grad) {
+                       Sequence<T, in> dx, auto& grad) {
     const Index rows = dy.flat_rows().extent(0);
     const T* x = saved.x.data();
     be.rows(rows,
@@ -204,7 +204,7 @@ struct LayerNorm {
   }
 
   static void backward(B& be, const Params& p, const Saved& saved, Sequence<const T, out> dy,
-                       Sequence<T, in> dx, Params& grad) {
+                       Sequence<T, in> dx, auto& grad) {
     const Index rows = dy.flat_rows().extent(0);
     const T* x = saved.x.data();
     const A *mean = saved.mean.data(), *r = saved.r.data();

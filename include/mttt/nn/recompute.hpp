@@ -38,7 +38,7 @@ struct Recompute {
 
   template <class B>
   static void backward(B& be, const Params& p, const Saved& saved, Sequence<const T, out> dy,
-                       Sequence<T, in> dx, Params& grad) {
+                       Sequence<T, in> dx, auto& grad) {
     const auto scope = be.scope();
     const auto y = be.template make<T, dyn, dyn, out>(dy.extent(0), dy.extent(1));
     typename Inner::Saved inner;

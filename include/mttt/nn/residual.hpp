@@ -57,7 +57,7 @@ struct Residual {
 
   template <class B>
   static void backward(B& be, const Params& p, const Saved& saved, Sequence<const T, out> dy,
-                       Sequence<T, in> dx, Params& grad) {
+                       Sequence<T, in> dx, auto& grad) {
     Inner::backward(be, p, saved, dy, dx, grad);
     add_to<B, T>(be, dy.data(), dx.data(), dx.size());
   }

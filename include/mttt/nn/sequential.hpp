@@ -89,7 +89,7 @@ struct Sequential {
 
   template <class B>
   static void backward(B& be, const Params& p, const Saved& saved, Sequence<const T, out> dy,
-                       Sequence<T, in> dx, Params& grad) {
+                       Sequence<T, in> dx, auto& grad) {
     const auto scope = be.scope();
     const Stages stages = make_stages(be, dx.extent(0), dx.extent(1));
     backward_from<count - 1>(be, p, saved, dy, dx, grad, stages);
@@ -151,7 +151,7 @@ struct Sequential {
 
   template <std::size_t I, class B>
   static void backward_from(B& be, const Params& p, const Saved& saved, Sequence<const T, Block<I>::out> dy,
-                            Sequence<T, in> dx, Params& grad, const Stages& stages) {
+                            Sequence<T, in> dx, auto& grad, const Stages& stages) {
     const auto& part = std::get<I>(saved.parts);
     if constexpr (I == 0) {
       Block<0>::backward(be, std::get<0>(p.parts), part, dy, dx, std::get<0>(grad.parts));
@@ -211,7 +211,7 @@ struct Repeat {
 
   template <class B>
   static void backward(B& be, const Params& p, const Saved& saved, Sequence<const T, out> dy,
-                       Sequence<T, in> dx, Params& grad) {
+                       Sequence<T, in> dx, auto& grad) {
     const auto scope = be.scope();
     const auto buffers = make_buffers(be, dx);
     for (std::size_t i = N; i-- > 0;) {

@@ -122,13 +122,13 @@ struct Gated {
   }
 
   static void backward(B& be, const Params& p, const Saved& saved, Sequence<const T, dim> dy,
-                       Sequence<T, dim> dx, Params& grad) {
+                       Sequence<T, dim> dx, auto& grad) {
     backward_onto(be, p, saved, dy, dx, grad);
     add_to(be, dy.data(), dx.data(), dx.size());
   }
   /// dx of the inner block's input alone; that of base is dy itself.
   static void backward_onto(B& be, const Params& p, const Saved& saved, Sequence<const T, dim> dy,
-                            Sequence<T, dim> dx, Params& grad) {
+                            Sequence<T, dim> dx, auto& grad) {
     const auto scope = be.scope();
     const Index rows = dy.flat_rows().extent(0);
     const auto dt = be.template make<T, dyn, dyn, dim>(dy.extent(0), dy.extent(1));

@@ -194,7 +194,7 @@ struct Ttt {
   }
 
   static void backward(B& be, const Params& p, const Saved& saved, Sequence<const T, out> dy,
-                       Sequence<T, in> dx, Params& grad) {
+                       Sequence<T, in> dx, auto& grad) {
     const auto scope = be.scope();
     const Index batch = dy.extent(0), steps = dy.extent(1), n = batch * steps;
     const auto make = [&] { return be.template make<T, dyn, dyn, C.dim>(batch, steps); };
@@ -373,7 +373,7 @@ struct Ttt {
   }
 
   static void learning_rate_backward(B& be, const Params& p, const Saved& saved, Tensor<A, dyn, dyn, H> dlr,
-                                     Sequence<T, in> dx, Params& grad) {
+                                     Sequence<T, in> dx, auto& grad) {
     const auto& i = saved.inputs;
     const T* bias = p.learnable_ttt_lr_bias.data();
     const auto dlogit = be.template make<T, dyn, dyn, H>(dlr.extent(0), dlr.extent(1));
