@@ -40,7 +40,9 @@
 // numbers. Its template parameters are types and integers: a config must not reach a kernel's signature.
 //
 // A fused kernel is an optional member, taken by `if constexpr (requires { be.the_kernel(...); })`; the
-// composed form stays as its reference and its test.
+// composed form stays as its reference and its test. So is what a backend's libraries do well:
+//   sort_pairs(keys, values, n, largest)
+//                                   keys in order with their values (gradients of embeddings)
 //
 // Shapes:  matrices are row-major planes with a leading dimension (core/tensor.hpp).
 // Units:   elements, unless bytes are named.

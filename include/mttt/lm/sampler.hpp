@@ -48,7 +48,7 @@ struct SampleRow {
     const T* x = logits + row * card;
     Index best;
     if (inverse_temperature == 0) {
-      best = team.template argmax<T>(card, [=](Index i) { return x[i]; });
+      best = team.template argmax<Wide<T>>(card, [=](Index i) { return wide(x[i]); });
     } else {
       std::uint32_t edge = 0;
       Index last_tie = card;
@@ -62,7 +62,7 @@ struct SampleRow {
         if (key < edge || (key == edge && i > last_tie)) return -INFINITY + 0.0;
         const auto block = philox(seed, frame, high | (static_cast<std::uint64_t>(i) >> 2));
         const double u = uniform_from(block.word[i & 3]);
-        return static_cast<double>(x[i]) * scale - std::log(-std::log(u));
+        return static_cast<double>(wide(x[i])) * scale - std::log(-std::log(u));
       });
     }
     if (team.leader()) codes[row * stride] = static_cast<std::int32_t>(best);

@@ -26,21 +26,21 @@ template <class T>
 struct Sum {
   const T *a, *b;
   T* y;
-  MTTT_HD void operator()(Index i) const { y[i] = a[i] + b[i]; }
+  MTTT_HD void operator()(Index i) const { y[i] = static_cast<T>(wide(a[i]) + wide(b[i])); }
 };
 
 template <class F, class T>
 struct Activate {
   const T* x;
   T* y;
-  MTTT_HD void operator()(Index i) const { y[i] = F::f(x[i]); }
+  MTTT_HD void operator()(Index i) const { y[i] = static_cast<T>(F::f(wide(x[i]))); }
 };
 
 template <class F, class T>
 struct ActivateBackward {
   const T *x, *dy;
   T* dx;
-  MTTT_HD void operator()(Index i) const { dx[i] = dy[i] * F::df(x[i]); }
+  MTTT_HD void operator()(Index i) const { dx[i] = static_cast<T>(wide(dy[i]) * F::df(wide(x[i]))); }
 };
 
 template <class T>
@@ -56,24 +56,48 @@ struct AddRow {
   }
 };
 
-/// grad[c] += sum over rows of dy[., c]; one team a block of columns, so that no two write the same place.
+/// parts[p, c] = sum over rows of part p of dy[., c] * (x[., c] - mean) * r, where a null x is 1, a null mean 0,
+/// a null r 1. One team a part of the rows and a block of columns: many work at once, none on another's place.
 template <class T, class A>
-struct SumColumns {
-  const T* dy;
-  T* grad;
-  Index rows, width, block;
+struct SumColumnParts {
+  const T *dy, *x;    // (rows, width)
+  const A *mean, *r;  // (rows)
+  A* parts;           // (ceil(rows / part), width)
+  Index rows, width;
+  static constexpr Index part = 32, block = 256;
+
+  MTTT_HD Index blocks() const { return (width + block - 1) / block; }
   template <class Team>
-  MTTT_HD void operator()(Team team, Index b) const {
-    const Index first = b * block, n = block < width - first ? block : width - first;
-    const T* in = dy + first;
-    T* out = grad + first;
-    const Index count = rows, ld = width;
-    team.for_each(n, [=](Index c) {
-      A total = 0;
-      for (Index r = 0; r < count; ++r) total += in[r * ld + c];
-      out[c] += static_cast<T>(total);
-    });
+  MTTT_HD void operator()(Team team, Index i) const {
+    const Index first = i % blocks() * block, n = block < width - first ? block : width - first;
+    const Index begin = i / blocks() * part, end = begin + part < rows ? begin + part : rows;
+    A* total = parts + i / blocks() * width + first;
+    team.for_each(n, [=](Index c) { total[c] = 0; });
+    for (Index row = begin; row < end; ++row) {  // rows outside, so that memory is read along its lines
+      const T *up = dy + row * width + first, *in = x + row * width + first;
+      const A m = mean == nullptr ? A(0) : mean[row], scale = r == nullptr ? A(1) : r[row];
+      if (x == nullptr) {
+        team.for_each(n, [=](Index c) { total[c] += static_cast<A>(up[c]) * scale; });
+      } else {
+        team.for_each(
+            n, [=](Index c) { total[c] += static_cast<A>(up[c]) * (static_cast<A>(in[c]) - m) * scale; });
+      }
+    }
   }
+};
+
+/// grad[c] += sum over parts of parts[., c]
+template <class A, class G>
+struct AddParts {
+  const A* parts;
+  G* grad;
+  Index count, width;
+  MTTT_HD A total(Index c) const {
+    A sum = 0;
+    for (Index p = 0; p < count; ++p) sum += parts[p * width + c];
+    return sum;
+  }
+  MTTT_HD void operator()(Index c) const { grad[c] += total(c); }
 };
 
 template <class T>
@@ -116,12 +140,32 @@ void add_row(B& be, const T* row, T* y, Index rows, Index width) {
   be.rows(rows, detail::AddRow<T>{row, y, width}, 0, width);
 }
 
-/// grad += column sums of dy (rows, width)
+/// Column sums of dy * (x - mean) * r, all (rows, width), in parts that AddParts joins; in the arena.
 template <class B, class T>
-void sum_columns(B& be, const T* dy, T* grad, Index rows, Index width) {
-  constexpr Index block = 64;
-  be.rows((width + block - 1) / block, detail::SumColumns<T, typename B::Accum>{dy, grad, rows, width, block},
-          0, rows * block);
+Tensor<typename B::Accum, dyn, dyn> sum_column_parts(B& be, const T* dy, const T* x,
+                                                     const typename B::Accum* mean,
+                                                     const typename B::Accum* r, Index rows, Index width) {
+  using A = typename B::Accum;
+  using Parts = detail::SumColumnParts<T, A>;
+  const auto parts = be.template make<A, dyn, dyn>((rows + Parts::part - 1) / Parts::part, width);
+  const Parts sums{dy, x, mean, r, parts.data(), rows, width};
+  be.rows(parts.extent(0) * sums.blocks(), sums, 0, 2 * Parts::part * Parts::block);
+  return parts;
+}
+
+/// grad += column sums of dy * (x - mean) * r, all (rows, width); null x, mean and r stand for 1, 0 and 1.
+template <class B, class T, class G>
+void sum_product_columns(B& be, const T* dy, const T* x, const typename B::Accum* mean,
+                         const typename B::Accum* r, G* grad, Index rows, Index width) {
+  const auto scope = be.scope();
+  const auto parts = sum_column_parts(be, dy, x, mean, r, rows, width);
+  be.for_each(width, detail::AddParts<typename B::Accum, G>{parts.data(), grad, parts.extent(0), width});
+}
+
+/// grad += column sums of dy (rows, width)
+template <class B, class T, class G>
+void sum_columns(B& be, const T* dy, G* grad, Index rows, Index width) {
+  sum_product_columns(be, dy, static_cast<const T*>(nullptr), nullptr, nullptr, grad, rows, width);
 }
 
 /// Zeroes the rows of masked-in sessions in every tensor of a State; other rows stay bit-identical.

@@ -1,7 +1,7 @@
 // Embedding: rows of a table looked up by codes; several tables may add into one output.
 //
 // Formula: y_r = weight[code_r], or += with Write::add;  backward: dweight[code_r] += dy_r, rows in order, so
-//          that equal inputs give equal bits.
+//          that equal inputs give equal bits. A backend that sorts brings the rows of one code together first.
 // Shapes:  codes: batch x steps whole numbers at any strides (one stream of (B, K, T) tokens needs no copy);
 //          weight (card, dim); y, dy (batch * steps, dim), rows in the order batch, step.
 // Units:   codes in [0, card), or zero_code for a row of zeros that learns nothing.
@@ -89,11 +89,11 @@ struct LookUp {
 };
 
 /// A block of columns of the whole table: no two teams write the same place, each goes through all rows.
-template <class T, class I>
+template <class T, class G, class I>
 struct LookUpBackward {
   CodeRows<I> codes;
   const T* dy;
-  T* grad;
+  G* grad;
   Index card, dim, block;
   template <class Team>
   MTTT_HD void operator()(Team team, Index b) const {
@@ -102,9 +102,54 @@ struct LookUpBackward {
       const Index code = codes(row);
       if (code < 0 || code >= card) continue;
       const T* up = dy + row * dim + first;
-      T* to = grad + code * dim + first;
+      G* to = grad + code * dim + first;
       team.for_each(n, [=](Index i) { to[i] += up[i]; });
     }
+  }
+};
+
+/// What a sort by code takes: the code of each row, `card` for one that learns nothing, and its number.
+template <class I>
+struct NumberCodes {
+  CodeRows<I> codes;
+  std::int32_t *keys, *numbers;
+  Index card;
+  MTTT_HD void operator()(Index row) const {
+    const Index code = codes(row);
+    keys[row] = static_cast<std::int32_t>(code >= 0 && code < card ? code : card);
+    numbers[row] = static_cast<std::int32_t>(row);
+  }
+};
+
+/// The rows of one code lie together, in order: the team of the first of them sums them, a block of columns.
+template <class T, class G, class A>
+struct SumSortedRows {
+  const std::int32_t *keys, *numbers;
+  const T* dy;
+  G* grad;
+  Index rows, card, dim;
+  static constexpr Index block = 256;
+
+  MTTT_HD Index blocks() const { return (dim + block - 1) / block; }
+  template <class Team>
+  MTTT_HD void operator()(Team team, Index i) const {
+    const Index begin = i / blocks(), first = i % blocks() * block;
+    const std::int32_t code = keys[begin];
+    if (code == card || (begin > 0 && keys[begin - 1] == code)) return;
+    Index end = begin + 1, beyond = rows;  // the first row of a larger code, by halving
+    while (end < beyond) {
+      const Index middle = (end + beyond) / 2;
+      keys[middle] == code ? end = middle + 1 : beyond = middle;
+    }
+    const auto* number = numbers;
+    const T* up = dy + first;
+    G* to = grad + code * dim + first;
+    const Index ld = dim;
+    team.for_each(block < dim - first ? block : dim - first, [=](Index c) {
+      A total = 0;
+      for (Index r = begin; r < end; ++r) total += static_cast<A>(up[number[r] * ld + c]);
+      to[c] += total;
+    });
   }
 };
 
@@ -133,10 +178,23 @@ struct Embedding {
 
   template <class I>
   static void backward(B& be, CodeRows<I> codes, const T* dy, auto& grad) {
-    constexpr Index block = 64;
-    be.rows((out + block - 1) / block,
-            detail::LookUpBackward<T, I>{codes, dy, grad.weight.data(), card, out, block}, 0,
-            codes.rows() * block);
+    using G = typename decltype(grad.weight)::value_type;
+    const Index rows = codes.rows();
+    if constexpr (requires(std::int32_t * p) { be.sort_pairs(p, p, rows, card); }) {
+      const auto scope = be.scope();
+      const auto keys = be.template make<std::int32_t, dyn>(rows);
+      const auto numbers = be.template make<std::int32_t, dyn>(rows);
+      be.for_each(rows, detail::NumberCodes<I>{codes, keys.data(), numbers.data(), card});
+      const auto sorted = be.sort_pairs(keys.data(), numbers.data(), rows, card);
+      const detail::SumSortedRows<T, G, typename B::Accum> sums{
+          sorted.keys, sorted.values, dy, grad.weight.data(), rows, card, out};
+      be.rows(rows * sums.blocks(), sums, 0, 2 * sums.block);
+    } else {
+      constexpr Index block = 64;
+      be.rows((out + block - 1) / block,
+              detail::LookUpBackward<T, G, I>{codes, dy, grad.weight.data(), card, out, block}, 0,
+              rows * block);
+    }
   }
 };
 

@@ -39,7 +39,7 @@ struct GateRow {
   MTTT_HD void operator()(Team team, Index row) const {
     const T *a = h + row * 2 * hidden, *b = a + hidden;
     T* to = g + row * hidden;
-    team.for_each(hidden, [=](Index i) { to[i] = F::f(a[i]) * b[i]; });
+    team.for_each(hidden, [=](Index i) { to[i] = static_cast<T>(F::f(wide(a[i])) * wide(b[i])); });
   }
 };
 
@@ -54,10 +54,10 @@ struct GateRowBackward {
     const T *a = h + row * 2 * hidden, *b = a + hidden;
     T *g = dg_to_g + row * hidden, *da = dh + row * 2 * hidden, *db = da + hidden;
     team.for_each(hidden, [=](Index i) {
-      const T value = F::f(a[i]), up = g[i];
-      da[i] = up * b[i] * F::df(a[i]);
-      db[i] = up * value;
-      g[i] = value * b[i];
+      const auto x = wide(a[i]), other = wide(b[i]), up = wide(g[i]), value = F::f(x);
+      da[i] = static_cast<T>(up * other * F::df(x));
+      db[i] = static_cast<T>(up * value);
+      g[i] = static_cast<T>(value * other);
     });
   }
 };

@@ -89,41 +89,7 @@ struct NormaliseBackward {
   }
 };
 
-/// grad[c] += sum over rows of dy[., c] * (x[., c] - mean) * r; a null mean is 0, a null r is 1.
-template <class T, class A>
-struct SumProductColumns {
-  const T *dy, *x;
-  const A *mean, *r;
-  T* grad;
-  Index rows, width, block;
-  template <class Team>
-  MTTT_HD void operator()(Team team, Index b) const {
-    const Index first = b * block, n = block < width - first ? block : width - first;
-    A* total = team.template scratch<A>();
-    team.for_each(n, [=](Index c) { total[c] = 0; });
-    for (Index row = 0; row < rows; ++row) {  // rows outside, so that memory is read along its lines
-      const T *up = dy + row * width + first, *in = x + row * width + first;
-      const A m = mean == nullptr ? A(0) : mean[row], scale = r == nullptr ? A(1) : r[row];
-      team.for_each(
-          n, [=](Index c) { total[c] += static_cast<A>(up[c]) * (static_cast<A>(in[c]) - m) * scale; });
-    }
-    T* out = grad + first;
-    team.for_each(n, [=](Index c) { out[c] += static_cast<T>(total[c]); });
-  }
-};
-
 }  // namespace detail
-
-/// grad += column sums of dy * (x - mean) * r, all (rows, width); null mean and r stand for 0 and 1.
-template <class B, class T>
-void sum_product_columns(B& be, const T* dy, const T* x, const typename B::Accum* mean,
-                         const typename B::Accum* r, T* grad, Index rows, Index width) {
-  using A = typename B::Accum;
-  constexpr Index block = 64;
-  be.rows((width + block - 1) / block,
-          detail::SumProductColumns<T, A>{dy, x, mean, r, grad, rows, width, block},
-          block * static_cast<Index>(sizeof(A)), rows * block);
-}
 
 template <NormConfig C, class B>
 struct RmsNorm {

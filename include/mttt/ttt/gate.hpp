@@ -20,61 +20,53 @@ namespace mttt {
 namespace detail {
 
 /// tanh(alpha), once a channel: the rows that use it are many.
-template <class T>
+template <class T, class A>
 struct GateOpening {
   const T* alpha;
-  T* opening;
-  MTTT_HD void operator()(Index i) const { opening[i] = std::tanh(alpha[i]); }
+  A* opening;
+  MTTT_HD void operator()(Index i) const { opening[i] = std::tanh(wide(alpha[i])); }
 };
 
 /// y = base + opening t; one team a row.
-template <class T>
+template <class T, class A>
 struct AddGated {
-  const T *opening, *base, *t;
+  const A* opening;
+  const T *base, *t;
   T* y;
   Index width;
   template <class Team>
   MTTT_HD void operator()(Team team, Index row) const {
-    const T *h = opening, *b = base + row * width, *in = t + row * width;
+    const A* h = opening;
+    const T *b = base + row * width, *in = t + row * width;
     T* out = y + row * width;
-    team.for_each(width, [=](Index i) { out[i] = h[i] == T(0) ? b[i] : b[i] + h[i] * in[i]; });
+    team.for_each(width, [=](Index i) {
+      out[i] = h[i] == A(0) ? b[i] : static_cast<T>(wide(b[i]) + h[i] * wide(in[i]));
+    });
   }
 };
 
 /// dt = opening dy
-template <class T>
+template <class T, class A>
 struct AddGatedBackward {
-  const T *opening, *dy;
+  const A* opening;
+  const T* dy;
   T* dt;
   Index width;
   template <class Team>
   MTTT_HD void operator()(Team team, Index row) const {
-    const T *h = opening, *up = dy + row * width;
+    const A* h = opening;
+    const T* up = dy + row * width;
     T* out = dt + row * width;
-    team.for_each(width, [=](Index i) { out[i] = h[i] * up[i]; });
+    team.for_each(width, [=](Index i) { out[i] = static_cast<T>(h[i] * wide(up[i])); });
   }
 };
 
-/// dalpha += (1 - tanh(alpha)^2) * column sums of dy t; one team a block of columns.
-template <class T, class A>
+/// dalpha += (1 - tanh(alpha)^2) * column sums of dy t
+template <class A, class G>
 struct AlphaGradient {
-  const T *alpha, *dy, *t;
-  T* grad;
-  Index rows, width, block;
-  template <class Team>
-  MTTT_HD void operator()(Team team, Index b) const {
-    const Index first = b * block, n = block < width - first ? block : width - first;
-    const T *a = alpha + first, *up = dy + first, *in = t + first;
-    T* out = grad + first;
-    const Index count = rows, ld = width;
-    team.for_each(n, [=](Index c) {
-      A total = 0;
-      for (Index r = 0; r < count; ++r)
-        total += static_cast<A>(up[r * ld + c]) * static_cast<A>(in[r * ld + c]);
-      const A h = std::tanh(static_cast<A>(a[c]));
-      out[c] += static_cast<T>((A(1) - h * h) * total);
-    });
-  }
+  const A* opening;
+  AddParts<A, G> sums;
+  MTTT_HD void operator()(Index c) const { sums.grad[c] += (A(1) - opening[c] * opening[c]) * sums.total(c); }
 };
 
 }  // namespace detail
@@ -87,6 +79,7 @@ template <GateConfig C, class Inner, class B>
 struct Gated {
   static_assert(Inner::in == Inner::out, "Gated: the inner block must keep the width");
   using T = typename B::Scalar;
+  using A = typename B::Accum;
   static constexpr Index in = Inner::in, out = in, dim = in;
 
   struct Params {
@@ -132,12 +125,12 @@ struct Gated {
     const auto scope = be.scope();
     const Index rows = dy.flat_rows().extent(0);
     const auto dt = be.template make<T, dyn, dyn, dim>(dy.extent(0), dy.extent(1));
-    be.rows(rows, detail::AddGatedBackward<T>{opening(be, p).data(), dy.data(), dt.data(), dim}, 0, 8 * dim);
-    constexpr Index block = 64;
-    be.rows((dim + block - 1) / block,
-            detail::AlphaGradient<T, typename B::Accum>{p.alpha.data(), dy.data(), saved.t.data(),
-                                                        grad.alpha.data(), rows, dim, block},
-            0, rows * block);
+    const auto h = opening(be, p);
+    be.rows(rows, detail::AddGatedBackward<T, A>{h.data(), dy.data(), dt.data(), dim}, 0, 2 * dim);
+    const auto parts = sum_column_parts(be, dy.data(), saved.t.data(), nullptr, nullptr, rows, dim);
+    using G = typename decltype(grad.alpha)::value_type;
+    be.for_each(
+        dim, detail::AlphaGradient<A, G>{h.data(), {parts.data(), grad.alpha.data(), parts.extent(0), dim}});
     Inner::backward(be, p.inner, saved.inner, dt, dx, grad.inner);
   }
 
@@ -157,15 +150,15 @@ struct Gated {
   }
 
  private:
-  static Tensor<T, dim> opening(B& be, const Params& p) {
-    const auto h = be.template make<T, dim>();
-    be.for_each(dim, detail::GateOpening<T>{p.alpha.data(), h.data()});
+  static Tensor<A, dim> opening(B& be, const Params& p) {
+    const auto h = be.template make<A, dim>();
+    be.for_each(dim, detail::GateOpening<T, A>{p.alpha.data(), h.data()});
     return h;
   }
   static void add(B& be, const Params& p, Sequence<const T, dim> base, Sequence<const T, dim> t,
                   Sequence<T, dim> y) {
     be.rows(y.flat_rows().extent(0),
-            detail::AddGated<T>{opening(be, p).data(), base.data(), t.data(), y.data(), dim}, 0, 8 * dim);
+            detail::AddGated<T, A>{opening(be, p).data(), base.data(), t.data(), y.data(), dim}, 0, 2 * dim);
   }
 };
 

@@ -247,11 +247,11 @@ struct LearningRateBackward {
 };
 
 /// d base_lr += sum of dlr sigmoid / F; one team.
-template <class T, class A>
+template <class T, class A, class G>
 struct BaseRateBackward {
   const T *logit, *bias;
   const A* dlr;
-  T* grad;
+  G* grad;
   Index n, heads, width;
   template <class Team>
   MTTT_HD void operator()(Team team, Index) const {
@@ -260,21 +260,21 @@ struct BaseRateBackward {
     const Index h = heads;
     const A total = team.template sum<A>(
         n, [=](Index i) { return d[i] * Sigmoid::f(static_cast<A>(z[i]) + static_cast<A>(b[i % h])); });
-    if (team.leader()) grad[0] += static_cast<T>(total / static_cast<A>(width));
+    if (team.leader()) grad[0] += total / static_cast<A>(width);
   }
 };
 
 /// d learnable_t += sum over sessions and heads of dscale_t, where the scale is not cut at 0.
-template <class T, class A>
+template <class A, class G>
 struct TokenScaleBackward {
   const A *scale, *dscale;  // (C), (B, H, C)
-  T* grad;
+  G* grad;
   Index session_heads, mini_batch;
   MTTT_HD void operator()(Index t) const {
     if (!(scale[t] > A(0))) return;
     A total = 0;
     for (Index i = 0; i < session_heads; ++i) total += dscale[i * mini_batch + t];
-    grad[t] += static_cast<T>(total);
+    grad[t] += total;
   }
 };
 
@@ -287,15 +287,15 @@ struct Convert {
 };
 
 /// grad[h, j] += sum over sessions of part[b, h, offset + j], j < length.
-template <class T, class A>
+template <class A, class G>
 struct SumSessions {
   const A* part;
-  T* grad;
+  G* grad;
   Index batch, heads, stride, offset, length;
   MTTT_HD void operator()(Index i) const {
     A total = 0;
     for (Index b = 0; b < batch; ++b) total += part[(b * heads + i / length) * stride + offset + i % length];
-    grad[i] += static_cast<T>(total);
+    grad[i] += total;
   }
 };
 

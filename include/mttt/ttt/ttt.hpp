@@ -226,13 +226,14 @@ struct Ttt {
     add_to(be, part.data(), dx.data(), n * C.dim);
     learning_rate_backward(be, p, saved, dlr, dx, grad);
 
+    using G = typename decltype(grad.base_lr)::value_type;
     if constexpr (!video) {
-      be.for_each(C.mini_batch_size, detail::TokenScaleBackward<T, A>{
+      be.for_each(C.mini_batch_size, detail::TokenScaleBackward<A, G>{
                                          saved.inputs.scale.data(), dscale.data(),
                                          grad.learnable_token_idx.data(), batch * H, C.mini_batch_size});
     }
-    const auto sum_sessions = [&](const A* part_of, T* to, Index stride, Index offset, Index length) {
-      be.for_each(H * length, detail::SumSessions<T, A>{part_of, to, batch, H, stride, offset, length});
+    const auto sum_sessions = [&](const A* part_of, G* to, Index stride, Index offset, Index length) {
+      be.for_each(H * length, detail::SumSessions<A, G>{part_of, to, batch, H, stride, offset, length});
     };
     sum_sessions(dgamma.data(), grad.ttt_norm_weight.data(), F, 0, F);
     sum_sessions(dbeta.data(), grad.ttt_norm_bias.data(), F, 0, F);
@@ -379,11 +380,12 @@ struct Ttt {
     const auto dlogit = be.template make<T, dyn, dyn, H>(dlr.extent(0), dlr.extent(1));
     be.for_each(dlr.size(), detail::LearningRateBackward<T, A>{i.logit.data(), bias, p.base_lr.data(),
                                                                dlr.data(), dlogit.data(), H, F});
-    be.rows(1, detail::BaseRateBackward<T, A>{i.logit.data(), bias, dlr.data(), grad.base_lr.data(),
-                                              dlr.size(), H, F});
+    using G = typename decltype(grad.base_lr)::value_type;
+    be.rows(1, detail::BaseRateBackward<T, A, G>{i.logit.data(), bias, dlr.data(), grad.base_lr.data(),
+                                                 dlr.size(), H, F});
     be.matmul(dlogit.matrix(), lr_weight(p), dx.matrix(), 1, 1);
     be.matmul(dlogit.matrix().t(), saved.q.x.matrix(),
-              Matrix<T>{grad.learnable_ttt_lr_weight.data(), H, C.dim, C.dim}, 1, 1);
+              Matrix<G>{grad.learnable_ttt_lr_weight.data(), H, C.dim, C.dim}, 1, 1);
     sum_columns(be, dlogit.data(), grad.learnable_ttt_lr_bias.data(), dlogit.flat_rows().extent(0), H);
   }
 };

@@ -21,6 +21,7 @@
 #include "mttt/backend/backend.hpp"
 #include "mttt/backend/cuda/gemm.cuh"
 #include "mttt/backend/cuda/memory.cuh"
+#include "mttt/backend/cuda/sort.cuh"
 #include "mttt/backend/cuda/stream.cuh"
 #include "mttt/backend/cuda/team.cuh"
 #include "mttt/backend/cuda/tuning.cuh"
@@ -153,6 +154,14 @@ class Cuda {
     kernel<<<blocks, tuning::row_threads(cost), fits ? static_cast<std::size_t>(scratch) : 0, stream()>>>(
         n, f, pool, each);
     detail::check(cudaGetLastError(), "starting a kernel of rows");
+  }
+
+  /// Keys from 0 to `largest` in order, with their values; of equal keys the earlier first. In the arena.
+  struct SortedPairs {
+    const std::int32_t *keys, *values;
+  };
+  SortedPairs sort_pairs(const std::int32_t* keys, const std::int32_t* values, Index n, Index largest) {
+    return detail::sort_pairs<SortedPairs>(stream(), context_->arena, keys, values, n, largest);
   }
 
   template <class U>
