@@ -6,6 +6,8 @@
 //   masking         step leaves the State of masked sessions bit-identical, and the others go on as if alone
 //   reset           a reset session equals a fresh one, bit for bit, and touches no other
 //   snapshot        a copied State continues with the same bits
+//   storage         a block that stores in bf16 and computes in float32 gives the float32 block's numbers, but for
+//                   the rounding; its gradients are float32
 //   no_allocation   step allocates nothing once it has run (give a function that counts allocations)
 //
 // Each returns a Verdict: whether the law holds, and what was measured. A test writes
@@ -23,6 +25,7 @@
 #include <cstdio>
 #include <functional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "mttt/core/concepts.hpp"
@@ -78,6 +81,13 @@ double largest_difference(const T* a, const U* b, Index n) {
     scale = std::max(scale, std::abs(y));
   }
   return difference / (scale > 0 ? scale : 1);
+}
+
+/// Relative error that storing in T adds to a chain of `stages`: each rounds by up to epsilon / 2, the errors
+/// are independent, and what is compared is the largest of many: 4 deviations.
+template <StorageType T>
+double rounding(double stages) {
+  return 2 * epsilon<T>() * std::sqrt(stages);
 }
 
 namespace detail {
@@ -190,6 +200,86 @@ struct Trial {
 };
 
 }  // namespace detail
+
+namespace detail {
+
+/// y, dx and gradients of one forward and backward pass, under their names, widened.
+using Results = std::vector<std::pair<std::string, std::vector<double>>>;
+
+template <class Block, class Gradient, class B, class T>
+Results pass_results(B& be, const typename Block::Params& params, Sequence<const T, Block::in> x,
+                     Sequence<const T, Block::out> dy) {
+  const auto scope = be.scope();
+  const auto y = be.template make<T, dyn, dyn, Block::out>(dy.extent(0), dy.extent(1));
+  const auto dx = be.template make<T, dyn, dyn, Block::in>(x.extent(0), x.extent(1));
+  Store<Gradient, B> grad(be);
+  typename Block::Saved saved;
+  Block::forward(be, params, x, y, saved);
+  Block::backward(be, params, saved, dy, dx, *grad);
+  Results results;
+  const auto keep = [&](std::string_view name, const auto& t) {
+    results.emplace_back(name, std::vector<double>(t.data(), t.data() + t.size()));
+  };
+  keep("y", y);
+  keep("dx", dx);
+  for_each_tensor(keep, *grad);
+  return results;
+}
+
+}  // namespace detail
+
+/// forward and backward of `Narrow`, the block on a backend of bf16, against `Full`, the same in float32. Its
+/// gradients go to the Params of `Full`. Where a block amplifies what comes in (a norm over few channels), it
+/// amplifies roundings as well: beside `rounding`, twice is allowed what Full itself moves by when a rounding
+/// is put on its input and parameters.
+template <class Narrow, class Full, class B>
+Verdict storage(B& be, const Options& options = {}) {
+  using T = typename B::Scalar;
+  using A = Wide<T>;
+  using FullParams = typename Full::Params;
+  auto full_be = be.template as<A>();
+  detail::Trial<Narrow, B> trial(be, options, options.steps);
+  const auto dy = trial.output();
+  fill_normal(dy, 1, trial.rng);
+  const auto narrow = detail::pass_results<Narrow, FullParams, B, T>(be, *trial.params, trial.x,
+                                                                     Sequence<const T, Narrow::out>(dy));
+
+  // Full, on the same numbers, or each moved by up to half an epsilon.
+  Store<FullParams, B> params(be);
+  const auto full_x = be.template make<A, dyn, dyn, Full::in>(trial.batch, trial.steps);
+  const auto full_dy = be.template make<A, dyn, dyn, Full::out>(dy.extent(0), dy.extent(1));
+  const auto full = [&](double moved) {
+    const auto widen = [&](const auto& from, const auto& to) {
+      for (Index i = 0; i < to.size(); ++i)
+        to.data()[i] = wide(from.data()[i]) * static_cast<A>(1 + moved * (2 * trial.rng.uniform() - 1));
+    };
+    widen(trial.x, full_x);
+    widen(dy, full_dy);
+    for_each_tensor([&](std::string_view, const auto& to, const auto& from) { widen(from, to); }, *params,
+                    *trial.params);
+    return detail::pass_results<Full, FullParams, decltype(full_be), A>(full_be, *params, full_x, full_dy);
+  };
+  const auto exact = full(0);
+  std::vector<double> sensitivity(exact.size(), 0.0);
+  for (int draw = 0; draw < 4; ++draw) {
+    const auto moved = full(epsilon<T>() / 2);
+    for (std::size_t i = 0; i < exact.size(); ++i)
+      sensitivity[i] =
+          std::max(sensitivity[i], largest_difference(moved[i].second.data(), exact[i].second.data(),
+                                                      static_cast<Index>(exact[i].second.size())));
+  }
+
+  const double base = rounding<T>(static_cast<double>(exact.size()));
+  double worst = 0;
+  std::string where = "nothing";
+  for (std::size_t i = 0; i < exact.size(); ++i) {
+    const double error = largest_difference(narrow[i].second.data(), exact[i].second.data(),
+                                            static_cast<Index>(exact[i].second.size()));
+    const double share = error / (base + 2 * sensitivity[i]);
+    if (!(share <= worst)) worst = share, where = exact[i].first;
+  }
+  return detail::judge(worst, 1, ("bf16 storage, share of the allowed error, " + where).c_str());
+}
 
 /// backward == central differences, for the input and every parameter.
 template <class Block, class B>

@@ -8,7 +8,8 @@
 //
 // Formula: error = largest |gpu - cpu| of a tensor over the largest |cpu| in it; at most
 //          tolerance = 8 epsilon sqrt(length) stages: two orders of a sum of `length` terms differ by about
-//          epsilon sqrt(length), and each of a chain of `stages` adds its own.
+//          epsilon sqrt(length), and each of a chain of `stages` adds its own. epsilon is that of the type
+//          that sums are taken in; storage in bf16 adds its rounding (laws::rounding in laws.hpp).
 // Shapes:  (B, T, C) = options.batch, options.steps, Block::in. Params and State are laid out alike on both.
 // Units:   `length`: the longer of B T and the widest fan-in; `stages`: one, and one a parameter tensor.
 // Errors:  what the blocks throw.
@@ -28,7 +29,8 @@ namespace mttt::laws {
 /// The tolerance of comparisons between backends: see the formula above.
 template <class T>
 double agreement(double length, double stages) {
-  return 8 * static_cast<double>(std::numeric_limits<T>::epsilon()) * std::sqrt(length) * stages;
+  const double sums = 8 * epsilon<Wide<T>>() * std::sqrt(length) * stages;
+  return std::is_same_v<T, Wide<T>> ? sums : sums + rounding<T>(stages);
 }
 
 namespace detail {
@@ -79,7 +81,7 @@ void compare(const P& gpu, const Q& cpu, Worst& worst, std::string prefix) {
       [&](std::string_view name, const auto& a, const auto& b) {
         using T = std::remove_const_t<typename std::remove_cvref_t<decltype(b)>::value_type>;
         const std::string full = prefix + " " + std::string(name);
-        if constexpr (std::is_floating_point_v<T>) {
+        if constexpr (StorageType<T>) {
           worst.take(largest_difference(a.data(), b.data(), b.size()), full);
         } else {
           worst.take(same_bits(a.data(), b.data(), b.size()) ? 0 : INFINITY, full);
@@ -94,8 +96,9 @@ T* poison(auto& be, Tensor<T, E...> t) {
   return t.data();
 }
 
-/// forward and backward on both; the two stores of parameters hold the same numbers.
-template <class Block, class DeviceBlock, class Host, class Device, class P, class Q>
+/// forward and backward on both; the two stores of parameters hold the same numbers. Gradient: Params of the
+/// block in the type to compute in.
+template <class Block, class DeviceBlock, class Gradient, class Host, class Device, class P, class Q>
 void passes_agree(Host& cpu, Device& gpu, const P& params, const Q& device_params, const Options& options,
                   Rng& rng, Worst& worst) {
   using T = typename Host::Scalar;
@@ -111,8 +114,8 @@ void passes_agree(Host& cpu, Device& gpu, const P& params, const Q& device_param
   const auto gx = send(gpu, x), gdx = send(gpu, dx);
   const auto gy = send(gpu, y), gdy = send(gpu, dy);
 
-  Store<typename Block::Params, Host> grad(cpu), fetched(cpu), before(cpu);
-  Store<typename DeviceBlock::Params, Device> device_grad(gpu);
+  Store<Gradient, Host> grad(cpu), fetched(cpu), before(cpu);
+  Store<Gradient, Device> device_grad(gpu);
   for (int pass = 0; pass < 2; ++pass) {
     const auto inner = cpu.scope();
     const auto device_inner = gpu.scope();
@@ -183,8 +186,9 @@ void steps_agree(Host& cpu, Device& gpu, const P& params, const Q& device_params
 
 }  // namespace detail
 
-/// `Block` and `DeviceBlock` are one block on either backend.
-template <class Block, class DeviceBlock, class Host, class Device>
+/// `Block` and `DeviceBlock` are one block on either backend; Gradient is its Params in the type to compute
+/// in, where that is another than the storage type.
+template <class Block, class DeviceBlock, class Gradient = typename Block::Params, class Host, class Device>
 Verdict backends_agree(Host& cpu, Device& gpu, const Options& options = {}) {
   using T = typename Host::Scalar;
   Rng rng(options.seed);
@@ -193,7 +197,7 @@ Verdict backends_agree(Host& cpu, Device& gpu, const Options& options = {}) {
   upload(gpu, params, device_params);
   detail::Worst worst;
   if constexpr (Trainable<Block, Host>)
-    detail::passes_agree<Block, DeviceBlock>(cpu, gpu, params, device_params, options, rng, worst);
+    detail::passes_agree<Block, DeviceBlock, Gradient>(cpu, gpu, params, device_params, options, rng, worst);
   if constexpr (Streamable<Block, Host>)
     detail::steps_agree<Block, DeviceBlock>(cpu, gpu, params, device_params, options, rng, worst);
   const Index rows = options.batch * options.steps * time_multiple<Block>();

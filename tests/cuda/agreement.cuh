@@ -1,4 +1,5 @@
-// Holds one block to the law that CPU and GPU agree: in float64, where any mistake stands out, and float32.
+// Holds one block to the law that CPU and GPU agree: in float64, where any mistake stands out, in float32, and
+// stored in bfloat16.
 #pragma once
 
 #include "laws/laws.hpp"
@@ -19,6 +20,12 @@ void hold_to_agreement(const laws::Options& options = {}) {
     Cpu<float> cpu;
     Cuda<float> gpu;
     demand(laws::backends_agree<Block<Cpu<float>>, Block<Cuda<float>>>(cpu, gpu, options));
+  }
+  SECTION("bfloat16") {
+    Cpu<bf16> cpu;
+    Cuda<bf16> gpu;
+    demand(laws::backends_agree<Block<Cpu<bf16>>, Block<Cuda<bf16>>, typename Block<Cpu<float>>::Params>(
+        cpu, gpu, options));
   }
 }
 

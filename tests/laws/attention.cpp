@@ -12,7 +12,7 @@ using Grouped =
 template <class B>  // every step sees itself alone
 using Alone = Attention<AttentionConfig{.dim = 6, .num_heads = 3, .context = 1}, B>;
 template <class B>  // the window never binds; an odd head_dim, which only RoPE forbids
-using Wide =
+using Roomy =
     Attention<AttentionConfig{.dim = 10, .num_heads = 2, .kv_repeat = 2, .context = 40, .rope = false}, B>;
 template <class B>
 using Unlimited = Attention<AttentionConfig{.dim = 8, .num_heads = 2}, B>;
@@ -27,5 +27,5 @@ TEST_CASE("Attention, window shorter than the sequence") {
 }
 TEST_CASE("Attention, grouped queries") { mttt::testing::hold_to_all_laws<Grouped>(); }
 TEST_CASE("Attention, window of one step") { mttt::testing::hold_to_all_laws<Alone>({.batch = 3}); }
-TEST_CASE("Attention, window longer than the sequence") { mttt::testing::hold_to_all_laws<Wide>(); }
+TEST_CASE("Attention, window longer than the sequence") { mttt::testing::hold_to_all_laws<Roomy>(); }
 TEST_CASE("Attention, unlimited") { mttt::testing::hold_to_training_laws<Unlimited>({.batch = 3}); }

@@ -32,6 +32,10 @@ void hold_to_training_laws(laws::Options options = {}) {
     Cpu<float> be;
     demand(laws::causality<Block<Cpu<float>>>(be, options));
   }
+  SECTION("bf16 storage") {
+    Cpu<bf16> be;
+    demand(laws::storage<Block<Cpu<bf16>>, Block<Cpu<float>>>(be, options));
+  }
 }
 
 template <template <class> class Block>
