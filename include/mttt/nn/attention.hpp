@@ -259,6 +259,9 @@ struct AttendStep {
 template <class B, class T>
 void attend(B& be, AttentionShape shape, Index batch, Index steps, const T* q, const T* k, const T* v,
             Strides strides, T* out, Strides out_strides, typename B::Accum* lse) {
+  if constexpr (requires { be.attend(shape, batch, steps, q, k, v, strides, out, out_strides, lse); }) {
+    if (be.attend(shape, batch, steps, q, k, v, strides, out, out_strides, lse)) return;
+  }
   using A = typename B::Accum;
   const detail::AttentionInputs<T> inputs{shape, steps, q, k, v, strides, out_strides};
   const Index window = shape.window(steps);
@@ -271,6 +274,13 @@ template <class B, class T>
 void attend_backward(B& be, AttentionShape shape, Index batch, Index steps, const T* q, const T* k,
                      const T* v, Strides strides, const T* out, const T* dout, Strides out_strides,
                      const typename B::Accum* lse, T* dq, T* dk, T* dv) {
+  if constexpr (requires {
+                  be.attend_backward(shape, batch, steps, q, k, v, strides, out, dout, out_strides, lse, dq,
+                                     dk, dv);
+                }) {
+    if (be.attend_backward(shape, batch, steps, q, k, v, strides, out, dout, out_strides, lse, dq, dk, dv))
+      return;
+  }
   using A = typename B::Accum;
   const auto scope = be.scope();
   const Index rows = batch * steps * shape.heads, window = shape.window(steps), dim = shape.head_dim;
@@ -294,6 +304,14 @@ template <class B, class T>
 void attend_step(B& be, AttentionShape shape, Index batch, Index steps, const T* q, const T* k, const T* v,
                  Strides strides, T* cache_k, T* cache_v, const std::int64_t* positions, Mask mask, T* out,
                  Strides out_strides, const std::int64_t* contexts = nullptr) {
+  if constexpr (requires {
+                  be.attend_step(shape, batch, steps, q, k, v, strides, cache_k, cache_v, positions,
+                                 mask.data(), out, out_strides, contexts);
+                }) {
+    if (be.attend_step(shape, batch, steps, q, k, v, strides, cache_k, cache_v, positions, mask.data(), out,
+                       out_strides, contexts))
+      return;
+  }
   using A = typename B::Accum;
   const detail::AttentionInputs<T> inputs{shape, steps, q, k, v, strides, out_strides};
   be.rows(batch * shape.kv_heads,

@@ -19,6 +19,8 @@
 
 #include "mttt/backend/arena.hpp"
 #include "mttt/backend/backend.hpp"
+#include "mttt/backend/cuda/attention.cuh"
+#include "mttt/backend/cuda/attention_step.cuh"
 #include "mttt/backend/cuda/gemm.cuh"
 #include "mttt/backend/cuda/memory.cuh"
 #include "mttt/backend/cuda/sort.cuh"
@@ -59,12 +61,13 @@ struct CudaContext {
   explicit CudaContext(int number)
       : device(open_device(number)),
         processors(device_attribute(number, cudaDevAttrMultiProcessorCount)),
+        capability(compiled_capability()),
         // less what the reductions' slots take
         shared_limit(device_attribute(number, cudaDevAttrMaxSharedMemoryPerBlockOptin) - 1024),
         gemm(stream) {}
   ~CudaContext() { cudaStreamSynchronize(stream); }
 
-  int device, processors;
+  int device, processors, capability;
   Index shared_limit;
   Stream stream;
   Arena<CudaMemory> arena;
@@ -187,6 +190,28 @@ class Cuda {
   void to_device(const U* from, U* to, Index n) {
     transfer(from, to, n, cudaMemcpyHostToDevice, "copying to the GPU");
     synchronize();  // the caller may reuse `from`
+  }
+
+  /// Fused kernels of nn/attention.hpp's functions of the same names; false, and nothing done, for shapes that
+  /// they do not take.
+  template <class Shape, class Strides>
+  bool attend(const Shape& shape, Index batch, Index steps, const bf16* q, const bf16* k, const bf16* v,
+              Strides strides, bf16* out, Strides out_strides, float* lse) {
+    return detail::flash_attend(*this, shape, batch, steps, q, k, v, strides, out, out_strides, lse);
+  }
+  template <class Shape, class Strides>
+  bool attend_backward(const Shape& shape, Index batch, Index steps, const bf16* q, const bf16* k,
+                       const bf16* v, Strides strides, const bf16* out, const bf16* dout, Strides out_strides,
+                       const float* lse, bf16* dq, bf16* dk, bf16* dv) {
+    return detail::flash_attend_backward(*this, shape, batch, steps, q, k, v, strides, out, dout, out_strides,
+                                         lse, dq, dk, dv);
+  }
+  template <class U, class Shape, class Strides>
+  bool attend_step(const Shape& shape, Index batch, Index steps, const U* q, const U* k, const U* v,
+                   Strides strides, U* cache_k, U* cache_v, const std::int64_t* positions,
+                   const std::uint8_t* mask, U* out, Strides out_strides, const std::int64_t* contexts) {
+    return detail::ring_attend(stream(), context_->capability, shape, batch, steps, q, k, v, strides, cache_k,
+                               cache_v, positions, mask, out, out_strides, contexts);
   }
 
  private:

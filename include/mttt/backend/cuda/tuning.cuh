@@ -28,4 +28,7 @@ constexpr int row_threads(Index cost) {
 /// Scratch of cuBLAS; the size that its manual recommends for Hopper.
 inline constexpr Index cublas_workspace = Index{32} << 20;
 
+/// A step over a ring cache: blocks of the cluster that shares one head's keys, and threads of each.
+inline constexpr int ring_blocks = 8, ring_threads = 256;
+
 }  // namespace mttt::tuning
