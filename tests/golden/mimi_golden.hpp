@@ -7,7 +7,6 @@
 #include <vector>
 
 #include "golden.hpp"
-#include "mttt/backend/cpu/cpu.hpp"
 #include "mttt/codec/mimi.hpp"
 #include "mttt/io/checkpoint.hpp"
 
@@ -21,14 +20,14 @@ constexpr MimiConfig mimi_golden(Index context) {
           .quantizer = {.dim = 16, .codebook_dim = 8, .card = 16, .n_q = 6}};
 }
 
-template <Index context>
+template <Index context, class B>
 struct MimiGolden {
-  using B = Cpu<float>;
   using M = Mimi<mimi_golden(context), B>;
   static constexpr Index frame = M::frame_size;
   static constexpr double tolerance = 1e-4;  // of the largest absolute value
 
   B be;
+  Cpu<float> host;
   Store<typename M::Params, B> params{be};
   Store<typename M::Codebooks, B> books{be};
   std::vector<float> pcm, latent, decoded;
@@ -56,16 +55,23 @@ struct MimiGolden {
   Sequence<float, 1> sound(Index sessions, Index samples) {
     return be.template make<float, dyn, dyn, 1>(sessions, samples);
   }
+  Sequence<float, 1> host_sound(Index sessions, Index samples) {
+    return host.make<float, dyn, dyn, 1>(sessions, samples);
+  }
   Sequence<float, M::dimension> latents(Index sessions, Index n) {
     return be.template make<float, dyn, dyn, M::dimension>(sessions, n);
   }
   Codes<> some_codes(Index sessions, Index n) {
     return be.template make<std::int32_t, dyn, dyn, dyn>(sessions, M::n_q, n);
   }
-  Sequence<float, 1> input() { return {pcm.data(), {1, frames * frame, 1}}; }
-  Codes<> expected_codes() { return {codes.data(), {1, M::n_q, frames}}; }
+  /// Samples [at, at + n) of the recording, and its codes, in the backend's memory.
+  Sequence<float, 1> input(Index at, Index n) {
+    return send(be, Sequence<float, 1>(pcm.data() + at, {1, n, 1}));
+  }
+  Sequence<float, 1> input() { return input(0, frames * frame); }
+  Codes<> expected_codes() { return send(be, Codes<>(codes.data(), {1, M::n_q, frames})); }
 
-  /// Copies frames [at, at + n) of the recording's codes into, or compares them with, session b.
+  /// Copies frames [at, at + n) of the recording's codes into, or compares them with, session b in host memory.
   void put_codes(Codes<> to, Index b, Index at) {
     for (Index q = 0; q < M::n_q; ++q) {
       for (Index t = 0; t < to.extent(2); ++t) to(b, q, t) = codes[q * frames + at + t];
@@ -79,6 +85,11 @@ struct MimiGolden {
       }
     }
   }
+  template <Index C>
+  void require_close(Sequence<float, C> found, const std::vector<float>& expected) {
+    REQUIRE(found.size() == static_cast<Index>(expected.size()));
+    require_close(fetch(host, be, found).data(), expected);
+  }
   static void require_close(const float* found, const std::vector<float>& expected) {
     const double difference =
         laws::largest_difference(found, expected.data(), static_cast<Index>(expected.size()));
@@ -89,32 +100,34 @@ struct MimiGolden {
   void whole() {
     const auto found_latent = latents(1, frames);
     M::encode_latent(be, *params, input(), found_latent);
-    require_close(found_latent.data(), latent);
+    require_close(found_latent, latent);
     const auto found = some_codes(1, frames);
     M::encode(be, *params, *books, input(), found);
-    require_codes(found, 0, 0);
+    require_codes(fetch(host, be, found), 0, 0);
     const auto out = sound(1, frames * frame);
     M::decode(be, *params, *books, expected_codes(), out);
-    require_close(out.data(), decoded);
+    require_close(out, decoded);
   }
 
   /// Fewer codebooks are the first ones of all.
   void fewer_codebooks() {
     const auto found = be.template make<std::int32_t, dyn, dyn, dyn>(1, 3, frames);
     M::encode(be, *params, *books, input(), found);
-    for (Index i = 0; i < found.size(); ++i) REQUIRE(found.data()[i] == codes[i]);
+    const auto ours = fetch(host, be, found);
+    for (Index i = 0; i < ours.size(); ++i) REQUIRE(ours.data()[i] == codes[i]);
   }
 
   void recording() {
     const Index samples = frames * frame - 17;  // the padded end changes the last frame alone
     const auto found = some_codes(1, frames);
-    M::encode_recording(be, *params, *books, Sequence<float, 1>(pcm.data(), {1, samples, 1}), found, 3);
+    M::encode_recording(be, *params, *books, input(0, samples), found, 3);
+    const auto ours = fetch(host, be, found);
     for (Index q = 0; q < M::n_q; ++q) {
-      for (Index t = 0; t + 1 < frames; ++t) REQUIRE(found(0, q, t) == codes[q * frames + t]);
+      for (Index t = 0; t + 1 < frames; ++t) REQUIRE(ours(0, q, t) == codes[q * frames + t]);
     }
     const auto out = sound(1, frames * frame);
     M::decode_recording(be, *params, *books, expected_codes(), out, 3);
-    require_close(out.data(), decoded);
+    require_close(out, decoded);
   }
 
   /// Chunks of `largest` frames at most, of random sizes above 1.
@@ -126,18 +139,20 @@ struct MimiGolden {
     std::vector<float> found_latent(latent.size()), found_pcm(pcm.size());
     for (Index at = 0; at < frames;) {
       const auto scope = be.scope();
+      const auto host_scope = host.scope();
       const Index n =
           std::min(frames - at, 1 + static_cast<Index>(rng.below(static_cast<std::uint64_t>(largest))));
-      const Sequence<float, 1> chunk(pcm.data() + at * frame, {1, n * frame, 1});
+      const auto chunk = input(at * frame, n * frame);
       Store<typename M::EncoderState, B> before(be, encoder);
-      M::encode_latent_step(be, *params, *before, chunk,
-                            {found_latent.data() + at * M::dimension, {1, n, M::dimension}});
+      const auto chunk_latent = latents(1, n);
+      M::encode_latent_step(be, *params, *before, chunk, chunk_latent);
+      be.to_host(chunk_latent.data(), found_latent.data() + at * M::dimension, chunk_latent.size());
       const auto found = some_codes(1, n);
       M::encode_step(be, *params, *books, *encoder, chunk, found);
-      require_codes(found, 0, at);
-      put_codes(found, 0, at);
-      M::decode_step(be, *params, *books, *decoder, found,
-                     {found_pcm.data() + at * frame, {1, n * frame, 1}});
+      require_codes(fetch(host, be, found), 0, at);
+      const auto out = sound(1, n * frame);
+      M::decode_step(be, *params, *books, *decoder, found, out);
+      be.to_host(out.data(), found_pcm.data() + at * frame, out.size());
       at += n;
     }
     require_close(found_latent.data(), latent);
@@ -156,14 +171,16 @@ struct MimiGolden {
     bool was_reset = false;
     while (*std::min_element(at.begin(), at.end()) < frames) {
       const auto scope = be.scope();
+      const auto host_scope = host.scope();
       const Index n = 1 + static_cast<Index>(rng.below(2));
-      const auto mask = be.template make<std::uint8_t, dyn>(count);
-      const auto chunk = sound(count, n * frame), out = sound(count, n * frame);
-      const auto found = some_codes(count, n), in = some_codes(count, n);
+      const auto mask = host.make<std::uint8_t, dyn>(count);
+      const auto chunk = host_sound(count, n * frame);
+      const auto in = host.make<std::int32_t, dyn, dyn, dyn>(count, M::n_q, n);
       if (at[count - 1] >= frames / 2 && !was_reset) {
         for (Index b = 0; b < count; ++b) mask(b) = b == count - 1;
-        M::reset_encoder(be, *params, *encoder, mask);
-        M::reset_decoder(be, *params, *decoder, mask);
+        const auto last = send(be, mask);
+        M::reset_encoder(be, *params, *encoder, last);
+        M::reset_decoder(be, *params, *decoder, last);
         at[count - 1] = 0;
         was_reset = true;
       }
@@ -173,8 +190,13 @@ struct MimiGolden {
         std::copy_n(pcm.data() + from * frame, n * frame, &chunk(b, 0, 0));
         put_codes(in, b, from);
       }
-      M::encode_step(be, *params, *books, *encoder, chunk, found, mask);
-      M::decode_step(be, *params, *books, *decoder, in, out, mask);
+      const auto device_mask = send(be, mask);
+      const auto device_found = some_codes(count, n);
+      const auto device_out = sound(count, n * frame);
+      M::encode_step(be, *params, *books, *encoder, send(be, chunk), device_found, device_mask);
+      M::decode_step(be, *params, *books, *decoder, send(be, in), device_out, device_mask);
+      const auto found = fetch(host, be, device_found);
+      const auto out = fetch(host, be, device_out);
       for (Index b = 0; b < count; ++b) {
         if (mask(b) == 0) continue;
         require_codes(found, b, at[b]);

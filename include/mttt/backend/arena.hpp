@@ -12,11 +12,12 @@
 #include <algorithm>
 #include <vector>
 
+#include "mttt/core/memory_use.hpp"
 #include "mttt/core/tensor.hpp"
 
 namespace mttt {
 
-/// `Memory` is constructible from (Index bytes) and has data().
+/// `Memory` is constructible from (Index bytes, MemoryUse) and has data().
 template <class Memory>
 class Arena {
  public:
@@ -34,7 +35,7 @@ class Arena {
     if (chunk_ == chunks_.size()) {
       const Index last = chunks_.empty() ? first_chunk / 2 : chunks_.back().bytes;
       const Index size = std::max(need, std::min(2 * last, largest_chunk));
-      chunks_.push_back({size, Memory(size)});
+      chunks_.push_back({size, Memory(size, MemoryUse::activations)});
       used_ = 0;
     }
     void* piece = static_cast<std::byte*>(chunks_[chunk_].memory.data()) + used_;

@@ -6,13 +6,15 @@
 //
 // Shapes:  a tensor whose first extent is `dyn` gets `batch` there; all other extents must be static.
 // Units:   bytes.
-// Errors:  what the backend's memory throws when it is exhausted; assign refuses a store of another size.
+// Errors:  what the backend's memory throws when it is exhausted; assign, upload and download refuse a store
+//          of another size.
 // Not supported: growing.
 // Source:  none.
 #pragma once
 
 #include <utility>
 
+#include "mttt/core/memory_use.hpp"
 #include "mttt/core/visit.hpp"
 
 namespace mttt {
@@ -22,12 +24,16 @@ class Store {
  public:
   static constexpr Index alignment = 64;
 
-  explicit Store(B& be, Index batch = 1) : batch_(batch), bytes_(layout(nullptr)), memory_(be, bytes_) {
+  explicit Store(B& be, Index batch = 1)
+      : batch_(batch),
+        bytes_(layout(nullptr)),
+        memory_(be, bytes_, of_sessions_ ? MemoryUse::sessions : MemoryUse::parameters) {
     layout(static_cast<std::byte*>(memory_.data()));
   }
   Store(B& be, const Store& other) : Store(be, other.batch_) { assign(be, other); }
   Store(Store&& other) noexcept
       : batch_(other.batch_),
+        of_sessions_(other.of_sessions_),
         aggregate_(other.aggregate_),
         bytes_(other.bytes_),
         memory_(std::move(other.memory_)) {}
@@ -74,7 +80,10 @@ class Store {
           using Tens = std::remove_cvref_t<decltype(tensor)>;
           using T = typename Tens::value_type;
           auto extents = Tens::static_extents;
-          if (extents[0] == dyn) extents[0] = batch_;
+          if (extents[0] == dyn) {
+            extents[0] = batch_;
+            of_sessions_ = true;
+          }
           tensor = Tens(reinterpret_cast<T*>(base == nullptr ? nullptr : base + offset), extents);
           const Index end = offset + tensor.size() * static_cast<Index>(sizeof(T));
           offset = (end + alignment - 1) / alignment * alignment;
@@ -84,10 +93,32 @@ class Store {
   }
 
   Index batch_;
+  bool of_sessions_ = false;  // found by layout
   P aggregate_{};
   Index bytes_;
   typename B::Memory memory_;
 };
+
+namespace detail {
+inline void require_same_layout(Index from, Index to) {
+  if (from == to) return;
+  fail("copying a Store between host and backend", std::to_string(from) + " bytes",
+       std::to_string(to) + " bytes", "use stores of the same block and batch");
+}
+}  // namespace detail
+
+/// Copies a store in host memory to one of a backend: the same block's Params or State, on either side.
+template <class P, class Host, class Q, class B>
+void upload(B& be, const Store<P, Host>& from, Store<Q, B>& to) {
+  detail::require_same_layout(from.bytes(), to.bytes());
+  be.to_device(from.data(), to.data(), from.bytes());
+}
+/// And back.
+template <class P, class B, class Q, class Host>
+void download(B& be, const Store<P, B>& from, Store<Q, Host>& to) {
+  detail::require_same_layout(from.bytes(), to.bytes());
+  be.to_host(from.data(), to.data(), from.bytes());
+}
 
 /// Copies one session's row of every tensor of a State into a row of another: to fork a conversation, to move
 /// it to another batch, to bring one back from a snapshot.

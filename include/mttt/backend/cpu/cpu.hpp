@@ -29,12 +29,12 @@ namespace mttt {
 /// Zeroed bytes aligned for the widest vectors.
 class CpuMemory {
  public:
-  explicit CpuMemory(Index bytes)
+  explicit CpuMemory(Index bytes, MemoryUse = MemoryUse::other)
       : data_(::operator new (static_cast<std::size_t>(bytes), std::align_val_t{64})) {
     std::memset(data_, 0, static_cast<std::size_t>(bytes));
   }
   template <class B>
-  CpuMemory(B&, Index bytes) : CpuMemory(bytes) {}
+  CpuMemory(B&, Index bytes, MemoryUse use = MemoryUse::other) : CpuMemory(bytes, use) {}
   CpuMemory(CpuMemory&& other) noexcept : data_(std::exchange(other.data_, nullptr)) {}
   CpuMemory(const CpuMemory&) = delete;
   CpuMemory& operator=(const CpuMemory&) = delete;

@@ -1,9 +1,10 @@
 // Checks of every CUDA and cuBLAS call: an Error that says what was found, what was expected, what to do.
 //
 // Shapes:  none.   Units: none.
-// Errors:  Error: no GPU, a driver that is too old, a program without code for this GPU, and whatever else CUDA
-//          or cuBLAS report.
-// Not supported: recovery from errors that spoil the process's CUDA context (an illegal address, say).
+// Errors:  Error: no GPU, no driver or one that is too old, a program without code for this GPU, a fault of a
+//          kernel, a wait while a graph is being recorded, and whatever else CUDA or cuBLAS report.
+// Not supported: recovery from the fault of a kernel (an illegal address, say), which spoils the process's CUDA
+//          context: the program must end.
 // Source:  CUDA Runtime API, cudaError_t; cuBLAS, cublasStatus_t.
 #pragma once
 
@@ -31,28 +32,78 @@ inline std::string device_name() {
          std::to_string(properties.minor) + ")";
 }
 
-[[noreturn]] inline void cuda_fail(cudaError_t error, std::string_view what) {
+/// What the driver supports, 0 without one, and what this program was linked with.
+struct CudaVersions {
+  int driver = 0, runtime = 0;
+  static CudaVersions found() {
+    CudaVersions versions;
+    cudaDriverGetVersion(&versions.driver);
+    cudaRuntimeGetVersion(&versions.runtime);
+    return versions;
+  }
+};
+
+/// Errors after which no call of this process reaches the GPU any more.
+inline bool is_fault(cudaError_t error) {
+  switch (error) {
+    case cudaErrorIllegalAddress:
+    case cudaErrorMisalignedAddress:
+    case cudaErrorInvalidAddressSpace:
+    case cudaErrorIllegalInstruction:
+    case cudaErrorInvalidPc:
+    case cudaErrorHardwareStackError:
+    case cudaErrorLaunchFailure:
+    case cudaErrorLaunchTimeout:
+    case cudaErrorAssert:
+    case cudaErrorECCUncorrectable:
+      return true;
+    default:
+      return false;
+  }
+}
+
+/// Errors of a stream that is being recorded.
+inline bool is_of_recording(cudaError_t error) {
+  return error >= cudaErrorStreamCaptureUnsupported && error <= cudaErrorCapturedEvent;
+}
+
+[[noreturn]] inline void cuda_fail(cudaError_t error, std::string_view what,
+                                   CudaVersions versions = CudaVersions::found()) {
   cudaGetLastError();  // so that a caller who catches the Error can go on
   const std::string subject = "CUDA: " + std::string(what);
-  if (error == cudaErrorInsufficientDriver) {
-    int driver = 0, runtime = 0;
-    cudaDriverGetVersion(&driver);
-    cudaRuntimeGetVersion(&runtime);
-    fail(subject, driver == 0 ? "no NVIDIA driver" : "an NVIDIA driver for CUDA " + cuda_version(driver),
-         "a driver for CUDA " + cuda_version(runtime) + " or later",
-         "install a newer driver, or use the CPU backend");
+  const std::string found = std::string(cudaGetErrorName(error)) + " (" + cudaGetErrorString(error) + ")";
+  if (error == cudaErrorInsufficientDriver || error == cudaErrorUnsupportedPtxVersion) {
+    const bool none = versions.driver == 0;
+    fail(subject, none ? "no NVIDIA driver" : "an NVIDIA driver for CUDA " + cuda_version(versions.driver),
+         "a driver for CUDA " + cuda_version(versions.runtime) + " or later",
+         none ? "install an NVIDIA driver, or use the CPU backend"
+              : "install a newer driver, or use the CPU backend");
   }
   if (error == cudaErrorNoDevice) {
     fail(subject, "no GPU", "an NVIDIA GPU",
          "check nvidia-smi and CUDA_VISIBLE_DEVICES, or use the CPU backend");
   }
-  if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorInvalidDeviceFunction ||
-      error == cudaErrorUnsupportedPtxVersion) {
+  if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorInvalidDeviceFunction) {
     fail(subject, device_name(), "a GPU that this program was compiled for",
          "compile again with this GPU's number in CMAKE_CUDA_ARCHITECTURES");
   }
-  fail(subject, std::string(cudaGetErrorName(error)) + " (" + cudaGetErrorString(error) + ")", "success",
-       "run the program under compute-sanitizer to find the cause");
+  if (error == cudaErrorDevicesUnavailable) {
+    fail(subject, "a GPU that another program holds", "one that is free",
+         "end that program (nvidia-smi lists it), or choose another GPU");
+  }
+  if (error == cudaErrorMemoryAllocation) {
+    fail(subject, "no memory left on " + device_name(), "free memory on the GPU",
+         "end other programs on this GPU, or lower batch or steps");
+  }
+  if (is_of_recording(error)) {
+    fail(subject, "a graph that is being recorded", "work that does not wait for the GPU",
+         "move to_host, to_device and synchronize out of what capture() runs");
+  }
+  if (is_fault(error)) {
+    fail(subject, found, "kernels without a fault",
+         "end the program, whose GPU context is lost; compute-sanitizer finds the kernel");
+  }
+  fail(subject, found, "success", "look the error up in the CUDA Runtime API's list of cudaError_t");
 }
 
 inline void check(cudaError_t error, std::string_view what) {
@@ -79,8 +130,10 @@ inline int open_device(int device) {
   int count = 0;
   check(cudaGetDeviceCount(&count), "opening a GPU");
   if (device < 0 || device >= count) {
-    fail("CUDA: opening GPU " + std::to_string(device), std::to_string(count) + " GPUs",
-         "a number from 0 to " + std::to_string(count - 1), "choose one that nvidia-smi lists");
+    fail("CUDA: opening GPU " + std::to_string(device),
+         std::to_string(count) + (count == 1 ? " GPU" : " GPUs"),
+         count == 1 ? "number 0" : "a number from 0 to " + std::to_string(count - 1),
+         "choose one that nvidia-smi lists");
   }
   check(cudaSetDevice(device), "opening a GPU");
   cudaFuncAttributes attributes;

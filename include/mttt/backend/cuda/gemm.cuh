@@ -39,7 +39,7 @@ Index row_length(const Matrix<T>& m) {
 
 class Gemm {
  public:
-  explicit Gemm(cudaStream_t stream) : workspace_(tuning::cublas_workspace) {
+  explicit Gemm(cudaStream_t stream) : workspace_(tuning::cublas_workspace, MemoryUse::workspace) {
     check(cublasCreate(&handle_.value), "starting cuBLAS");
     check(cublasSetStream(handle_.value, stream), "choosing a stream");
     // A workspace of ours: cuBLAS then allocates nothing, and takes the same algorithm every time.

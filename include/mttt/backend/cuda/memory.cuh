@@ -1,10 +1,8 @@
-// CudaMemory: zeroed bytes on the GPU that live as long as their owner; and stores that travel between host
-// and GPU.
+// CudaMemory: zeroed bytes on the GPU that live as long as their owner.
 //
 // Shapes:  none.
 // Units:   bytes.
-// Errors:  Error when the GPU has no room: how much was wanted, how much is free, what to lower. Stores of
-//          different layouts.
+// Errors:  Error when the GPU has no room: for what, how much was wanted, how much is free, what to lower.
 // Not supported: memory of several GPUs at once; allocation while a stream is being captured.
 // Source:  CUDA Runtime API, cudaMalloc.
 #pragma once
@@ -13,37 +11,39 @@
 #include <utility>
 
 #include "mttt/backend/cuda/check.cuh"
-#include "mttt/core/store.hpp"
+#include "mttt/core/memory_use.hpp"
+#include "mttt/core/tensor.hpp"
 
 namespace mttt {
 
 namespace detail {
 
-inline std::string mebibytes(double bytes) {
+/// "1.5 GiB", below one "512.0 MiB".
+inline std::string binary_size(double bytes) {
+  const bool large = bytes >= 1 << 30;
   char text[32];
-  std::snprintf(text, sizeof text, "%.1f MiB", bytes / (1 << 20));
+  std::snprintf(text, sizeof text, "%.1f %s", bytes / (large ? 1 << 30 : 1 << 20), large ? "GiB" : "MiB");
   return text;
 }
 
-[[noreturn]] inline void out_of_memory(Index wanted) {
+[[noreturn]] inline void out_of_gpu_memory(Index wanted, MemoryUse use) {
   cudaGetLastError();  // the next call must not report this one
   std::size_t free = 0, total = 0;
   cudaMemGetInfo(&free, &total);
-  fail("GPU memory",
-       mebibytes(static_cast<double>(free)) + " free of " + mebibytes(static_cast<double>(total)),
-       mebibytes(static_cast<double>(wanted)) + " more",
-       "lower batch or steps, wrap layers in Recompute, or choose a smaller model");
+  fail("GPU memory for " + std::string(name_of(use)),
+       binary_size(static_cast<double>(free)) + " free of " + binary_size(static_cast<double>(total)),
+       binary_size(static_cast<double>(wanted)) + " more", advice_of(use));
 }
 
 }  // namespace detail
 
 class CudaMemory {
  public:
-  explicit CudaMemory(Index bytes) {
+  explicit CudaMemory(Index bytes, MemoryUse use = MemoryUse::other) {
     if (bytes == 0) return;
     const cudaError_t error =
         bytes > 0 ? cudaMalloc(&data_, static_cast<std::size_t>(bytes)) : cudaErrorMemoryAllocation;
-    if (error == cudaErrorMemoryAllocation) detail::out_of_memory(bytes);
+    if (error == cudaErrorMemoryAllocation) detail::out_of_gpu_memory(bytes, use);
     detail::check(error, "allocating memory");
     // The zeros go through the default stream, which ours does not wait for.
     const cudaError_t filled = cudaMemset(data_, 0, static_cast<std::size_t>(bytes));
@@ -52,7 +52,7 @@ class CudaMemory {
     detail::check(done, "clearing memory");
   }
   template <class B>
-  CudaMemory(B&, Index bytes) : CudaMemory(bytes) {}
+  CudaMemory(B&, Index bytes, MemoryUse use = MemoryUse::other) : CudaMemory(bytes, use) {}
   CudaMemory(CudaMemory&& other) noexcept : data_(std::exchange(other.data_, nullptr)) {}
   CudaMemory(const CudaMemory&) = delete;
   CudaMemory& operator=(const CudaMemory&) = delete;
@@ -65,26 +65,5 @@ class CudaMemory {
  private:
   void* data_ = nullptr;
 };
-
-namespace detail {
-inline void require_same_layout(Index from, Index to) {
-  if (from == to) return;
-  fail("copying a Store between host and GPU", std::to_string(from) + " bytes", std::to_string(to) + " bytes",
-       "use stores of the same block and batch");
-}
-}  // namespace detail
-
-/// Copies a store in host memory to one on the GPU: the same block's Params or State, on either backend.
-template <class P, class Host, class Q, class B>
-void upload(B& be, const Store<P, Host>& from, Store<Q, B>& to) {
-  detail::require_same_layout(from.bytes(), to.bytes());
-  be.to_device(from.data(), to.data(), from.bytes());
-}
-/// And back.
-template <class P, class B, class Q, class Host>
-void download(B& be, const Store<P, B>& from, Store<Q, Host>& to) {
-  detail::require_same_layout(from.bytes(), to.bytes());
-  be.to_host(from.data(), to.data(), from.bytes());
-}
 
 }  // namespace mttt
