@@ -2,7 +2,6 @@
 #pragma once
 
 #include "golden.hpp"
-#include "mttt/backend/cpu/cpu.hpp"
 #include "mttt/io/checkpoint.hpp"
 #include "mttt/lm/moshi.hpp"
 
