@@ -23,7 +23,7 @@ struct Classifier {
   static void init(Params& p, Rng& rng) { First::init(p.first, rng), Second::init(p.second, rng); }
 
   /// Adds the gradient of the loss over `rows` examples, starting at example `from` of an endless list.
-  static MicroBatch loss_and_gradient(B& be, const Params& p, Index from, Index rows, Params& grad) {
+  static MicroBatch loss_and_gradient(B& be, const Params& p, Index from, Index rows, auto& grad) {
     const auto scope = be.scope();
     auto x = be.template make<T, dyn, dyn, in>(1, rows), dx = be.template make<T, dyn, dyn, in>(1, rows);
     auto h = be.template make<T, dyn, dyn, hidden>(1, rows), a = h, da = h, dh = h;
@@ -41,11 +41,11 @@ struct Classifier {
     typename First::Saved first;
     typename Second::Saved second;
     First::forward(be, p.first, x, h, first);
-    be.for_each(h.size(), detail::Activate<Silu, T>{h.data(), a.data()});
+    be.map(h.size(), detail::Activate<Silu>{}, a.data(), h.data());
     Second::forward(be, p.second, a, y, second);
     const auto result = cross_entropy(be, y, targets, weights, dy);
     Second::backward(be, p.second, second, dy, da, grad.second);
-    be.for_each(h.size(), detail::ActivateBackward<Silu, T>{h.data(), da.data(), dh.data()});
+    be.map(h.size(), detail::ActivateBackward<Silu>{}, dh.data(), h.data(), da.data());
     First::backward(be, p.first, first, dh, dx, grad.first);
     return {result.loss, rows};
   }

@@ -14,7 +14,9 @@
 //                                   and B hold, or the type to compute in (gradients of bf16 weights)
 //   matmul_grid(no, ni, a, b, c, alpha, beta)
 //                                   the same for no x ni pairs of planes (batch x heads)
-//   for_each(n, f)                  f(i) for i in [0, n), in any order: the element-wise functions
+//   map(n, f, out, in...)           out[i] = f(in[i]...) for i in [0, n): f gets and gives the type to compute in;
+//                                   out may be one of the inputs. The element-wise functions, at memory speed
+//   for_each(n, f)                  f(i) for i in [0, n), in any order
 //   rows(n, f, scratch, cost)       f(team, i) for i in [0, n): one team a row; scratch in bytes a team, cost
 //                                   in operations a row, roughly
 //   as<U>()                         the same backend, its memory and its order of work, for blocks that
@@ -26,8 +28,10 @@
 //
 // The team of a row works on it together. A CPU's team is one thread whose loops vectorise; a GPU's is a warp
 // or a thread block:
+//   team.map(n, g, out, in...)      out[i] = g(in[i]...), as above
 //   team.for_each(n, g)             g(i) for i in [0, n), in any order
 //   team.sum<A>(n, g)               the sum of g(i), known to all members
+//   team.sum<A>(n, g, in...)        the sum of g(in[i]...)
 //   team.max<A>(n, g)               the largest g(i)
 //   team.argmax<A>(n, g)            the first index of the largest
 //   team.matmul(a, b, c, alpha, beta)
@@ -61,6 +65,10 @@ namespace mttt {
 namespace detail {
 struct AnyMap {
   MTTT_HD void operator()(Index) const {}
+  template <class A>
+  MTTT_HD A operator()(A x) const {
+    return x;
+  }
 };
 struct AnyRow {
   template <class Team>
@@ -86,6 +94,7 @@ concept Backend = requires(B be, Index n, typename B::Scalar* p, const typename 
   { be.template make<float, dyn, 4>(n) } -> std::same_as<Tensor<float, dyn, 4>>;
   be.matmul(a, a, c, w, w);
   be.matmul_grid(n, n, ga, ga, gc, w, w);
+  be.map(n, detail::AnyMap{}, p, q);
   be.for_each(n, detail::AnyMap{});
   be.rows(n, detail::AnyRow{}, n);
   be.copy(q, p, n);

@@ -30,14 +30,14 @@ struct Activation {
 
   static void forward(B& be, const Params&, Sequence<const T, in> x, Sequence<T, out> y, Saved& saved) {
     saved.x = x;
-    be.for_each(x.size(), detail::Activate<F, T>{x.data(), y.data()});
+    be.map(x.size(), detail::Activate<F>{}, y.data(), x.data());
   }
   static void backward(B& be, const Params&, const Saved& saved, Sequence<const T, out> dy,
                        Sequence<T, in> dx, Params&) {
-    be.for_each(dy.size(), detail::ActivateBackward<F, T>{saved.x.data(), dy.data(), dx.data()});
+    be.map(dy.size(), detail::ActivateBackward<F>{}, dx.data(), saved.x.data(), dy.data());
   }
   static void step(B& be, const Params&, State&, Sequence<const T, in> x, Sequence<T, out> y, Mask) {
-    be.for_each(x.size(), detail::Activate<F, T>{x.data(), y.data()});
+    be.map(x.size(), detail::Activate<F>{}, y.data(), x.data());
   }
   static void reset(B&, const Params&, State&, Mask) {}
 };

@@ -15,32 +15,34 @@ namespace mttt {
 
 namespace detail {
 
-template <class T>
-struct AddTo {
-  const T* x;
-  T* y;
-  MTTT_HD void operator()(Index i) const { y[i] += x[i]; }
-};
-
-template <class T>
 struct Sum {
-  const T *a, *b;
-  T* y;
-  MTTT_HD void operator()(Index i) const { y[i] = static_cast<T>(wide(a[i]) + wide(b[i])); }
+  template <class A>
+  MTTT_HD A operator()(A a, A b) const {
+    return a + b;
+  }
 };
 
-template <class F, class T>
+struct Product {
+  template <class A>
+  MTTT_HD A operator()(A a, A b) const {
+    return a * b;
+  }
+};
+
+template <class F>
 struct Activate {
-  const T* x;
-  T* y;
-  MTTT_HD void operator()(Index i) const { y[i] = static_cast<T>(F::f(wide(x[i]))); }
+  template <class A>
+  MTTT_HD A operator()(A x) const {
+    return F::f(x);
+  }
 };
 
-template <class F, class T>
+template <class F>
 struct ActivateBackward {
-  const T *x, *dy;
-  T* dx;
-  MTTT_HD void operator()(Index i) const { dx[i] = static_cast<T>(wide(dy[i]) * F::df(wide(x[i]))); }
+  template <class A>
+  MTTT_HD A operator()(A x, A dy) const {
+    return dy * F::df(x);
+  }
 };
 
 template <class T>
@@ -51,8 +53,7 @@ struct AddRow {
   template <class Team>
   MTTT_HD void operator()(Team team, Index r) const {
     T* out = y + r * width;
-    const T* in = row;
-    team.for_each(width, [=](Index i) { out[i] += in[i]; });
+    team.map(width, Sum{}, out, out, row);
   }
 };
 
@@ -71,18 +72,20 @@ struct SumColumnParts {
   MTTT_HD void operator()(Team team, Index i) const {
     const Index first = i % blocks() * block, n = block < width - first ? block : width - first;
     const Index begin = i / blocks() * part, end = begin + part < rows ? begin + part : rows;
+    const T *up = dy + first, *in = x == nullptr ? up : x + first;
+    const A *shift = mean, *scale = r;
+    const bool product = x != nullptr;
     A* total = parts + i / blocks() * width + first;
-    team.for_each(n, [=](Index c) { total[c] = 0; });
-    for (Index row = begin; row < end; ++row) {  // rows outside, so that memory is read along its lines
-      const T *up = dy + row * width + first, *in = x + row * width + first;
-      const A m = mean == nullptr ? A(0) : mean[row], scale = r == nullptr ? A(1) : r[row];
-      if (x == nullptr) {
-        team.for_each(n, [=](Index c) { total[c] += static_cast<A>(up[c]) * scale; });
-      } else {
-        team.for_each(
-            n, [=](Index c) { total[c] += static_cast<A>(up[c]) * (static_cast<A>(in[c]) - m) * scale; });
+    const Index ld = width;
+    team.for_each(n, [=](Index c) {
+      A sum = 0;
+      for (Index row = begin; row < end; ++row) {
+        A term = static_cast<A>(up[row * ld + c]);
+        if (product) term *= static_cast<A>(in[row * ld + c]) - (shift == nullptr ? A(0) : shift[row]);
+        sum += scale == nullptr ? term : term * scale[row];
       }
-    }
+      total[c] = sum;
+    });
   }
 };
 
@@ -125,13 +128,13 @@ struct Advance {
 /// y += x
 template <class B, class T>
 void add_to(B& be, const T* x, T* y, Index n) {
-  be.for_each(n, detail::AddTo<T>{x, y});
+  be.map(n, detail::Sum{}, y, y, x);
 }
 
 /// y = a + b
 template <class B, class T>
 void sum(B& be, const T* a, const T* b, T* y, Index n) {
-  be.for_each(n, detail::Sum<T>{a, b, y});
+  be.map(n, detail::Sum{}, y, a, b);
 }
 
 /// y[r, :] += row

@@ -57,11 +57,11 @@ struct FeedForward {
     const auto g = be.template make<T, dyn, dyn, hidden>(dy.extent(0), dy.extent(1));
     const auto dg = be.template make<T, dyn, dyn, hidden>(dy.extent(0), dy.extent(1));
     const T* h = saved.h.data();
-    be.for_each(g.size(), detail::Activate<Gelu, T>{h, g.data()});
+    be.map(g.size(), detail::Activate<Gelu>{}, g.data(), h);
     be.matmul(dy.matrix().t(), g.matrix(), grad.linear2.matrix(), 1, 1);
     be.matmul(dy.matrix(), p.linear2.matrix(), dg.matrix());
     const auto dh = g;  // g has served
-    be.for_each(dh.size(), detail::ActivateBackward<Gelu, T>{h, dg.data(), dh.data()});
+    be.map(dh.size(), detail::ActivateBackward<Gelu>{}, dh.data(), h, dg.data());
     be.matmul(dh.matrix(), p.linear1.matrix(), dx.matrix());
     be.matmul(dh.matrix().t(), saved.x.matrix(), grad.linear1.matrix(), 1, 1);
   }
@@ -78,7 +78,7 @@ struct FeedForward {
     const auto scope = be.scope();
     const auto g = be.template make<T, dyn, dyn, hidden>(x.extent(0), x.extent(1));
     be.matmul(x.matrix(), p.linear1.matrix().t(), h.matrix());
-    be.for_each(h.size(), detail::Activate<Gelu, T>{h.data(), g.data()});
+    be.map(h.size(), detail::Activate<Gelu>{}, g.data(), h.data());
     be.matmul(g.matrix(), p.linear2.matrix().t(), y.matrix());
   }
 };

@@ -39,7 +39,8 @@ struct GateRow {
   MTTT_HD void operator()(Team team, Index row) const {
     const T *a = h + row * 2 * hidden, *b = a + hidden;
     T* to = g + row * hidden;
-    team.for_each(hidden, [=](Index i) { to[i] = static_cast<T>(F::f(wide(a[i])) * wide(b[i])); });
+    team.map(
+        hidden, [](auto x, auto other) { return F::f(x) * other; }, to, a, b);
   }
 };
 
@@ -53,12 +54,12 @@ struct GateRowBackward {
   MTTT_HD void operator()(Team team, Index row) const {
     const T *a = h + row * 2 * hidden, *b = a + hidden;
     T *g = dg_to_g + row * hidden, *da = dh + row * 2 * hidden, *db = da + hidden;
-    team.for_each(hidden, [=](Index i) {
-      const auto x = wide(a[i]), other = wide(b[i]), up = wide(g[i]), value = F::f(x);
-      da[i] = static_cast<T>(up * other * F::df(x));
-      db[i] = static_cast<T>(up * value);
-      g[i] = static_cast<T>(value * other);
-    });
+    team.map(
+        hidden, [](auto x, auto other, auto up) { return up * other * F::df(x); }, da, a, b, g);
+    team.map(
+        hidden, [](auto x, auto up) { return up * F::f(x); }, db, a, g);
+    team.map(
+        hidden, [](auto x, auto other) { return F::f(x) * other; }, g, a, b);
   }
 };
 

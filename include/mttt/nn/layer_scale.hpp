@@ -28,7 +28,7 @@ struct ScaleRow {
   MTTT_HD void operator()(Team team, Index row) const {
     const T *from = x + row * dim, *factor = scale;
     T* to = y + row * dim;
-    team.for_each(dim, [=](Index i) { to[i] = static_cast<T>(wide(from[i]) * wide(factor[i])); });
+    team.map(dim, Product{}, to, from, factor);
   }
 };
 

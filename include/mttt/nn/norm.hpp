@@ -37,23 +37,20 @@ struct Normalise {
     const T *in = x + row * dim, *w = weight, *shift = bias;
     T* out = y + row * dim;
     A m = 0;
-    if constexpr (Centred) {
-      m = team.template sum<A>(dim, [=](Index i) { return static_cast<A>(in[i]); }) / static_cast<A>(dim);
-    }
-    const A square = team.template sum<A>(dim, [=](Index i) {
-      const A d = static_cast<A>(in[i]) - m;
-      return d * d;
-    });
+    if constexpr (Centred)
+      m = team.template sum<A>(
+              dim, [](A v) { return v; }, in) /
+          static_cast<A>(dim);
+    const A square = team.template sum<A>(
+        dim, [=](A v) { return (v - m) * (v - m); }, in);
     const A scale = A(1) / std::sqrt(square / static_cast<A>(dim) + eps);
     if (shift != nullptr) {
-      team.for_each(dim, [=](Index i) {
-        const A n = (static_cast<A>(in[i]) - m) * scale;
-        out[i] = static_cast<T>(n * static_cast<A>(w[i]) + static_cast<A>(shift[i]));
-      });
+      team.map(
+          dim, [=](A v, A weight_i, A bias_i) { return (v - m) * scale * weight_i + bias_i; }, out, in, w,
+          shift);
     } else {
-      team.for_each(dim, [=](Index i) {
-        out[i] = static_cast<T>((static_cast<A>(in[i]) - m) * scale * static_cast<A>(w[i]));
-      });
+      team.map(
+          dim, [=](A v, A weight_i) { return (v - m) * scale * weight_i; }, out, in, w);
     }
     if (mean != nullptr && team.leader()) mean[row] = m;
     if (r != nullptr && team.leader()) r[row] = scale;
@@ -74,18 +71,18 @@ struct NormaliseBackward {
     const A m = Centred ? mean[row] : A(0);
     A g_mean = 0;
     if constexpr (Centred) {
-      g_mean = team.template sum<A>(dim, [=](Index i) {
-        return static_cast<A>(up[i]) * static_cast<A>(w[i]);
-      }) / width;
+      g_mean = team.template sum<A>(
+                   dim, [](A d, A weight_i) { return d * weight_i; }, up, w) /
+               width;
     }
-    const A gn_mean = team.template sum<A>(dim, [=](Index i) {
-      const A n = (static_cast<A>(in[i]) - m) * scale;
-      return static_cast<A>(up[i]) * static_cast<A>(w[i]) * n;
-    }) / width;
-    team.for_each(dim, [=](Index i) {
-      const A n = (static_cast<A>(in[i]) - m) * scale;
-      out[i] = static_cast<T>(scale * (static_cast<A>(up[i]) * static_cast<A>(w[i]) - g_mean - n * gn_mean));
-    });
+    const A gn_mean =
+        team.template sum<A>(
+            dim, [=](A v, A d, A weight_i) { return d * weight_i * ((v - m) * scale); }, in, up, w) /
+        width;
+    team.map(
+        dim,
+        [=](A v, A d, A weight_i) { return scale * (d * weight_i - g_mean - (v - m) * scale * gn_mean); },
+        out, in, up, w);
   }
 };
 

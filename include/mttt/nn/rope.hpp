@@ -3,7 +3,7 @@
 // Formula: (x_2i, x_2i+1) turned by  p * max_period^(-2i / head_dim),  p = position (mod `modulo` if that is
 //          not 0). Backward turns by the opposite angle: the rotation is orthogonal.
 // Shapes:  x: batch x steps rows of heads * head_dim channels, the rows at batch and step strides; in place.
-//          positions (batch), the position of step 0 of each session.
+//          positions (batch), the position of step 0 of each session. In bf16, rows start at even elements.
 // Units:   positions in steps; angles in radians, in double, so that late positions are as exact as early
 //          ones. Strides in elements.
 // Errors:  none; head_dim is even, which blocks assert at compile time.
@@ -44,24 +44,29 @@ struct RopeTable {
   }
 };
 
+/// Two neighbouring channels; in bf16, read and written as one.
+template <class T>
+struct alignas(sizeof(T) == 2 ? 4 : alignof(T)) RopePair {
+  T re, im;
+};
+
+/// One head of one row.
 template <class T, class A>
-struct RopeRow {
+struct RopeHead {
   T* x;
   const A* table;
   Index steps, heads, half, table_batch_stride;
   Strides strides;
   template <class Team>
-  MTTT_HD void operator()(Team team, Index row) const {
-    const Index b = row / steps, t = row % steps;
+  MTTT_HD void operator()(Team team, Index i) const {
+    const Index row = i / heads, b = row / steps, t = row % steps;
     const A *cosine = table + b * table_batch_stride + t * 2 * half, *sine = cosine + half;
-    for (Index h = 0; h < heads; ++h) {
-      T* pairs = x + b * strides.batch + t * strides.step + h * 2 * half;
-      team.for_each(half, [=](Index i) {
-        const A re = static_cast<A>(pairs[2 * i]), im = static_cast<A>(pairs[2 * i + 1]);
-        pairs[2 * i] = static_cast<T>(re * cosine[i] - im * sine[i]);
-        pairs[2 * i + 1] = static_cast<T>(re * sine[i] + im * cosine[i]);
-      });
-    }
+    auto* pairs = reinterpret_cast<RopePair<T>*>(x + b * strides.batch + t * strides.step) + i % heads * half;
+    team.for_each(half, [=](Index pair) {
+      const A re = wide(pairs[pair].re), im = wide(pairs[pair].im);
+      pairs[pair] = {static_cast<T>(re * cosine[pair] - im * sine[pair]),
+                     static_cast<T>(re * sine[pair] + im * cosine[pair])};
+    });
   }
 };
 
@@ -79,10 +84,10 @@ void rope(B& be, T* x, Index batch, Index steps, Strides strides, Index heads, I
   const double sign = direction == Rotation::forward ? 1 : -1;
   be.for_each(rows * half,
               detail::RopeTable<A>{positions, table.data(), steps, half, modulo, std::log(max_period), sign});
-  be.rows(batch * steps,
-          detail::RopeRow<T, A>{x, table.data(), steps, heads, half,
-                                positions == nullptr ? 0 : steps * 2 * half, strides},
-          0, heads * head_dim * 3);
+  be.rows(batch * steps * heads,
+          detail::RopeHead<T, A>{x, table.data(), steps, heads, half,
+                                 positions == nullptr ? 0 : steps * 2 * half, strides},
+          0, half * 6);
 }
 
 }  // namespace mttt

@@ -39,9 +39,9 @@ struct AddGated {
     const A* h = opening;
     const T *b = base + row * width, *in = t + row * width;
     T* out = y + row * width;
-    team.for_each(width, [=](Index i) {
-      out[i] = h[i] == A(0) ? b[i] : static_cast<T>(wide(b[i]) + h[i] * wide(in[i]));
-    });
+    team.map(
+        width, [](A opening, A base, A t) { return opening == A(0) ? base : base + opening * t; }, out, h, b,
+        in);
   }
 };
 
@@ -57,7 +57,7 @@ struct AddGatedBackward {
     const A* h = opening;
     const T* up = dy + row * width;
     T* out = dt + row * width;
-    team.for_each(width, [=](Index i) { out[i] = static_cast<T>(h[i] * wide(up[i])); });
+    team.map(width, Product{}, out, h, up);
   }
 };
 

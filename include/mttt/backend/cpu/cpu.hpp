@@ -53,6 +53,11 @@ class CpuTeam {
  public:
   explicit CpuTeam(void* scratch) : scratch_(scratch) {}
 
+  template <class F, class Out, class... In>
+  void map(Index n, const F& f, Out* out, const In*... in) const {
+    MTTT_SIMD
+    for (Index i = 0; i < n; ++i) out[i] = static_cast<Out>(f(wide(in[i])...));
+  }
   template <class F>
   void for_each(Index n, const F& f) const {
     MTTT_SIMD
@@ -63,6 +68,14 @@ class CpuTeam {
     A total = 0;
     MTTT_SIMD_SUM(total)
     for (Index i = 0; i < n; ++i) total += f(i);
+    return total;
+  }
+  template <class A, class F, class... In>
+  requires(sizeof...(In) > 0) A sum(Index n, const F& f, const In*... in)
+  const {
+    A total = 0;
+    MTTT_SIMD_SUM(total)
+    for (Index i = 0; i < n; ++i) total += f(wide(in[i])...);
     return total;
   }
   template <class A, class F>
@@ -166,6 +179,13 @@ class Cpu {
         matmul(a.at(i / inner, i % inner), b.at(i / inner, i % inner), c.at(i / inner, i % inner), alpha,
                beta);
     }
+  }
+
+  template <class F, class Out, class... In>
+  void map(Index n, const F& f, Out* out, const In*... in) {
+    parallel(n, parallel_elements, [&](Index begin, Index end, int) {
+      CpuTeam(nullptr).map(end - begin, f, out + begin, (in + begin)...);
+    });
   }
 
   template <class F>

@@ -1,10 +1,12 @@
-// One streaming step of attention over ring caches: the keys of a head are shared out to a cluster of blocks.
+// One streaming step of attention over ring caches, which runs at the speed of memory.
 //
-// The grid depends on shapes alone, so that a recorded graph serves any positions. Eight blocks take an
-// eighth each of the keys that the session has, eight lanes take one key, and each group of lanes keeps a
-// running maximum, total and mix of its own. They meet in a fixed order: lanes, warps, blocks. A session's
-// bits depend on nothing but its own numbers. The step's own key and value are read from the input and written
-// to the ring by one block; nobody reads that slot.
+// A session's keys are cut into parts, whose number depends on the number of keys alone. The parts of a head
+// are shared out to a cluster of blocks: to eight where sessions are few, to one where they are many. Each warp
+// of a part keeps a running maximum, total and mix of its own, and they meet in a fixed order: lanes, warps,
+// parts. So a session's bits depend on nothing but its own numbers, and the grid on shapes alone: a recorded
+// graph serves any positions. Keys and values pass through shared memory as through a long queue of registers:
+// each lane reads back what it has asked for itself. The step's own key and value are read from the input and
+// written to the ring by one block; nobody reads that slot.
 //
 // Formula: see nn/attention.hpp.
 // Shapes:  q, k, v rows of heads or kv_heads * head_dim; caches (B, kv_heads, context, head_dim).
@@ -36,40 +38,84 @@ template <class T>
 struct RingTask {
   const T *q, *k, *v;
   Index in_batch, out_batch, context;
-  int heads, group;
+  int heads, group, ranks;
   T *cache_k, *cache_v;
   const std::int64_t *positions, *contexts;
   const std::uint8_t* mask;
   T* out;
 };
 
-/// 16 bytes of T.
-template <class T>
-struct alignas(16) Chunk {
-  static constexpr int size = 16 / sizeof(T);
-  T x[size];
+/// What a kernel for rows of 128 C bytes keeps in shared memory.
+template <class T, int C>
+struct RingShape {
+  using A = Wide<T>;
+  static constexpr int V = 16 / sizeof(T), n = C * V, D = 8 * n;  // numbers in 16 bytes, of a lane, of a row
+  static constexpr int warps = tuning::ring_threads / 32, parts = tuning::ring_parts;
+  static constexpr int stages = C <= 2 ? 4 : 2, stage = 2 * C * tuning::ring_threads * 16;
+  static_assert(D <= tuning::ring_threads);
+  /// One warp's share of a part, one part: sums of values, then the largest score and the total.
+  static constexpr int mix = D + 2;
+  static int bytes(int ranks) {
+    return stages * stage + parts * mix * static_cast<int>(sizeof(A)) * (1 + warps / ranks);
+  }
 };
 
 __device__ inline float exp2_of(float x) { return exp2f(x); }
 __device__ inline double exp2_of(double x) { return exp2(x); }
+/// What to subtract from scores whose largest is this: nothing where there are none.
+template <class A>
+__device__ A exp2_shift(A largest) {
+  return largest == A(-INFINITY) ? A(0) : largest;
+}
 
 /// A softmax under way: the largest score (in powers of two), the sum of weights, and n sums of values.
 template <class A, int n>
 struct Mix {
   A largest = -INFINITY, total = 0, sum[n] = {};
 
-  /// What to subtract from scores; a mix of nothing subtracts nothing.
-  __device__ static A shift(A largest) { return largest == A(-INFINITY) ? A(0) : largest; }
+  __device__ void raise(A top) {
+    const A shrink = exp2_of(largest - exp2_shift(top));
+    largest = top;
+    total *= shrink;
+#pragma unroll
+    for (int i = 0; i < n; ++i) sum[i] *= shrink;
+  }
   __device__ void join_lane(int distance) {
     const unsigned all = 0xffffffffu;
-    const A other = __shfl_xor_sync(all, largest, distance), top = largest < other ? other : largest;
-    const A mine = exp2_of(largest - shift(top)), theirs = exp2_of(other - shift(top));
-    total = total * mine + __shfl_xor_sync(all, total, distance) * theirs;
+    const A other = __shfl_xor_sync(all, largest, distance);
+    raise(largest < other ? other : largest);
+    total += __shfl_xor_sync(all, total, distance);  // the other has been raised to the same
 #pragma unroll
-    for (int i = 0; i < n; ++i) sum[i] = sum[i] * mine + __shfl_xor_sync(all, sum[i], distance) * theirs;
-    largest = top;
+    for (int i = 0; i < n; ++i) sum[i] += __shfl_xor_sync(all, sum[i], distance);
   }
 };
+
+/// Thread d's sum of `count` mixes, `stride` apart, and their total; all threads get the largest and total.
+template <int D, class A>
+__device__ A join_mixes(const A* mixes, int count, int stride, A& top, A& total) {
+  top = -INFINITY, total = 0;
+  for (int i = 0; i < count; ++i) top = top < mixes[i * stride + D] ? mixes[i * stride + D] : top;
+  A sum = 0;
+  for (int i = 0; i < count; ++i) {
+    const A weight = exp2_of(mixes[i * stride + D] - exp2_shift(top));
+    total += weight * mixes[i * stride + D + 1];
+    if (threadIdx.x < D) sum += weight * mixes[i * stride + threadIdx.x];
+  }
+  return sum;
+}
+
+/// Number i of the 16 bytes.
+template <class T>
+__device__ Wide<T> from_chunk(const uint4& raw, int i) {
+  const std::uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
+  if constexpr (std::is_same_v<T, bf16>) {
+    return __uint_as_float(i % 2 == 0 ? words[i / 2] << 16 : words[i / 2] & 0xffff0000u);
+  } else if constexpr (std::is_same_v<T, float>) {
+    return __uint_as_float(words[i]);
+  } else {
+    return __hiloint2double(static_cast<int>(words[2 * i + 1]), static_cast<int>(words[2 * i]));
+  }
+}
 
 template <int = 0>
 __device__ void cluster_arrive() {
@@ -79,168 +125,190 @@ template <int = 0>
 __device__ void cluster_wait() {
   asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
-/// Where block `rank` of the cluster has the same variable.
+/// Where block 0 of the cluster has the same variable.
 template <class P>
-__device__ P* of_block(P* mine, int rank) {
+__device__ P* of_first_block(P* mine) {
   std::uint64_t theirs;
-  asm volatile("mapa.u64 %0, %1, %2;" : "=l"(theirs) : "l"(reinterpret_cast<std::uint64_t>(mine)), "r"(rank));
+  asm volatile("mapa.u64 %0, %1, 0;" : "=l"(theirs) : "l"(reinterpret_cast<std::uint64_t>(mine)));
   return reinterpret_cast<P*>(theirs);
 }
 
-/// Rows of 128 C bytes, U keys a group of lanes at a time.
+extern __shared__ __align__(1024) unsigned char ring_memory[];
+
 template <class T, int C>
-__global__ void __launch_bounds__(tuning::ring_threads, C <= 4 ? 2 : 1) ring_kernel(RingTask<T> task) {
+__global__ void __launch_bounds__(tuning::ring_threads, C <= 2 ? 2 : 1) ring_kernel(RingTask<T> task) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+  using Shape = RingShape<T, C>;
   using A = Wide<T>;
-  constexpr int V = Chunk<T>::size, n = C * V, D = 8 * n, U = C == 1 ? 4 : C == 2 ? 2 : 1;
-  constexpr int ranks = tuning::ring_blocks, warps = tuning::ring_threads / 32;
-  static_assert(D % ranks == 0 && D <= tuning::ring_threads);
-  const int rank = blockIdx.x % ranks, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const int head = blockIdx.x / ranks % task.heads, sub = lane % 8, group = lane / 8;
-  const Index b = blockIdx.x / ranks / task.heads;
+  constexpr int V = Shape::V, n = Shape::n, D = Shape::D, warps = Shape::warps, stages = Shape::stages;
+  const int rank = blockIdx.x % task.ranks, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int head = blockIdx.x / task.ranks % task.heads, sub = lane % 8, group = lane / 8;
+  const Index b = blockIdx.x / task.ranks / task.heads;
   T* out = task.out + b * task.out_batch + static_cast<Index>(head) * D;
   if (!active(task.mask, b)) {  // for the whole cluster alike
     if (rank == 0 && threadIdx.x < D) out[threadIdx.x] = T(0);
     return;
   }
-  __shared__ A parts[warps][D], part_largest[warps], part_total[warps];
-  __shared__ A sums[ranks][D / ranks], largest[ranks], totals[ranks];
-  cluster_arrive();  // the others' shared memory may be written once all have come here
-
   const Index own = task.contexts == nullptr ? 0 : static_cast<Index>(task.contexts[b]);
   const Index context = own > 0 && own < task.context ? own : task.context;
   const std::int64_t position = task.positions[b];
-  const Index filled = position + 1 < context ? static_cast<Index>(position) + 1 : context;
-  const Index slot = static_cast<Index>(position % context);
+  const int filled = static_cast<int>(position + 1 < context ? position + 1 : context);
+  // Powers of two; a part is worth a block from some keys a warp on.
+  const int log_parts = filled <= tuning::ring_part       ? 0
+                        : filled <= 2 * tuning::ring_part ? 1
+                        : filled <= 4 * tuning::ring_part ? 2
+                                                          : 3;
+  const int parts = 1 << log_parts;
+  static_assert(Shape::parts == 8);
+  if (rank >= parts) return;  // an exited block is waited for by none
+  const bool alone = task.ranks == 1 || parts == 1;
+  if (!alone) cluster_arrive();  // block 0's shared memory may be written once it has come here
+
+  const int slot = static_cast<int>(position < context ? position : position % context);
   const int kv = head / task.group, kv_heads = task.heads / task.group;
   const T *new_k = task.k + b * task.in_batch + static_cast<Index>(kv) * D,
           *new_v = task.v + b * task.in_batch + static_cast<Index>(kv) * D;
   const Index ring = (b * kv_heads + kv) * task.context * D;
   T *keys = task.cache_k + ring, *values = task.cache_v + ring;
-  if (rank == 0 && head % task.group == 0 && threadIdx.x < D) {
-    keys[slot * D + threadIdx.x] = new_k[threadIdx.x];
-    values[slot * D + threadIdx.x] = new_v[threadIdx.x];
-  }
 
-  const auto load = [&](const T* row, int c) {
-    return *reinterpret_cast<const Chunk<T>*>(row + (c * 8 + sub) * V);
+  // The queue: 2 C pieces of 16 bytes a lane and stage. One key a group of eight lanes, one group after another.
+  const std::uint32_t queue = shared_address(ring_memory) + threadIdx.x * 16;
+  constexpr int piece = tuning::ring_threads * 16, pass = warps * 4;
+  const auto first_key = [&](int part) { return (filled * part >> log_parts) + warp * 4; };
+  const auto end_key = [&](int part) { return filled * (part + 1) >> log_parts; };
+  int ask_part = rank, ask = first_key(rank);
+  const auto ask_next = [&](int stage) {
+    while (ask_part < parts && ask >= end_key(ask_part)) {
+      ask_part += task.ranks;
+      ask = first_key(ask_part);
+    }
+    if (ask_part < parts) {
+      const int s = ask + group;
+      const bool valid = s < end_key(ask_part);
+      const Index at = valid ? static_cast<Index>(s) * D : 0;
+      const T *k_row = s == slot ? new_k : keys + at, *v_row = s == slot ? new_v : values + at;
+      const std::uint32_t to = queue + stage * Shape::stage;
+#pragma unroll
+      for (int c = 0; c < C; ++c) {
+        copy_async(to + c * piece, k_row + (c * 8 + sub) * V, valid);
+        copy_async(to + (C + c) * piece, v_row + (c * 8 + sub) * V, valid);
+      }
+      ask += pass;
+    }
+    commit_copies();
   };
+#pragma unroll
+  for (int stage = 0; stage + 1 < stages; ++stage) ask_next(stage);
+  if (rank == 0 && head % task.group == 0 && threadIdx.x < D) {
+    keys[static_cast<Index>(slot) * D + threadIdx.x] = new_k[threadIdx.x];
+    values[static_cast<Index>(slot) * D + threadIdx.x] = new_v[threadIdx.x];
+  }
   A q[n];
 #pragma unroll
   for (int c = 0; c < C; ++c) {
-    const Chunk<T> chunk = load(task.q + b * task.in_batch + static_cast<Index>(head) * D, c);
+    const T* from = task.q + b * task.in_batch + static_cast<Index>(head) * D + (c * 8 + sub) * V;
+    const uint4 raw = *reinterpret_cast<const uint4*>(from);
 #pragma unroll
     for (int i = 0; i < V; ++i)
-      q[c * V + i] = wide(chunk.x[i]) * (A(1.4426950408889634) / sqrt(static_cast<A>(D)));
-  }
-  Mix<A, n> mix;
-  const Index end = filled * (rank + 1) / ranks;
-  for (Index first = filled * rank / ranks + warp * 4 * U; first < end; first += warps * 4 * U) {
-    Chunk<T> k[U][C], v[U][C];
-#pragma unroll
-    for (int u = 0; u < U; ++u) {
-      const Index s = first + u * 4 + group;
-      if (s < end) {
-        const T *k_row = s == slot ? new_k : keys + s * D, *v_row = s == slot ? new_v : values + s * D;
-#pragma unroll
-        for (int c = 0; c < C; ++c) k[u][c] = load(k_row, c), v[u][c] = load(v_row, c);
-      } else {
-#pragma unroll
-        for (int c = 0; c < C; ++c) k[u][c] = v[u][c] = Chunk<T>{};
-      }
-    }
-    A score[U], top = mix.largest;
-#pragma unroll
-    for (int u = 0; u < U; ++u) {
-      score[u] = 0;
-#pragma unroll
-      for (int i = 0; i < n; ++i) score[u] += q[i] * wide(k[u][i / V].x[i % V]);
-#pragma unroll
-      for (int distance = 1; distance < 8; distance *= 2)
-        score[u] += __shfl_xor_sync(0xffffffffu, score[u], distance);
-      if (first + u * 4 + group >= end) score[u] = -INFINITY;
-      top = top < score[u] ? score[u] : top;
-    }
-    const A shift = mix.shift(top), shrink = exp2_of(mix.largest - shift);
-    mix.largest = top;
-    mix.total *= shrink;
-#pragma unroll
-    for (int i = 0; i < n; ++i) mix.sum[i] *= shrink;
-#pragma unroll
-    for (int u = 0; u < U; ++u) {
-      const A weight = exp2_of(score[u] - shift);
-      mix.total += weight;
-#pragma unroll
-      for (int i = 0; i < n; ++i) mix.sum[i] += weight * wide(v[u][i / V].x[i % V]);
-    }
+      q[c * V + i] = from_chunk<T>(raw, i) * (A(1.4426950408889634) / sqrt(static_cast<A>(D)));
   }
 
-  mix.join_lane(8);
-  mix.join_lane(16);
-  if (group == 0) {
+  A* pieces = reinterpret_cast<A*>(ring_memory + stages * Shape::stage);  // [parts of the block][warps][mix]
+  A* joined = pieces + Shape::parts / task.ranks * warps * Shape::mix;    // of block 0: [parts][mix]
+  int stage = 0;
+  for (int part = rank; part < parts; part += task.ranks) {
+    Mix<A, n> mix;
+    const int end = end_key(part);
+    for (int first = first_key(part); first < end; first += pass) {
+      ask_next((stage + stages - 1) % stages);
+      await_copies_but<stages - 1>();
+      const unsigned char* at = ring_memory + stage * Shape::stage + threadIdx.x * 16;
+      stage = (stage + 1) % stages;
+      A score = 0;
 #pragma unroll
-    for (int c = 0; c < C; ++c) {
+      for (int c = 0; c < C; ++c) {
+        const uint4 raw = *reinterpret_cast<const uint4*>(at + c * piece);
 #pragma unroll
-      for (int i = 0; i < V; ++i) parts[warp][(c * 8 + sub) * V + i] = mix.sum[c * V + i];
+        for (int i = 0; i < V; ++i) score += q[c * V + i] * from_chunk<T>(raw, i);
+      }
+#pragma unroll
+      for (int distance = 1; distance < 8; distance *= 2)
+        score += __shfl_xor_sync(0xffffffffu, score, distance);
+      if (first + group >= end) score = -INFINITY;
+      mix.raise(mix.largest < score ? score : mix.largest);
+      const A weight = exp2_of(score - exp2_shift(mix.largest));
+      mix.total += weight;
+#pragma unroll
+      for (int c = 0; c < C; ++c) {
+        const uint4 raw = *reinterpret_cast<const uint4*>(at + (C + c) * piece);
+#pragma unroll
+        for (int i = 0; i < V; ++i) mix.sum[c * V + i] += weight * from_chunk<T>(raw, i);
+      }
     }
-    if (sub == 0) part_largest[warp] = mix.largest, part_total[warp] = mix.total;
+    mix.join_lane(8);
+    mix.join_lane(16);
+    if (group != 0) continue;
+    A* to = pieces + (part / task.ranks * warps + warp) * Shape::mix;
+#pragma unroll
+    for (int i = 0; i < n; ++i) to[(i / V * 8 + sub) * V + i % V] = mix.sum[i];
+    if (sub == 0) to[D] = mix.largest, to[D + 1] = mix.total;
   }
   __syncthreads();
-  A top = part_largest[0];
-#pragma unroll
-  for (int w = 1; w < warps; ++w) top = top < part_largest[w] ? part_largest[w] : top;
-  A total = 0, sum = 0;
-#pragma unroll
-  for (int w = 0; w < warps; ++w) {
-    const A weight = exp2_of(part_largest[w] - mix.shift(top));
-    total += weight * part_total[w];
-    if (threadIdx.x < D) sum += weight * parts[w][threadIdx.x];
+  if (!alone) cluster_wait();
+  A top, total;
+  for (int part = rank; part < parts; part += task.ranks) {
+    const A sum =
+        join_mixes<D>(pieces + part / task.ranks * warps * Shape::mix, warps, Shape::mix, top, total);
+    A* to = joined + part * Shape::mix;
+    if (!alone) to = of_first_block(to);
+    if (threadIdx.x < D) to[threadIdx.x] = sum;
+    if (threadIdx.x == 0) to[D] = top, to[D + 1] = total;
   }
-  cluster_wait();
-  if (threadIdx.x < D) of_block(&sums[rank][threadIdx.x % (D / ranks)], threadIdx.x / (D / ranks))[0] = sum;
-  if (threadIdx.x < ranks) {
-    *of_block(&largest[rank], threadIdx.x) = top;
-    *of_block(&totals[rank], threadIdx.x) = total;
+  if (alone) {
+    __syncthreads();
+  } else {
+    cluster_arrive();
+    if (rank != 0) return;
+    cluster_wait();
   }
-  cluster_arrive();
-  cluster_wait();
-  if (threadIdx.x >= D / ranks) return;
-  top = largest[0];
-#pragma unroll
-  for (int r = 1; r < ranks; ++r) top = top < largest[r] ? largest[r] : top;
-  total = sum = 0;
-#pragma unroll
-  for (int r = 0; r < ranks; ++r) {  // a session has a key at least: top is a number
-    const A weight = exp2_of(largest[r] - top);
-    total += weight * totals[r];
-    sum += weight * sums[r][threadIdx.x];
-  }
-  out[rank * (D / ranks) + threadIdx.x] = T(sum / total);
+  const A sum = join_mixes<D>(joined, parts, Shape::mix, top, total);  // there is a key: total is not 0
+  if (threadIdx.x < D) out[threadIdx.x] = T(sum / total);
 #endif
 }
 
 template <class T, int C>
 void ring_launch(cudaStream_t stream, Index batch, const RingTask<T>& task) {
+  const int bytes = RingShape<T, C>::bytes(task.ranks);
+  check(cudaFuncSetAttribute(ring_kernel<T, C>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+        "asking for shared memory");
   cudaLaunchAttribute cluster{};
   cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim = {tuning::ring_blocks, 1, 1};
+  cluster.val.clusterDim = {static_cast<unsigned>(task.ranks), 1, 1};
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(batch * task.heads * tuning::ring_blocks));
+  config.gridDim = dim3(static_cast<unsigned>(batch * task.heads * task.ranks));
   config.blockDim = dim3(tuning::ring_threads);
+  config.dynamicSmemBytes = static_cast<std::size_t>(bytes);
   config.stream = stream;
   config.attrs = &cluster;
   config.numAttrs = 1;
   check(cudaLaunchKernelEx(&config, ring_kernel<T, C>, task), "starting a step of attention");
 }
 
+/// Blocks that share a head's parts: enough of them in all to fill the GPU, or one a part.
+inline int ring_ranks(Index heads, int processors) {
+  int ranks = 1;
+  while (ranks < tuning::ring_parts && heads * ranks < Index{tuning::ring_fill} * processors) ranks *= 2;
+  return ranks;
+}
+
 /// False, and nothing done, for what the kernel does not take.
 template <class T, class Shape, class Strides>
-bool ring_attend(cudaStream_t stream, int capability, const Shape& shape, Index batch, Index steps,
-                 const T* q, const T* k, const T* v, Strides in, T* cache_k, T* cache_v,
+bool ring_attend(cudaStream_t stream, int capability, int processors, const Shape& shape, Index batch,
+                 Index steps, const T* q, const T* k, const T* v, Strides in, T* cache_k, T* cache_v,
                  const std::int64_t* positions, const std::uint8_t* mask, T* out, Strides to,
                  const std::int64_t* contexts) {
-  const Index bytes = shape.head_dim * static_cast<Index>(sizeof(T));
-  if (capability < 90 || steps != 1 || batch * shape.heads > INT_MAX / tuning::ring_blocks ||
+  const Index bytes = shape.head_dim * static_cast<Index>(sizeof(T)), heads = batch * shape.heads;
+  if (capability < 90 || steps != 1 || heads > INT_MAX / tuning::ring_parts || shape.context > INT_MAX / 16 ||
       !copies_in_chunks(sizeof(T), {in.batch}, q, k, v, cache_k, cache_v))
     return false;
   const RingTask<T> task{q,
@@ -251,6 +319,7 @@ bool ring_attend(cudaStream_t stream, int capability, const Shape& shape, Index 
                          shape.context,
                          static_cast<int>(shape.heads),
                          static_cast<int>(shape.group()),
+                         ring_ranks(heads, processors),
                          cache_k,
                          cache_v,
                          positions,

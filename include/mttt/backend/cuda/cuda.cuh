@@ -38,6 +38,12 @@ __global__ void map_kernel(Index n, F f) {
   for (Index i = static_cast<Index>(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += stride) f(i);
 }
 
+template <class F, class Out, class... In>
+__global__ void map_arrays_kernel(Index n, F f, Out* out, const In*... in) {
+  map_packs(n, static_cast<Index>(blockIdx.x) * blockDim.x + threadIdx.x,
+            static_cast<Index>(gridDim.x) * blockDim.x, f, out, in...);
+}
+
 /// One team a block; `pool`, if given, holds `each` bytes of scratch a block, else it is in shared memory.
 template <class F>
 __global__ void rows_kernel(Index n, F f, std::byte* pool, Index each) {
@@ -130,6 +136,16 @@ class Cuda {
     context_->gemm.template grid<U, V>(outer, inner, a, b, c, alpha, beta);
   }
 
+  template <class F, class Out, class... In>
+  void map(Index n, const F& f, Out* out, const In*... in) {
+    if (n <= 0) return;
+    constexpr int width = detail::pack_width<Out, In...>;
+    const Index blocks = (n / width + tuning::map_threads) / tuning::map_threads;
+    detail::map_arrays_kernel<<<grid(blocks, tuning::map_blocks), tuning::map_threads, 0, stream()>>>(
+        n, f, out, in...);
+    detail::check(cudaGetLastError(), "starting an element-wise kernel");
+  }
+
   template <class F>
   void for_each(Index n, const F& f) {
     if (n <= 0) return;
@@ -210,8 +226,8 @@ class Cuda {
   bool attend_step(const Shape& shape, Index batch, Index steps, const U* q, const U* k, const U* v,
                    Strides strides, U* cache_k, U* cache_v, const std::int64_t* positions,
                    const std::uint8_t* mask, U* out, Strides out_strides, const std::int64_t* contexts) {
-    return detail::ring_attend(stream(), context_->capability, shape, batch, steps, q, k, v, strides, cache_k,
-                               cache_v, positions, mask, out, out_strides, contexts);
+    return detail::ring_attend(stream(), context_->capability, context_->processors, shape, batch, steps, q,
+                               k, v, strides, cache_k, cache_v, positions, mask, out, out_strides, contexts);
   }
 
  private:

@@ -1,7 +1,8 @@
 // CudaTeam: a row's team on the GPU, one thread block.
 //
-// Member m of a team of M takes the elements m, m + M, m + 2M, ... of each loop; what one member writes,
-// another reads only after team.sync(). sum, max and argmax wait for the team before they read anything, and
+// Member m of a team of M takes the elements m, m + M, m + 2M, ... of each loop, in `map` and `sum` over arrays
+// the packs of 16 bytes of that number (pack.cuh); what one member writes, another reads only after
+// team.sync(). sum, max and argmax wait for the team before they read anything, and
 // give the same bits to all members and in every run: partial results meet in a fixed order.
 //
 // Formula, shapes: see backend/backend.hpp.
@@ -12,6 +13,7 @@
 // Source:  warp shuffles: CUDA C++ Programming Guide.
 #pragma once
 
+#include "mttt/backend/cuda/pack.cuh"
 #include "mttt/core/tensor.hpp"
 
 namespace mttt {
@@ -20,6 +22,10 @@ class CudaTeam {
  public:
   __device__ explicit CudaTeam(void* scratch) : scratch_(scratch) {}
 
+  template <class F, class Out, class... In>
+  __device__ void map(Index n, const F& f, Out* out, const In*... in) const {
+    detail::map_packs(n, threadIdx.x, blockDim.x, f, out, in...);
+  }
   template <class F>
   __device__ void for_each(Index n, const F& f) const {
     for (Index i = threadIdx.x; i < n; i += blockDim.x) f(i);
@@ -30,6 +36,22 @@ class CudaTeam {
     sync();
     A part = 0;
     for (Index i = threadIdx.x; i < n; i += blockDim.x) part += f(i);
+    return reduce(part, Plus{});
+  }
+  template <class A, class F, class... In>
+  __device__ A sum(Index n, const F& f, const In*... in) const requires(sizeof...(In) > 0) {
+    sync();
+    A part = 0;
+    constexpr int width = detail::pack_width<In...>;
+    if (detail::in_packs<width>(n, in...)) {
+      for (Index i = threadIdx.x; i < n / width; i += blockDim.x) {
+        [&](const detail::Pack<In, width>&... packs) {
+          for (int k = 0; k < width; ++k) part += f(wide(packs.of[k])...);
+        }(detail::pack<width>(in, i)...);
+      }
+    } else {
+      for (Index i = threadIdx.x; i < n; i += blockDim.x) part += f(wide(in[i])...);
+    }
     return reduce(part, Plus{});
   }
   template <class A, class F>

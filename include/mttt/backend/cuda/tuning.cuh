@@ -28,7 +28,8 @@ constexpr int row_threads(Index cost) {
 /// Scratch of cuBLAS; the size that its manual recommends for Hopper.
 inline constexpr Index cublas_workspace = Index{32} << 20;
 
-/// A step over a ring cache: blocks of the cluster that shares one head's keys, and threads of each.
-inline constexpr int ring_blocks = 8, ring_threads = 256;
+/// A step over a ring cache: parts that a session's keys are cut into at most, keys that make another part
+/// worth while, threads of a block, and heads' blocks a multiprocessor below which parts get blocks of their own.
+inline constexpr int ring_parts = 8, ring_part = 128, ring_threads = 256, ring_fill = 2;
 
 }  // namespace mttt::tuning
