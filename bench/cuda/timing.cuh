@@ -1,0 +1,67 @@
+// Timing of work on a GPU: a piece of work is recorded as a graph and replayed between two events.
+//
+// Formula: time = median over rounds of (events' distance / replays of a round).
+// Shapes:  none.
+// Units:   milliseconds, bytes, operations; powers of ten.
+// Errors:  those of the backend.
+// Not supported: work that waits for the GPU.
+// Source:  CUDA Runtime API, events. Peaks of one NVIDIA H200: bench/NOTES.md.
+#pragma once
+
+#include <algorithm>
+#include <cstdio>
+#include <vector>
+
+#include "mttt/cuda.cuh"
+
+namespace bench {
+
+/// What one H200 reaches: a product of bf16 at 8192^3 by cuBLAS, and the memory's speed as it is sold.
+inline constexpr double peak_flops = 790e12, peak_bytes = 4.8e12;
+
+class Event {
+ public:
+  Event() { mttt::detail::check(cudaEventCreate(&event_), "creating an event"); }
+  Event(const Event&) = delete;
+  Event& operator=(const Event&) = delete;
+  ~Event() { cudaEventDestroy(event_); }
+  void record(cudaStream_t stream) { mttt::detail::check(cudaEventRecord(event_, stream), "an event"); }
+  float since(const Event& start) const {
+    float ms = 0;
+    mttt::detail::check(cudaEventSynchronize(event_), "waiting for an event");
+    mttt::detail::check(cudaEventElapsedTime(&ms, start.event_, event_), "reading a clock");
+    return ms;
+  }
+
+ private:
+  cudaEvent_t event_ = nullptr;
+};
+
+/// Median milliseconds of one run of `work`, which is recorded and replayed.
+template <class B, class F>
+double milliseconds(B& be, F&& work, int replays = 10, int rounds = 7) {
+  work();  // whatever is done once only: loading of kernels, growth of the arena
+  be.synchronize();
+  auto graph = be.capture(work);
+  for (int i = 0; i < replays; ++i) graph.launch();
+  std::vector<double> times;
+  Event start, end;
+  for (int round = 0; round < rounds; ++round) {
+    start.record(be.stream());
+    for (int i = 0; i < replays; ++i) graph.launch();
+    end.record(be.stream());
+    times.push_back(static_cast<double>(end.since(start)) / replays);
+  }
+  std::sort(times.begin(), times.end());
+  return times[times.size() / 2];
+}
+
+/// "name   ms   TFLOP/s  %   GB/s  %"; flops or bytes 0: not counted.
+inline void report(const char* name, double ms, double flops, double bytes) {
+  std::printf("%-46s %9.4f ms", name, ms);
+  if (flops > 0) std::printf("  %7.1f TFLOP/s %3.0f%%", flops / ms * 1e-9, 100e3 * flops / ms / peak_flops);
+  if (bytes > 0) std::printf("  %7.0f GB/s %3.0f%%", bytes / ms * 1e-6, 100e3 * bytes / ms / peak_bytes);
+  std::printf("\n");
+}
+
+}  // namespace bench
