@@ -10,8 +10,8 @@ using mttt::test::contains;
 using B = Cpu<float>;
 using Model = test::Classifier<B>;
 
-template <class P>
-bool same(const Store<P, B>& a, const Store<P, B>& b) {
+template <class P, class Backend>
+bool same(const Store<P, Backend>& a, const Store<P, Backend>& b) {
   return std::memcmp(a.data(), b.data(), static_cast<std::size_t>(a.bytes())) == 0;
 }
 
@@ -80,6 +80,50 @@ TEST_CASE("a resumed training has the bits of an uninterrupted one", "[io]") {
   Store<Model::Params, B> params(first.be);  // a stream can start from a training checkpoint
   load_params(folder / "t", first.be, params, {.config = config});
   CHECK(same(params, first.params));
+}
+
+TEST_CASE("mixed precision resumes to the bit, and float32 can load it", "[io]") {
+  const Scratch folder;
+  using Half = test::Classifier<Cpu<bf16>>;
+  using Mixed = Trainer<Half::Params, Cpu<bf16>, Model::Params>;
+  struct MixedRun {
+    Cpu<bf16> be;
+    Store<Half::Params, Cpu<bf16>> params{be};
+    Mixed trainer;
+    explicit MixedRun(std::uint64_t seed) : trainer(be, init(params, seed), Run::options()) {}
+    static Store<Half::Params, Cpu<bf16>>& init(Store<Half::Params, Cpu<bf16>>& params, std::uint64_t seed) {
+      Rng rng(seed);
+      Half::init(*params, rng);
+      return params;
+    }
+    void steps(int n) {
+      for (int i = 0; i < n; ++i) {
+        trainer.step([this](std::int64_t index, Model::Params& grad) {
+          return Half::loss_and_gradient(be, *params, static_cast<Index>(index) * 13, 13, grad);
+        });
+      }
+    }
+  };
+  MixedRun whole(1), first(1), second(2);
+  whole.steps(20);
+  first.steps(10);
+  RunFolder files(folder / "run");
+  files.save(first.be, first.trainer);
+  second.steps(3);
+  REQUIRE(files.resume(second.be, second.trainer));
+  CHECK(same(second.trainer.weights(), first.trainer.weights()));
+  CHECK(same(second.params, first.params));
+  second.steps(10);
+  CHECK(same(second.trainer.weights(), whole.trainer.weights()));
+  CHECK(same(second.params, whole.params));
+  CHECK(same(second.trainer.adam.m, whole.trainer.adam.m));
+  CHECK(same(second.trainer.adam.v, whole.trainer.adam.v));
+
+  B exact;
+  Store<Model::Params, B> loaded(exact);
+  load_params(*files.newest(), exact, loaded);
+  CHECK(std::memcmp(loaded.data(), first.trainer.weights().data(),
+                    static_cast<std::size_t>(loaded.bytes())) == 0);
 }
 
 TEST_CASE("what is no training checkpoint of this model is refused and changes nothing", "[io]") {

@@ -25,6 +25,7 @@ TEST_CASE("AdamW's steps are those of the published formula") {
   Cpu<double> be;
   Store<Pair, Cpu<double>> params(be), grad(be);
   AdamW<Pair, Cpu<double>> adam(be);
+  ChunkTable<Pair, Cpu<double>> table(be, params, params);
   const AdamWOptions options{.beta1 = 0.9, .beta2 = 0.99, .eps = 1e-3, .weight_decay = 0.5};
   const auto groups = make_groups(*params, options.weight_decay);
   REQUIRE(groups.size() == 2);
@@ -33,7 +34,7 @@ TEST_CASE("AdamW's steps are those of the published formula") {
 
   set(*params, 1.0, 2.0);
   set(*grad, 0.2, 0.2);
-  adam.update(be, *params, *grad, groups, options, 0.1);
+  adam.update(be, table, params, params, grad, groups, options, 0.1);
   // t = 1: m/(1-b1) = 0.2, sqrt(v/(1-b2)) = 0.2, so the step is 0.1 * 0.2 / 0.201, the decay 0.1 * 0.5 * p
   const double first = 0.1 * 0.2 / 0.201;
   CHECK(params->weight(1, 1) == Approx(1.0 - 0.05 - first).epsilon(1e-14));
@@ -42,7 +43,7 @@ TEST_CASE("AdamW's steps are those of the published formula") {
   CHECK(adam.v->weight(0, 0) == Approx(0.0004).epsilon(1e-14));
 
   set(*grad, -0.8, -0.8);
-  adam.update(be, *params, *grad, groups, options, 0.1, 0.5);  // g = -0.4
+  adam.update(be, table, params, params, grad, groups, options, 0.1, 0.5);  // g = -0.4
   // t = 2: m = 0.9*0.02 - 0.1*0.4 = -0.022, v = 0.99*0.0004 + 0.01*0.16 = 0.001996
   const double second = 0.1 * (-0.022 / 0.19) / (std::sqrt(0.001996 / 0.0199) + 1e-3);
   CHECK(params->weight(1, 1) == Approx((0.95 - first) * 0.95 - second).epsilon(1e-13));
@@ -70,7 +71,8 @@ TEST_CASE("Groups: multipliers, decay and freezing by name; padding stays zero")
 
   for_each_tensor([](std::string_view, auto& g) { std::fill_n(g.data(), g.size(), 1.0f); }, *grad);
   AdamW<Model::Params, Cpu<float>> adam(be);
-  adam.update(be, *params, *grad, groups, {.weight_decay = 0.2}, 1e-2);
+  ChunkTable<Model::Params, Cpu<float>> table(be, params, params);
+  adam.update(be, table, params, params, grad, groups, {.weight_decay = 0.2}, 1e-2);
   CHECK(std::memcmp(params->first.weight.data(), before->first.weight.data(), sizeof(float) * 66) == 0);
   CHECK(params->first.bias(0) == Approx(-1e-3).epsilon(1e-5));
   CHECK(params->second.bias(0) == Approx(-1e-2).epsilon(1e-5));
@@ -81,7 +83,8 @@ TEST_CASE("Groups: multipliers, decay and freezing by name; padding stays zero")
 
   CHECK_THROWS_WITH(make_groups(*params, 0.2, {{.says = "the gates", .matches = name_contains("gate")}}),
                     contains("'the gates'") && contains("no tensor"));
-  CHECK_THROWS_WITH(adam.update(be, *params, *grad, {}, {}, 1e-2), contains("0 parameter groups"));
+  CHECK_THROWS_WITH(adam.update(be, table, params, params, grad, {}, {}, 1e-2),
+                    contains("0 parameter groups"));
 }
 
 TEST_CASE("The gradient norm: value, threads, clipping, frozen tensors, first bad tensor") {
@@ -100,22 +103,64 @@ TEST_CASE("The gradient norm: value, threads, clipping, frozen tensors, first ba
       },
       *grad);
   auto groups = make_groups(*grad, 0.1);
-  const double norm = gradient_norm(be, *grad, groups);
+  ChunkTable<Wide::Params, Cpu<float>> table(be, grad, grad);
+  const double norm = gradient_norm(be, table, grad, groups);
   CHECK(norm == Approx(std::sqrt(sum)).epsilon(1e-13));
-  CHECK(gradient_norm(be, *grad, groups, 0.5) == Approx(norm / 2).epsilon(1e-15));
+  CHECK(gradient_norm(be, table, grad, groups, 0.5) == Approx(norm / 2).epsilon(1e-15));
   Cpu<float> two(2);
-  CHECK(gradient_norm(two, *grad, groups) == norm);
+  CHECK(gradient_norm(two, table, grad, groups) == norm);
 
   CHECK(clip_factor(4.0, 1.0) == Approx(0.25).epsilon(1e-6));
   CHECK(clip_factor(0.5, 1.0) == 1.0);
   CHECK(clip_factor(4.0, 0.0) == 1.0);
 
   grad->weight(100, 7) = NAN;
-  CHECK_THROWS_WITH(gradient_norm(be, *grad, groups), contains("'weight'") && contains("NaN"));
+  CHECK_THROWS_WITH(gradient_norm(be, table, grad, groups), contains("'weight'") && contains("NaN"));
   groups[0].frozen = true;
-  CHECK(gradient_norm(be, *grad, groups) == Approx(std::sqrt(bias)).epsilon(1e-13));
+  CHECK(gradient_norm(be, table, grad, groups) == Approx(std::sqrt(bias)).epsilon(1e-13));
   grad->bias(3) = INFINITY;
-  CHECK_THROWS_WITH(gradient_norm(be, *grad, groups), contains("'bias'") && contains("infinite"));
+  CHECK_THROWS_WITH(gradient_norm(be, table, grad, groups), contains("'bias'") && contains("infinite"));
+}
+
+TEST_CASE("The pass over chunks has the bits of one over each tensor, with any number of threads") {
+  using Model = Linear<LinearConfig{.in = 301, .out = 217, .bias = true}, Cpu<float>>;  // 4 chunks and a rest
+  Cpu<float> be(GENERATE(1, 2));
+  Store<Model::Params, Cpu<float>> params(be), grad(be), expected(be), m(be), v(be);
+  Rng rng(3);
+  Model::init(*params, rng);
+  Model::init(*grad, rng);
+  expected.assign(be, params);
+  auto groups = make_groups(*params, 0.1);
+  groups[1].learning_rate = 0.3;
+  const AdamWOptions options;
+  AdamW<Model::Params, Cpu<float>> adam(be);
+  ChunkTable<Model::Params, Cpu<float>> table(be, params, params);
+  CHECK(table.size() == 5);
+  for (int t = 1; t <= 3; ++t) {
+    adam.update(be, table, params, params, grad, groups, options, 1e-2, 0.5);
+    std::size_t at = 0;
+    for_each_tensor(
+        [&](std::string_view, auto& p, auto& g, auto& first, auto& second) {
+          const double lr = 1e-2 * groups[at].learning_rate;
+          const detail::AdamWRule<float> rule{0.5f,
+                                              static_cast<float>(options.beta1),
+                                              static_cast<float>(options.beta2),
+                                              static_cast<float>(lr / (1 - std::pow(options.beta1, t))),
+                                              static_cast<float>(1 - std::pow(options.beta2, t)),
+                                              static_cast<float>(options.eps),
+                                              static_cast<float>(1 - lr * groups[at].weight_decay)};
+          ++at;
+          for (Index i = 0; i < p.size(); ++i)
+            rule(g.data()[i], p.data()[i], first.data()[i], second.data()[i]);
+        },
+        *expected, *grad, *m, *v);
+  }
+  const auto same = [](const auto& a, const auto& b) {
+    return std::memcmp(a.data(), b.data(), static_cast<std::size_t>(a.bytes())) == 0;
+  };
+  CHECK(same(params, expected));
+  CHECK(same(adam.m, m));
+  CHECK(same(adam.v, v));
 }
 
 TEST_CASE("One-cycle equals torch's OneCycleLR") {

@@ -63,6 +63,58 @@ TEST_CASE("Two micro-batches of half the batch equal one whole batch") {
       *whole.params, *halves.params);
 }
 
+TEST_CASE("Mixed precision: float32 weights learn what bf16 would round away") {
+  using Model = test::Classifier<Cpu<bf16>>;
+  using Exact = test::Classifier<Cpu<float>>;
+  using Mixed = Trainer<Model::Params, Cpu<bf16>, Exact::Params>;
+  Setup<Cpu<bf16>> setup;
+  Setup<Cpu<float>> exact;
+  for_each_tensor(  // the same start
+      [](std::string_view, const auto& from, auto& to) { std::copy_n(from.data(), from.size(), to.data()); },
+      *setup.params, *exact.params);
+  const TrainOptions options{.max_steps = 200, .lr = 1e-2};
+  Mixed trainer(setup.be, setup.params, options);
+  auto reference = exact.trainer(options);
+  const auto rounded = [&] {
+    bool all = true;
+    for_each_tensor(
+        [&](std::string_view, const auto& w, const auto& p) {
+          for (Index i = 0; i < w.size(); ++i) all = all && bf16(w.data()[i]).bits == p.data()[i].bits;
+        },
+        *trainer.weights(), *setup.params);
+    return all;
+  };
+  CHECK(rounded());
+  const auto data = [&](std::int64_t i, Exact::Params& grad) {
+    return Model::loss_and_gradient(setup.be, *setup.params, static_cast<Index>(i) * 64, 64, grad);
+  };
+  const Store<Exact::Params, Cpu<float>> start(exact.be, exact.params);
+  trainer.step(data);  // the first step, of 4e-4, is below half a unit in the last place of most weights
+  reference.step(exact.data(64));
+  int moved = 0, seen = 0;
+  for (Index i = 0; i < 66; ++i) {
+    const float before = start->first.weight.data()[i];
+    moved += trainer.weights()->first.weight.data()[i] != before;
+    seen += static_cast<float>(setup.params->first.weight.data()[i]) != before;
+  }
+  CHECK(moved == 66);
+  CHECK(seen < 33);
+  CHECK(rounded());
+  double loss = 0, expected = 0;
+  while (trainer.adam.step < options.max_steps) {
+    loss = trainer.step(data).loss;
+    expected = reference.step(exact.data(64)).loss;
+    CHECK(loss ==
+          Approx(expected).epsilon(0.02));  // bf16 rounds to 1 in 256; here errors of many roundings mix
+  }
+  CHECK(loss < 0.8);  // guessing costs log 4 = 1.39
+  CHECK(rounded());
+
+  trainer.weights()->second.bias(2) = 1.0f / 3;
+  trainer.weights_changed();
+  CHECK(static_cast<float>(setup.params->second.bias(2)) == 0.333984375f);
+}
+
 TEST_CASE("Training lowers the loss, reports and asks for checkpoints when it should") {
   Setup<Cpu<float>> setup;
   auto trainer =

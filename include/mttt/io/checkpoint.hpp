@@ -329,9 +329,10 @@ void save_params(const std::filesystem::path& path, B& be, const Store<P, B>& pa
   writer.write(path);
 }
 
-/// All that an exact resume needs. The options, the groups and the data are the program's to give again.
-template <class P, class B>
-void save_training(const std::filesystem::path& path, B& be, const Trainer<P, B>& trainer,
+/// All that an exact resume needs. The options, the groups and the data are the program's to give again. In
+/// mixed precision the weights are the float32 originals: a model in float32 can load them too.
+template <class P, class B, class M>
+void save_training(const std::filesystem::path& path, B& be, const Trainer<P, B, M>& trainer,
                    const nlohmann::json& config = {}) {
   SafetensorsWriter writer;
   std::vector<std::vector<std::byte>> kept;
@@ -340,14 +341,14 @@ void save_training(const std::filesystem::path& path, B& be, const Trainer<P, B>
   writer.set_metadata("rng_seed", std::to_string(trainer.rng.seed()));
   writer.set_metadata("rng_counter", std::to_string(trainer.rng.counter()));
   writer.set_metadata("micro_batches", std::to_string(trainer.micro_batches));
-  detail::add_tensors(be, writer, *trainer.params, "model.", {}, true, kept);
+  detail::add_tensors(be, writer, *trainer.weights(), "model.", {}, true, kept);
   detail::add_tensors(be, writer, *trainer.adam.m, "adam.m.", {}, true, kept);
   detail::add_tensors(be, writer, *trainer.adam.v, "adam.v.", {}, true, kept);
   writer.write(path);
 }
 
-template <class P, class B>
-void load_training(const std::filesystem::path& path, B& be, Trainer<P, B>& trainer,
+template <class P, class B, class M>
+void load_training(const std::filesystem::path& path, B& be, Trainer<P, B, M>& trainer,
                    const nlohmann::json& config = {}) {
   const SafetensorsFile file(path);
   detail::expect_kind(file, "training");
@@ -357,11 +358,12 @@ void load_training(const std::filesystem::path& path, B& be, Trainer<P, B>& trai
              micro_batches = detail::number_in(file, "micro_batches");
   const LoadOptions options;
   detail::Matcher matcher(file, options);
-  matcher.check(*trainer.params, "model.");
+  matcher.check(*trainer.weights(), "model.");
   matcher.check(*trainer.adam.m, "adam.m.");
   matcher.check(*trainer.adam.v, "adam.v.");
   matcher.finish("");
-  matcher.load(be, *trainer.params, "model.");
+  matcher.load(be, *trainer.weights(), "model.");
+  trainer.weights_changed();
   matcher.load(be, *trainer.adam.m, "adam.m.");
   matcher.load(be, *trainer.adam.v, "adam.v.");
   trainer.adam.step = static_cast<std::int64_t>(step);

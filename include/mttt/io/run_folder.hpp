@@ -33,8 +33,8 @@ class RunFolder {
   }
 
   /// Saves, then removes all but the newest `keep` checkpoints (0 keeps all).
-  template <class P, class B>
-  void save(B& be, const Trainer<P, B>& trainer, const nlohmann::json& config = {}) {
+  template <class P, class B, class M>
+  void save(B& be, const Trainer<P, B, M>& trainer, const nlohmann::json& config = {}) {
     char name[64];
     std::snprintf(name, sizeof name, "step_%06lld.safetensors", static_cast<long long>(trainer.adam.step));
     save_training(folder_ / name, be, trainer, config);
@@ -51,12 +51,14 @@ class RunFolder {
   }
 
   /// Goes on from the newest checkpoint and notes so in the metrics; whether there was one.
-  template <class P, class B>
-  bool resume(B& be, Trainer<P, B>& trainer, const nlohmann::json& config = {}) {
+  template <class P, class B, class M>
+  bool resume(B& be, Trainer<P, B, M>& trainer, const nlohmann::json& config = {}) {
     const auto path = newest();
     if (!path) return false;
     load_training(*path, be, trainer, config);
-    metrics_.append({{"resumed_at", trainer.adam.step}});  // later lines replace earlier ones past this step
+    nlohmann::json line;  // not braces in the call, which nvcc garbles
+    line["resumed_at"] = trainer.adam.step;
+    metrics_.append(line);  // later lines replace earlier ones past this step
     return true;
   }
 

@@ -81,23 +81,37 @@ struct DelayMask {
   }
 };
 
-/// where = n - (the first place of a bad code), or 0.
+/// parts[p] = n - (the first place of a bad code in part p), or 0.
 struct FindBadCode {
   const std::int32_t* codes;
   const std::uint8_t* mask;
-  Index* where;
+  Index* parts;
   Index n, streams, steps, first;
   std::int32_t lowest, end_text, end_audio;
+  static constexpr Index part = 1 << 12;
   template <class Team>
-  MTTT_HD void operator()(Team team, Index) const {
+  MTTT_HD void operator()(Team team, Index p) const {
     const auto self = *this;
-    const Index largest = team.template max<Index>(n, [=](Index i) {
-      const Index k = self.first + i / self.steps % self.streams;
+    const Index begin = p * part, count = part < n - begin ? part : n - begin;
+    const Index largest = team.template max<Index>(count, [=](Index at) {
+      const Index i = begin + at, k = self.first + i / self.steps % self.streams;
       const std::int32_t code = self.codes[i], end = k == 0 ? self.end_text : self.end_audio;
       const bool good = code >= self.lowest && code < end;
       return good || !active(self.mask, i / self.steps / self.streams) ? Index{0} : self.n - i;
     });
-    if (team.leader()) *where = largest;
+    if (team.leader()) parts[p] = largest;
+  }
+};
+
+struct LargestOf {
+  const Index* parts;
+  Index* largest;
+  Index count;
+  template <class Team>
+  MTTT_HD void operator()(Team team, Index) const {
+    const Index* x = parts;
+    const Index found = team.template max<Index>(count, [=](Index p) { return x[p]; });
+    if (team.leader()) *largest = found;
   }
 };
 
@@ -132,21 +146,30 @@ struct CodeRange {
   std::int32_t lowest, end_text, end_audio;
 };
 
-/// Throws at a code out of range in streams [first, first + K) of active sessions. One number travels to the
-/// host.
+/// Looks for codes out of range in streams [first, first + K) of active sessions; `found`, in the backend's
+/// memory, is what refuse_bad_code wants to know, later.
 template <class B>
-void check_streams(B& be, std::string_view subject, Streams<const std::int32_t> codes, Index first,
-                   CodeRange range, Mask mask = {}) {
-  const Index n = codes.size(), streams = codes.extent(1), steps = codes.extent(2);
-  if (n == 0) return;
+void find_bad_code(B& be, Streams<const std::int32_t> codes, Index first, CodeRange range, Mask mask,
+                   Index* found) {
+  using Find = detail::FindBadCode;
+  const Index n = codes.size(), count = (n + Find::part - 1) / Find::part;
+  if (n == 0) return be.fill(found, 1, Index{0});
   const auto scope = be.scope();
-  const auto where = be.template make<Index, 1>();
-  be.rows(1, detail::FindBadCode{codes.data(), mask.data(), where.data(), n, streams, steps, first,
-                                 range.lowest, range.end_text, range.end_audio});
-  Index found = 0;
-  be.to_host(where.data(), &found, Index{1});
+  Index* parts = be.template make<Index, dyn>(count).data();
+  be.rows(count,
+          Find{codes.data(), mask.data(), parts, n, codes.extent(1), codes.extent(2), first, range.lowest,
+               range.end_text, range.end_audio},
+          0, 4 * Find::part);
+  be.rows(1, detail::LargestOf{parts, found, count}, 0, count);
+}
+
+/// Throws if find_bad_code found one; `found` is in the host's memory by now.
+template <class B>
+void refuse_bad_code(B& be, std::string_view subject, Streams<const std::int32_t> codes, Index first,
+                     CodeRange range, Index found) {
   if (found == 0) return;
-  const Index i = n - found, stream = first + i / steps % streams;
+  const Index streams = codes.extent(1), steps = codes.extent(2);
+  const Index i = codes.size() - found, stream = first + i / steps % streams;
   std::int32_t code = 0;
   be.to_host(codes.data() + i, &code, Index{1});
   fail(subject,
@@ -155,6 +178,18 @@ void check_streams(B& be, std::string_view subject, Streams<const std::int32_t> 
        std::to_string(range.lowest) + " to " +
            std::to_string((stream == 0 ? range.end_text : range.end_audio) - 1),
        "use codes made for this model");
+}
+
+/// Both at once: throws at a code out of range. One number travels to the host.
+template <class B>
+void check_streams(B& be, std::string_view subject, Streams<const std::int32_t> codes, Index first,
+                   CodeRange range, Mask mask = {}) {
+  const auto scope = be.scope();
+  const auto where = be.template make<Index, 1>();
+  find_bad_code(be, codes, first, range, mask, where.data());
+  Index found = 0;
+  be.to_host(where.data(), &found, Index{1});
+  refuse_bad_code(be, subject, codes, first, range, found);
 }
 
 }  // namespace mttt

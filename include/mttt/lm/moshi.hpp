@@ -147,13 +147,19 @@ struct Moshi {
     Linears::init(p.linears, rng);
   }
 
-  static Output forward(B& be, const Params& p, Streams<const std::int32_t> codes, Saved& saved) {
+  static constexpr CodeRange codes_known{zero_code, C.initial().text, C.initial().audio};
+
+  /// `bad_code`, if given, receives what find_bad_code finds, for a caller who refuses it later
+  /// (refuse_bad_code); such codes read as none. Else the host waits here, and refuses them.
+  static Output forward(B& be, const Params& p, Streams<const std::int32_t> codes, Saved& saved,
+                        Index* bad_code = nullptr) {
     const Index batch = codes.extent(0), steps = codes.extent(2);
     if (codes.extent(1) != C.streams()) {
       fail("Moshi: codes", std::to_string(codes.extent(1)) + " streams", std::to_string(C.streams()),
            "pass the text stream and n_q audio streams");
     }
-    check_streams(be, "Moshi: codes", codes, 0, {zero_code, C.initial().text, C.initial().audio});
+    bad_code == nullptr ? check_streams(be, "Moshi: codes", codes, 0, codes_known)
+                        : find_bad_code(be, codes, 0, codes_known, Mask{}, bad_code);
     const auto inputs = be.template make<std::int32_t, dyn, dyn, dyn>(batch, C.streams(), steps);
     const auto delayed = be.template make<std::int32_t, dyn, dyn, dyn>(batch, C.streams(), steps);
     delay_codes(be, codes, C.delays, C.initial(), 1, inputs);

@@ -19,6 +19,7 @@
 #include "mttt/nn/attention.hpp"
 #include "mttt/nn/gating.hpp"
 #include "mttt/nn/norm.hpp"
+#include "mttt/nn/recompute.hpp"
 #include "mttt/ttt/gate.hpp"
 #include "mttt/ttt/ttt.hpp"
 
@@ -51,6 +52,7 @@ struct TemporalConfig {
   Index ttt_layer_context = 0;  // frames that attention sees in layers with TTT; 0: as in the others
   double initial_gating_alpha = 0.1;
   TttConfig ttt = {.dim = 0, .num_heads = 0};  // dim 0: that of the transformer; num_heads 0: likewise
+  bool recompute = false;  // in training a layer keeps its input alone and runs forward again in backward
 
   consteval bool has_ttt(Index layer) const { return ttt_layers.contains(layer); }
   consteval Index num_ttt_layers() const {
@@ -62,6 +64,12 @@ struct TemporalConfig {
     TttConfig config = ttt;
     config.dim = dim;
     if (config.num_heads == 0) config.num_heads = num_heads;
+    return config;
+  }
+  /// The same transformer that trades time for memory, or does not; the numbers are the same.
+  consteval TemporalConfig with_recompute(bool on) const {
+    TemporalConfig config = *this;
+    config.recompute = on;
     return config;
   }
   consteval AttentionConfig attention(bool beside_ttt) const {
@@ -262,8 +270,10 @@ struct Temporal {
   static constexpr Index in = C.dim, out = C.dim, dim = C.dim;
   static constexpr std::size_t with_ttt = static_cast<std::size_t>(C.num_ttt_layers());
   static constexpr std::size_t without = static_cast<std::size_t>(C.num_layers) - with_ttt;
-  using Plain = TemporalLayer<C, false, B>;
-  using Learning = TemporalLayer<C, true, B>;
+  template <class Layer>
+  using Kept = std::conditional_t<C.recompute, Recompute<Layer>, Layer>;
+  using Plain = Kept<TemporalLayer<C, false, B>>;
+  using Learning = Kept<TemporalLayer<C, true, B>>;
 
   /// Two kinds of layers in two arrays; `get` finds layer i among its kind.
   template <class P, class L>

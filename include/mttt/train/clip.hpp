@@ -14,81 +14,92 @@
 #include <vector>
 
 #include "mttt/backend/backend.hpp"
-#include "mttt/train/param_groups.hpp"
+#include "mttt/train/chunks.hpp"
 
 namespace mttt {
 
 namespace detail {
 
 /// partial[i] = sum of squares of chunk i
-template <class T>
+template <class A>
 struct SquareSums {
-  const T* data;
-  Index n, chunk;
+  const Chunk* chunks;
+  const ParamGroup* groups;
+  const A* grad;
   double* partial;
   template <class Team>
   MTTT_HD void operator()(Team team, Index i) const {
-    const T* x = data + i * chunk;
-    const Index count = chunk < n - i * chunk ? chunk : n - i * chunk;
-    const double sum = team.template sum<double>(count, [=](Index k) {
+    const Chunk c = chunks[i];
+    const A* x = grad + c.at;
+    const auto square = [=](Index k) {
       const double value = static_cast<double>(x[k]);
       return value * value;
-    });
+    };
+    double sum = 0;
+    if (!groups[c.tensor].frozen) {
+#ifdef __CUDA_ARCH__
+      constexpr Index W = 16 / sizeof(A);
+      const Index packs = c.length / W, rest = c.length - packs * W;
+      sum = team.template sum<double>(packs + rest, [=](Index k) {
+        if (k >= packs) return square(packs * W + k - packs);
+        const auto pack = load_lanes<W>(x + k * W);
+        double part = 0;
+        for (Index j = 0; j < W; ++j)
+          part += static_cast<double>(pack.of[j]) * static_cast<double>(pack.of[j]);
+        return part;
+      });
+#else
+      sum = team.template sum<double>(c.length, square);
+#endif
+    }
     if (team.leader()) partial[i] = sum;
   }
 };
 
+/// total[t] = sum of the partial sums of tensor t
 struct SumPartials {
   const double* partial;
-  Index n;
+  const Index* first;
   double* total;
   template <class Team>
-  MTTT_HD void operator()(Team team, Index) const {
-    const double* x = partial;
-    const double sum = team.template sum<double>(n, [=](Index k) { return x[k]; });
-    if (team.leader()) *total = sum;
+  MTTT_HD void operator()(Team team, Index t) const {
+    const double* x = partial + first[t];
+    const double sum = team.template sum<double>(first[t + 1] - first[t], [=](Index k) { return x[k]; });
+    if (team.leader()) total[t] = sum;
   }
 };
 
 }  // namespace detail
 
-/// The same bits whatever the number of threads: chunks of a fixed size.
-template <class B, class P>
-double gradient_norm(B& be, const P& grad, const std::vector<ParamGroup>& groups, double scale = 1) {
-  constexpr Index chunk = 1 << 14;
+/// The same bits whatever the number of threads: chunks of a fixed size. The host waits once.
+template <class P, class B, class M>
+double gradient_norm(B& be, ChunkTable<P, B, M>& table, const Store<M, B>& grad,
+                     const std::vector<ParamGroup>& groups, double scale = 1) {
+  using A = typename B::Accum;
+  const ParamGroup* device_groups = table.groups(be, groups, "gradient_norm");
   const auto scope = be.scope();
-  auto sums = be.template make<double, dyn>(static_cast<Index>(groups.size()));
-  be.fill(sums.data(), sums.size(), 0.0);
-  Index at = 0;
-  for_each_tensor(
-      [&](std::string_view, const auto& g) {
-        using T = std::remove_const_t<typename std::remove_cvref_t<decltype(g)>::value_type>;
-        const Index i = at++, n = g.size(), chunks = (n + chunk - 1) / chunk;
-        if (i >= sums.size() || groups[static_cast<std::size_t>(i)].frozen || n == 0) return;
-        const auto inner = be.scope();
-        auto partial = be.template make<double, dyn>(chunks);
-        be.rows(chunks, detail::SquareSums<T>{g.data(), n, chunk, partial.data()}, 0, chunk);
-        be.rows(1, detail::SumPartials{partial.data(), chunks, &sums(i)}, 0, chunks);
-      },
-      grad);
-  if (at != sums.size()) {
-    fail("gradient_norm", std::to_string(groups.size()) + " parameter groups", std::to_string(at),
-         "call make_groups with the parameters of this model");
-  }
-  std::vector<double> host(groups.size());
+  const auto partial = be.template make<double, dyn>(table.size());
+  const auto sums = be.template make<double, dyn>(table.tensors());
+  be.rows(
+      table.size(),
+      detail::SquareSums<A>{table.chunks(), device_groups, grad.template flat<A>().data(), partial.data()}, 0,
+      table.length);
+  be.rows(table.tensors(), detail::SumPartials{partial.data(), table.first(), sums.data()}, 0,
+          table.size() / std::max<Index>(1, table.tensors()));
+  std::vector<double>& host = table.host_sums();
   be.to_host(sums.data(), host.data(), sums.size());
   double total = 0;
-  at = 0;
+  std::size_t at = 0;
   for_each_tensor(
       [&](std::string_view name, const auto&) {
-        const double sum = host[static_cast<std::size_t>(at++)];
+        const double sum = host[at++];
         if (!std::isfinite(sum)) {
           fail("gradient of '" + std::string(name) + "'", std::isnan(sum) ? "NaN" : "an infinite norm",
                "finite numbers", "lower the learning rate or max_norm, and look at the last losses");
         }
         total += sum;
       },
-      grad);
+      *grad);
   return std::abs(scale) * std::sqrt(total);
 }
 

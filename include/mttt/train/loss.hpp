@@ -14,10 +14,12 @@
 
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <string>
 
 #include "mttt/backend/backend.hpp"
 #include "mttt/math/scalar.hpp"
+#include "mttt/train/chunks.hpp"
 
 namespace mttt {
 
@@ -33,50 +35,108 @@ MTTT_HD inline bool good_row(float weight, std::int32_t target, Index card) {
   return weight > 0 && weight <= 3.4028234e38f && target >= 0 && target < card;
 }
 
-/// totals[0] = sum of weights, totals[1] = number of erroneous rows
-struct WeightTotals {
+/// Sums over rows, each over parts of this length first: many cores work on them, and the order is fixed.
+inline constexpr Index loss_rows_a_part = 1 << 12;
+inline Index loss_parts(Index rows) { return (rows + loss_rows_a_part - 1) / loss_rows_a_part; }
+
+/// parts[p] = sum of weights, parts[count + p] = number of erroneous rows, of part p
+struct WeightParts {
   const std::int32_t* targets;
   const float* weights;
-  double* totals;
-  Index rows, card;
+  double* parts;
+  Index rows, card, count;
   template <class Team>
-  MTTT_HD void operator()(Team team, Index) const {
-    const auto* t = targets;
-    const auto* w = weights;
+  MTTT_HD void operator()(Team team, Index p) const {
+    const Index first = p * loss_rows_a_part,
+                n = loss_rows_a_part < rows - first ? loss_rows_a_part : rows - first;
+    const auto* t = targets + first;
+    const auto* w = weights + first;
     const Index classes = card;
     const double weight = team.template sum<double>(
-        rows, [=](Index r) { return good_row(w[r], t[r], classes) ? static_cast<double>(w[r]) : 0.0; });
+        n, [=](Index r) { return good_row(w[r], t[r], classes) ? static_cast<double>(w[r]) : 0.0; });
     const double bad = team.template sum<double>(
-        rows, [=](Index r) { return w[r] == 0 || good_row(w[r], t[r], classes) ? 0.0 : 1.0; });
-    if (team.leader()) totals[0] = weight, totals[1] = bad;
+        n, [=](Index r) { return w[r] == 0 || good_row(w[r], t[r], classes) ? 0.0 : 1.0; });
+    if (team.leader()) parts[p] = weight, parts[count + p] = bad;
   }
 };
 
-/// totals[2] = weighted sum of the losses
+/// parts[p] = weighted sum of the losses of part p
 template <class A>
-struct LossTotal {
+struct LossParts {
   const float* weights;
   const A* losses;
-  double* totals;
+  double* parts;
   Index rows;
   template <class Team>
-  MTTT_HD void operator()(Team team, Index) const {
-    const auto* w = weights;
-    const A* l = losses;
-    const double loss = team.template sum<double>(rows, [=](Index r) {
-      return w[r] > 0 ? static_cast<double>(w[r]) * static_cast<double>(l[r]) : 0.0;
-    });
-    if (team.leader()) totals[2] = loss;
+  MTTT_HD void operator()(Team team, Index p) const {
+    const Index first = p * loss_rows_a_part,
+                n = loss_rows_a_part < rows - first ? loss_rows_a_part : rows - first;
+    const auto* w = weights + first;
+    const A* l = losses + first;
+    const double loss = team.template sum<double>(
+        n, [=](Index r) { return w[r] > 0 ? static_cast<double>(w[r]) * static_cast<double>(l[r]) : 0.0; });
+    if (team.leader()) parts[p] = loss;
   }
 };
+
+/// totals[i] = sum of parts[i, .]
+struct JoinLossParts {
+  const double* parts;
+  double* totals;
+  Index count;
+  template <class Team>
+  MTTT_HD void operator()(Team team, Index i) const {
+    const double* x = parts + i * count;
+    const double sum = team.template sum<double>(count, [=](Index p) { return x[p]; });
+    if (team.leader()) totals[i] = sum;
+  }
+};
+
+template <class A>
+struct RowSum {
+  A top, sum;  // the largest logit, and the sum of exp(x - top)
+};
+
+/// On a GPU one pass over memory, 16 bytes at a time: each member sums below its own maximum so far, and the
+/// members' sums are brought to the common one. On a CPU, whose caches hold the row, two passes are faster.
+template <class A, class Team, class T>
+MTTT_HD RowSum<A> sum_row(Team team, const T* x, Index card) {
+#ifdef __CUDA_ARCH__
+  constexpr Index W = 16 / sizeof(T);
+  const Index packs = reinterpret_cast<std::uintptr_t>(x) % 16 == 0 ? card / W : 0;
+  const Index members = blockDim.x, member = threadIdx.x;
+  A top = -std::numeric_limits<A>::max(), part = 0;
+  const auto raise = [&](A value) {
+    if (!(value > top)) return;
+    part *= math::exp(top - value);
+    top = value;
+  };
+  for (Index k = member; k < packs; k += members) {
+    const auto pack = load_lanes<W>(x + k * W);
+    A high = wide(pack.of[0]);
+    for (Index j = 1; j < W; ++j) high = high < wide(pack.of[j]) ? wide(pack.of[j]) : high;
+    raise(high);
+    for (Index j = 0; j < W; ++j) part += math::exp(wide(pack.of[j]) - top);
+  }
+  for (Index i = packs * W + member; i < card; i += members) {
+    raise(wide(x[i]));
+    part += math::exp(wide(x[i]) - top);
+  }
+  const A all = team.template max<A>(members, [=](Index) { return top; });  // one a member
+  return {all, team.template sum<A>(members, [=](Index) { return part * math::exp(top - all); })};
+#else
+  const A top = team.template max<A>(card, [=](Index i) { return static_cast<A>(x[i]); });
+  return {top, team.template sum<A>(card, [=](Index i) { return math::exp(static_cast<A>(x[i]) - top); })};
+#endif
+}
 
 template <class T, class A>
 struct CrossEntropyRow {
   const T* logits;
   const std::int32_t* targets;
   const float* weights;
-  const double* totals;
-  T* dlogits;  // may be null, may be the logits
+  const double* weight;  // of all rows
+  T* dlogits;            // may be null, may be the logits
   A* losses;
   Index card;
   double scale;
@@ -91,29 +151,61 @@ struct CrossEntropyRow {
     const T* x = logits + r * card;
     const Index target = targets[r];
     const A hit = static_cast<A>(x[target]);
-    const A top = team.template max<A>(card, [=](Index i) { return static_cast<A>(x[i]); });
-    const A sum = team.template sum<A>(card, [=](Index i) { return math::exp(static_cast<A>(x[i]) - top); });
+    const auto [top, sum] = sum_row<A>(team, x, card);
     if (team.leader()) losses[r] = std::log(sum) + (top - hit);
     if (dx == nullptr) return;
-    const A share = static_cast<A>(scale * static_cast<double>(weights[r]) / totals[0]);
-    const A factor = share / sum;
+    const A share = static_cast<A>(scale * static_cast<double>(weights[r]) / *weight);
+    const A factor = share / sum, largest = top;
     team.sync();  // all have read the target's logit before anyone overwrites it
-    team.for_each(card, [=](Index i) {
-      const A p = factor * math::exp(static_cast<A>(x[i]) - top);
-      dx[i] = static_cast<T>(i == target ? p - share : p);
+    write(team, dx, x, [=](Index i, T logit) {
+      const A p = factor * math::exp(static_cast<A>(logit) - largest);
+      return static_cast<T>(i == target ? p - share : p);
     });
+  }
+
+ private:
+  /// dx[i] = f(i, x[i])
+  template <class Team, class F>
+  MTTT_HD void write(Team team, T* dx, const T* x, const F& f) const {
+#ifdef __CUDA_ARCH__
+    if ((reinterpret_cast<std::uintptr_t>(x) | reinterpret_cast<std::uintptr_t>(dx)) % 16 == 0) {
+      constexpr Index width = 16 / sizeof(T);
+      for_each_lanes<width>(team, card, [&](Index at, auto neighbours) {
+        constexpr Index W = decltype(neighbours)::value;
+        auto pack = load_lanes<W>(x + at);
+        for (Index j = 0; j < W; ++j) pack.of[j] = f(at + j, pack.of[j]);
+        store_lanes(dx + at, pack);
+      });
+      return;
+    }
+#endif
+    team.for_each(card, [&](Index i) { dx[i] = f(i, x[i]); });
+  }
+};
+
+/// What a cross-entropy leaves in the backend's memory, for the host to fetch when it likes.
+struct CrossEntropySums {
+  double weight, bad_rows, loss;  // sum of weights, number of erroneous rows, sum of weighted losses
+
+  /// Once in the host's memory: the result, or the error.
+  CrossEntropy result(Index card) const {
+    if (bad_rows != 0) {
+      fail("cross_entropy", std::to_string(static_cast<Index>(bad_rows)) + " bad rows",
+           "targets from 0 to " + std::to_string(card - 1) + " and finite weights, not below 0",
+           "give weight 0 to rows that have no target");
+    }
+    return {weight > 0 ? loss / weight : 0, weight};
   }
 };
 
 }  // namespace detail
 
-/// The loss, and its gradient where `dlogits` is not empty; `dlogits` may be the logits themselves.
-/// `row_losses`, where not empty, receives l_r (0 for rows of weight 0).
+/// As cross_entropy, but the host waits for nothing: the result stays in `sums`, in the backend's memory.
 template <class B, class T, Index... E>
-CrossEntropy cross_entropy(B& be, Tensor<T, E...> logits, Tensor<const std::int32_t, dyn> targets,
-                           Tensor<const float, dyn> weights,
-                           std::type_identity_t<Tensor<std::remove_const_t<T>, E...>> dlogits = {},
-                           double scale = 1, Tensor<typename B::Accum, dyn> row_losses = {}) {
+void queue_cross_entropy(B& be, Tensor<T, E...> logits, Tensor<const std::int32_t, dyn> targets,
+                         Tensor<const float, dyn> weights, detail::CrossEntropySums* sums,
+                         std::type_identity_t<Tensor<std::remove_const_t<T>, E...>> dlogits = {},
+                         double scale = 1, Tensor<typename B::Accum, dyn> row_losses = {}) {
   using Value = std::remove_const_t<T>;
   using A = typename B::Accum;
   const Index rows = logits.flat_rows().extent(0), card = logits.flat_rows().extent(1);
@@ -126,25 +218,34 @@ CrossEntropy cross_entropy(B& be, Tensor<T, E...> logits, Tensor<const std::int3
   demand("weights", weights.size(), rows);
   if (dlogits.data() != nullptr) demand("dlogits", dlogits.size(), logits.size());
   if (row_losses.data() != nullptr) demand("row_losses", row_losses.size(), rows);
-  if (rows == 0) return {0, 0};
 
   const auto scope = be.scope();
   A* losses = row_losses.data() != nullptr ? row_losses.data() : be.template make<A, dyn>(rows).data();
-  double* totals = be.template make<double, 3>().data();
-  be.rows(1, detail::WeightTotals{targets.data(), weights.data(), totals, rows, card}, 0, rows);
+  const Index count = detail::loss_parts(rows), cost = 2 * detail::loss_rows_a_part;
+  double* parts = be.template make<double, 2, dyn>(count).data();
+  be.rows(count, detail::WeightParts{targets.data(), weights.data(), parts, rows, card, count}, 0, cost);
+  be.rows(2, detail::JoinLossParts{parts, &sums->weight, count}, 0, count);
   be.rows(rows,
-          detail::CrossEntropyRow<Value, A>{logits.data(), targets.data(), weights.data(), totals,
+          detail::CrossEntropyRow<Value, A>{logits.data(), targets.data(), weights.data(), &sums->weight,
                                             dlogits.data(), losses, card, scale},
           0, 16 * card);
-  be.rows(1, detail::LossTotal<A>{weights.data(), losses, totals, rows}, 0, rows);
-  double host[3];
-  be.to_host(totals, host, Index{3});
-  if (host[1] != 0) {
-    fail("cross_entropy", std::to_string(static_cast<Index>(host[1])) + " bad rows",
-         "targets from 0 to " + std::to_string(card - 1) + " and finite weights, not below 0",
-         "give weight 0 to rows that have no target");
-  }
-  return {host[0] > 0 ? host[2] / host[0] : 0, host[0]};
+  be.rows(count, detail::LossParts<A>{weights.data(), losses, parts, rows}, 0, cost);
+  be.rows(1, detail::JoinLossParts{parts, &sums->loss, count}, 0, count);
+}
+
+/// The loss, and its gradient where `dlogits` is not empty; `dlogits` may be the logits themselves.
+/// `row_losses`, where not empty, receives l_r (0 for rows of weight 0).
+template <class B, class T, Index... E>
+CrossEntropy cross_entropy(B& be, Tensor<T, E...> logits, Tensor<const std::int32_t, dyn> targets,
+                           Tensor<const float, dyn> weights,
+                           std::type_identity_t<Tensor<std::remove_const_t<T>, E...>> dlogits = {},
+                           double scale = 1, Tensor<typename B::Accum, dyn> row_losses = {}) {
+  const auto scope = be.scope();
+  const auto sums = be.template make<detail::CrossEntropySums, 1>();
+  queue_cross_entropy(be, logits, targets, weights, sums.data(), dlogits, scale, row_losses);
+  detail::CrossEntropySums host;
+  be.to_host(sums.data(), &host, Index{1});
+  return host.result(logits.flat_rows().extent(1));
 }
 
 /// How rows are weighed. The defaults are those of moshi-finetune.

@@ -4,7 +4,7 @@
 //          rows for which the delays leave a prediction.
 // Shapes:  codes (B, 1 + n_q, T).
 // Units:   nats.
-// Errors:  those of Moshi::forward and cross_entropy.
+// Errors:  those of Moshi::forward and cross_entropy, after all work was queued: *grad is then of no use.
 // Not supported: gradients of the two losses apart.
 // Source:  kyutai-labs/moshi-finetune train.py, finetune/loss.py.
 #pragma once
@@ -20,15 +20,25 @@ struct MoshiLoss {
   double total() const { return text_loss + audio_loss; }
 };
 
-/// `Model` is a Moshi<C, B>. Adds to *grad, unless it is null. The padding ids come from the model's config.
-template <class Model, class B>
+namespace detail {
+/// What the host fetches after a loss, all of it in one go.
+struct MoshiLossSums {
+  Index bad_code;
+  CrossEntropySums text, audio;
+};
+}  // namespace detail
+
+/// `Model` is a Moshi<C, B>. Adds to *grad, Params of the same model that may hold the type to compute in, unless
+/// it is null. The padding ids come from the model's config. The host waits once, when all work is queued.
+template <class Model, class B, class Grad = typename Model::Params>
 MoshiLoss moshi_loss(B& be, const typename Model::Params& params, Streams<const std::int32_t> codes,
-                     LossConfig weights = {}, typename Model::Params* grad = nullptr) {
+                     LossConfig weights = {}, Grad* grad = nullptr) {
   const auto scope = be.scope();
   weights.text_padding = Model::config.existing_text_padding_id;
   weights.end_of_text_padding = Model::config.existing_text_end_padding_id;
+  auto* sums = be.template make<detail::MoshiLossSums, 1>().data();
   typename Model::Saved saved;
-  const auto out = Model::forward(be, params, codes, saved);
+  const auto out = Model::forward(be, params, codes, saved, &sums->bad_code);
   const Index n = codes.extent(0) * codes.extent(2);
   const auto targets = be.template make<std::int32_t, dyn>((1 + Model::K) * n);
   const auto row_weights = be.template make<float, dyn>((1 + Model::K) * n);
@@ -49,11 +59,15 @@ MoshiLoss moshi_loss(B& be, const typename Model::Params& params, Streams<const 
   };
   const auto dtext = grad == nullptr ? decltype(out.text_logits){} : out.text_logits;  // in their own place
   const auto daudio = grad == nullptr ? decltype(out.logits){} : out.logits;
-  const auto text = cross_entropy(be, out.text_logits, part(targets, 0, n), part(row_weights, 0, n), dtext);
-  const auto audio = cross_entropy(be, out.logits, part(targets, n, Model::K * n),
-                                   part(row_weights, n, Model::K * n), daudio);
+  queue_cross_entropy(be, out.text_logits, part(targets, 0, n), part(row_weights, 0, n), &sums->text, dtext);
+  queue_cross_entropy(be, out.logits, part(targets, n, Model::K * n), part(row_weights, n, Model::K * n),
+                      &sums->audio, daudio);
   if (grad != nullptr) Model::backward(be, params, saved, dtext, daudio, *grad);
-  return {text.loss, audio.loss};
+
+  detail::MoshiLossSums host;
+  be.to_host(sums, &host, Index{1});
+  refuse_bad_code(be, "Moshi: codes", codes, 0, Model::codes_known, host.bad_code);
+  return {host.text.result(Model::config.text_card).loss, host.audio.result(Model::config.card).loss};
 }
 
 }  // namespace mttt

@@ -23,6 +23,7 @@ struct ParamGroup {
   double learning_rate = 1;
   double weight_decay = 0;
   bool frozen = false;  // neither changed nor counted in the gradient's norm
+  bool operator==(const ParamGroup&) const = default;
 };
 
 struct GroupRule {

@@ -1,14 +1,18 @@
 // The training loop: accumulate, clip, AdamW, schedule, report, checkpoint, stop in good order.
 //
 // One step asks for `num_microbatches` losses and gradients, through
-//   MicroBatch loss_and_gradient(std::int64_t index, P& grad)     // adds to grad
+//   MicroBatch loss_and_gradient(std::int64_t index, M& grad)     // adds to grad
 // where `index` counts the micro-batches of the whole training: data that depends on it alone resumes well.
 //
+// Mixed precision: on a backend that stores bf16 the model reads bf16 parameters P, while M, the same Params in
+// float32, hold the gradient, the moments and the weights that are trained, whose rounded values P is given at
+// every step. Elsewhere M is P and nothing exists twice.
+//
 // Formula: gradient = mean over the micro-batches; then clip.hpp, schedule.hpp, adamw.hpp.
-// Shapes:  none.
+// Shapes:  those of the parameters.
 // Units:   frames a second.
 // Errors:  a loss or a gradient that is not finite stops the training before the parameters change.
-// Not supported: loss scaling; several machines.
+// Not supported: loss scaling (bf16 has the exponents of float32); several machines.
 // Source:  kyutai-labs/moshi-finetune, train.py.
 #pragma once
 
@@ -53,13 +57,14 @@ struct TrainHooks {
   std::FILE* progress = stderr;           // null: silent
 };
 
-/// Everything that a checkpoint must hold for an exact resume: params, adam, rng, micro_batches.
-template <class P, class B>
+/// Everything that a checkpoint must hold for an exact resume: weights, adam, rng, micro_batches.
+/// P: what the model reads; M: the same Params in the type to compute in.
+template <class P, class B, class M = P>
 class Trainer {
  public:
   Store<P, B>& params;
-  Store<P, B> grad;
-  AdamW<P, B> adam;
+  Store<M, B> grad;
+  AdamW<M, B> adam;
   Rng rng;                         // for the program's own draws: data order, dropped words
   std::int64_t micro_batches = 0;  // done so far: the position in the data
   TrainOptions options;
@@ -75,16 +80,33 @@ class Trainer {
         options(train_options),
         groups(make_groups(*parameters, train_options.adam.weight_decay, rules)),
         schedule(OneCycle({train_options.max_steps, train_options.lr, train_options.pct_start})),
-        be_(be) {
+        be_(be),
+        master_(be, parameters),
+        table_(be, parameters, weights()) {
+    if constexpr (mixed) table_.widen(be, params, weights());
     if (options.num_microbatches < 1 || options.log_freq < 1 || options.ckpt_freq < 0) {
       fail("training options", "num_microbatches or log_freq below 1, or a negative ckpt_freq",
            "at least one micro-batch and one step between two reports", "correct the training options");
     }
   }
 
+  /// The weights that are trained: params themselves, or in mixed precision their float32 originals. Whoever
+  /// changes these calls weights_changed() then, so that the model reads them.
+  Store<M, B>& weights() {
+    if constexpr (mixed) {
+      return master_.store;
+    } else {
+      return params;
+    }
+  }
+  const Store<M, B>& weights() const { return const_cast<Trainer*>(this)->weights(); }
+  void weights_changed() {
+    if constexpr (mixed) table_.round(be_, weights(), params);
+  }
+
   /// One step of the optimiser; params change last, after everything was checked.
   template <class F>
-  requires std::is_invocable_r_v<MicroBatch, F&, std::int64_t, P&> StepReport step(F&& loss_and_gradient) {
+  requires std::is_invocable_r_v<MicroBatch, F&, std::int64_t, M&> StepReport step(F&& loss_and_gradient) {
     be_.fill(grad.data(), grad.bytes(), std::byte{0});
     const double share = 1.0 / options.num_microbatches;
     StepReport report{};
@@ -94,9 +116,9 @@ class Trainer {
       report.loss += share * done.loss;
       frames_ += done.frames;
     }
-    report.gradient_norm = gradient_norm(be_, *grad, groups, share);
+    report.gradient_norm = gradient_norm(be_, table_, grad, groups, share);
     report.learning_rate = schedule(adam.step);
-    adam.update(be_, *params, *grad, groups, options.adam, report.learning_rate,
+    adam.update(be_, table_, weights(), params, grad, groups, options.adam, report.learning_rate,
                 share * clip_factor(report.gradient_norm, options.max_norm));
     micro_batches += options.num_microbatches;
     report.step = adam.step;
@@ -130,6 +152,16 @@ class Trainer {
   }
 
  private:
+  static constexpr bool mixed = !std::same_as<P, M>;
+  /// The float32 originals, where there are any.
+  struct Master {
+    Store<M, B> store;
+    Master(B& be, const Store<P, B>&) : store(be) {}
+  };
+  struct NoMaster {
+    NoMaster(B&, const Store<P, B>&) {}
+  };
+
   [[noreturn]] void diverged(const char* found) const {
     fail("training step " + std::to_string(adam.step + 1), found, "a finite loss",
          "the parameters are still those of step " + std::to_string(adam.step) +
@@ -137,6 +169,8 @@ class Trainer {
   }
 
   B& be_;
+  [[no_unique_address]] std::conditional_t<mixed, Master, NoMaster> master_;
+  ChunkTable<P, B, M> table_;
   Index frames_ = 0;
 };
 

@@ -1,0 +1,179 @@
+// Chunks: all tensors of a block's parameters cut into pieces of at most one size, so that one pass of a backend
+// goes over all of them; and lanes, neighbours that a GPU reads as 16 bytes.
+//
+// The table lies in the backend's memory and is made once: the place, length and tensor of each chunk, and the
+// group of each tensor, which is sent again only when the groups have changed. It counts places within a Store,
+// so that one table serves every Store of the same block and type: weights, gradient and moments. Weights that
+// are also kept rounded, in another type, lie at places of their own, which it knows too.
+//
+// Formula: none.
+// Shapes:  chunks of 2^14 elements, the last one of a tensor shorter; each starts at a multiple of 64 bytes.
+// Units:   elements.
+// Errors:  stores of different blocks; groups of another model.
+// Not supported: tensors of several element types in one block.
+// Source:  the multi-tensor kernels of NVIDIA Apex (csrc/multi_tensor_apply.cuh), for what they do.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "mttt/backend/backend.hpp"
+#include "mttt/core/store.hpp"
+#include "mttt/train/param_groups.hpp"
+
+namespace mttt {
+
+namespace detail {
+
+struct Chunk {
+  Index at, rounded_at;  // where it starts, in Stores of the trained weights and of the rounded ones
+  std::int32_t length, tensor;
+};
+
+/// W neighbours that are read and written in one access.
+template <class T, Index W>
+struct alignas(W * sizeof(T)) Lanes {
+  T of[W];
+};
+template <Index W, class T>
+MTTT_HD Lanes<T, W> load_lanes(const T* from) {
+  return *reinterpret_cast<const Lanes<T, W>*>(from);
+}
+template <class T, Index W>
+MTTT_HD void store_lanes(T* to, const Lanes<T, W>& pack) {
+  *reinterpret_cast<Lanes<T, W>*>(to) = pack;
+}
+
+/// f(first, width) over [0, n): W neighbours at a time on a GPU, one at a time at the end and on a CPU, whose
+/// compiler packs by itself.
+template <Index W, class Team, class F>
+MTTT_HD void for_each_lanes(Team team, Index n, const F& f) {
+  Index done = 0;
+#ifdef __CUDA_ARCH__
+  done = n / W * W;
+  team.for_each(n / W, [&](Index k) { f(k * W, std::integral_constant<Index, W>{}); });
+#endif
+  team.for_each(n - done, [&](Index i) { f(done + i, std::integral_constant<Index, 1>{}); });
+}
+
+template <class T, class U>
+struct ConvertChunks {
+  const Chunk* chunks;
+  const T* from;
+  U* to;
+  bool to_rounded;
+  template <class Team>
+  MTTT_HD void operator()(Team team, Index i) const {
+    const Chunk c = chunks[i];
+    const T* in = from + (to_rounded ? c.at : c.rounded_at);
+    U* out = to + (to_rounded ? c.rounded_at : c.at);
+    team.for_each(c.length, [=](Index k) { out[k] = static_cast<U>(in[k]); });
+  }
+};
+
+}  // namespace detail
+
+/// `P` is what the model reads, `M` the same Params in the type to compute in, often P itself.
+template <class P, class B, class M = P>
+class ChunkTable {
+ public:
+  using Stored = typename B::Scalar;
+  using Value = typename B::Accum;
+  static constexpr Index length = 1 << 14;
+  static_assert(
+      std::same_as<P, M> == std::same_as<Stored, Value>,
+      "training on a backend that stores in a short type (bf16) needs the same Params in the type to "
+      "compute in, as the third parameter of Trainer: Moshi<C, Cuda<float>>::Params");
+
+  ChunkTable(B& be, const Store<P, B>& params, const Store<M, B>& weights)
+      : chunks_(cut(params, weights)), memory_(be, bytes()) {
+    be.to_device(chunks_.data(), place<detail::Chunk>(0), size());
+    be.to_device(first_.data(), place<Index>(chunk_bytes()), tensors() + 1);
+    chunks_ = {};
+    host_sums_.resize(static_cast<std::size_t>(tensors()));
+  }
+
+  Index size() const { return first_.back(); }
+  Index tensors() const { return static_cast<Index>(first_.size()) - 1; }
+
+  const detail::Chunk* chunks() const { return place<detail::Chunk>(0); }
+  /// Chunks of tensor t: first()[t] to before first()[t + 1].
+  const Index* first() const { return place<Index>(chunk_bytes()); }
+  /// The groups in the backend's memory.
+  const ParamGroup* groups(B& be, const std::vector<ParamGroup>& groups, std::string_view asked_by) {
+    if (static_cast<Index>(groups.size()) != tensors()) {
+      fail(asked_by, std::to_string(groups.size()) + " parameter groups", std::to_string(tensors()),
+           "call make_groups with the parameters of this model");
+    }
+    auto* to = place<ParamGroup>(chunk_bytes() + first_bytes());
+    if (groups != sent_) {
+      be.to_device(groups.data(), to, tensors());
+      sent_ = groups;
+    }
+    return to;
+  }
+  /// Room for a number of each tensor in the host's memory.
+  std::vector<double>& host_sums() { return host_sums_; }
+
+  /// The weights rounded to what the model reads, and what it reads as weights to go on from.
+  void round(B& be, const Store<M, B>& weights, Store<P, B>& params) const {
+    convert<Value, Stored>(be, weights.data(), params.data(), true);
+  }
+  void widen(B& be, const Store<P, B>& params, Store<M, B>& weights) const {
+    convert<Stored, Value>(be, params.data(), weights.data(), false);
+  }
+
+ private:
+  Index chunk_bytes() const { return size() * static_cast<Index>(sizeof(detail::Chunk)); }
+  Index first_bytes() const { return (tensors() + 1) * static_cast<Index>(sizeof(Index)); }
+  Index bytes() const {
+    return chunk_bytes() + first_bytes() + tensors() * static_cast<Index>(sizeof(ParamGroup));
+  }
+  template <class T>
+  T* place(Index at) {
+    return reinterpret_cast<T*>(static_cast<std::byte*>(memory_.data()) + at);
+  }
+  template <class T>
+  const T* place(Index at) const {
+    return reinterpret_cast<const T*>(static_cast<const std::byte*>(memory_.data()) + at);
+  }
+
+  std::vector<detail::Chunk> cut(const Store<P, B>& params, const Store<M, B>& weights) {
+    std::vector<detail::Chunk> chunks;
+    first_.push_back(0);
+    for_each_tensor(
+        [&](std::string_view, const auto& p, const auto& w) {
+          static_assert(std::same_as<typename std::remove_cvref_t<decltype(p)>::value_type, Stored> &&
+                            std::same_as<typename std::remove_cvref_t<decltype(w)>::value_type, Value>,
+                        "training: parameters must hold the backend's Scalar, gradients its Accum");
+          const Index at = w.data() - reinterpret_cast<const Value*>(weights.data());
+          const Index rounded_at = p.data() - reinterpret_cast<const Stored*>(params.data());
+          for (Index done = 0; done < w.size(); done += length) {
+            const auto n = static_cast<std::int32_t>(std::min(length, w.size() - done));
+            const auto tensor = static_cast<std::int32_t>(first_.size() - 1);
+            chunks.push_back({at + done, rounded_at + done, n, tensor});
+          }
+          first_.push_back(static_cast<Index>(chunks.size()));
+        },
+        *params, *weights);
+    return chunks;
+  }
+
+  template <class T, class U>
+  void convert(B& be, const std::byte* from, std::byte* to, bool to_rounded) const {
+    be.rows(size(),
+            detail::ConvertChunks<T, U>{chunks(), reinterpret_cast<const T*>(from), reinterpret_cast<U*>(to),
+                                        to_rounded},
+            0, length);
+  }
+
+  std::vector<Index> first_;  // declared in the order in which they are made
+  std::vector<detail::Chunk> chunks_;
+  typename B::Memory memory_;  // chunks, first, groups
+  std::vector<ParamGroup> sent_;
+  std::vector<double> host_sums_;
+};
+
+}  // namespace mttt
