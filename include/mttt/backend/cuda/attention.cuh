@@ -57,18 +57,22 @@ __device__ inline float quad_max(float x) {
 
 extern __shared__ __align__(1024) unsigned char flash_memory[];
 
-template <int D>
+/// Short sequences, of one tile of 16 rows, have blocks of one warp: a depformer's, thousands at once.
+inline constexpr int flash_short = 16;
+
+template <int D, bool brief>
 struct FlashForward {
   // Four warps of 32 rows each: a key that was read from shared memory serves two products.
-  static constexpr int queries = 128, keys = 64, threads = 128, stages = 2;
-  static constexpr int shared = Tile<queries, D>::bytes + stages * 2 * Tile<keys, D>::bytes;
+  static constexpr int queries = brief ? flash_short : 128, keys = brief ? flash_short : 64;
+  static constexpr int threads = brief ? 32 : 128, pieces = brief ? 1 : 2, blocks = brief ? 1024 / D : 2;
+  static constexpr int shared = Tile<queries, D>::bytes + 2 * 2 * Tile<keys, D>::bytes;
 };
 
-template <int D>
-__global__ void __launch_bounds__(FlashForward<D>::threads, 2)
+template <int D, bool brief>
+__global__ void __launch_bounds__(FlashForward<D, brief>::threads, FlashForward<D, brief>::blocks)
     flash_forward(FlashTask task, bf16* out, float* lse) {
-  using Shape = FlashForward<D>;
-  constexpr int M = Shape::queries, N = Shape::keys;
+  using Shape = FlashForward<D, brief>;
+  constexpr int M = Shape::queries, N = Shape::keys, P = Shape::pieces;
   const int head = blockIdx.x % task.heads, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const Index b = blockIdx.x / task.heads;
   const int m0 = static_cast<int>(gridDim.y - 1 - blockIdx.y) * M;  // the longest rows first
@@ -88,19 +92,20 @@ __global__ void __launch_bounds__(FlashForward<D>::threads, 2)
   load(last, 0);
 
   const float fold = task.scale * log2_e;
-  float o[2][D / 8][4] = {}, total[2][2] = {};
-  float largest[2][2] = {{-INFINITY, -INFINITY}, {-INFINITY, -INFINITY}};
+  float o[P][D / 8][4] = {}, total[P][2] = {}, largest[P][2];
+#pragma unroll
+  for (int i = 0; i < P; ++i) largest[i][0] = largest[i][1] = -INFINITY;
   int stage = 0;
   for (int tile = last; tile >= first; --tile, stage ^= 1) {
     await_copies();
     __syncthreads();  // all have the tile, and are done with the stage that is filled next
     if (tile > first) load(tile - 1, stage ^ 1);
     const std::uint32_t k_tile = ring + stage * 2 * Tile<N, D>::bytes, v_tile = k_tile + Tile<N, D>::bytes;
-    float s[2][N / 8][4] = {};
-    rows_by_rows<2, M, N, D>(s, q_tile, k_tile);
+    float s[P][N / 8][4] = {};
+    rows_by_rows<P, M, N, D>(s, q_tile, k_tile);
     if (!task.all_see(m0, M, tile * N, N)) {
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
+      for (int i = 0; i < P; ++i) {
 #pragma unroll
         for (int n = 0; n < N / 8; ++n) {
 #pragma unroll
@@ -112,7 +117,7 @@ __global__ void __launch_bounds__(FlashForward<D>::threads, 2)
       }
     }
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
+    for (int i = 0; i < P; ++i) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         float top = largest[i][half];
@@ -136,11 +141,11 @@ __global__ void __launch_bounds__(FlashForward<D>::threads, 2)
         for (int d = 0; d < D / 8; ++d) o[i][d][2 * half] *= shrink, o[i][d][2 * half + 1] *= shrink;
       }
     }
-    rows_by_columns<2, N, D>(o, s, v_tile);
+    rows_by_columns<P, N, D>(o, s, v_tile);
   }
 
 #pragma unroll
-  for (int i = 0; i < 2; ++i) {
+  for (int i = 0; i < P; ++i) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const float sum = quad_sum(total[i][half]);
@@ -150,18 +155,21 @@ __global__ void __launch_bounds__(FlashForward<D>::threads, 2)
       total[i][half] = 1 / sum;
     }
   }
-  store_rows<2, M, D>(o, total, q_tile, out + task.to(b, m0, head, D), task.to_step, task.steps - m0);
+  store_rows<P, M, D>(o, total, q_tile, out + task.to(b, m0, head, D), task.to_step, task.steps - m0);
 }
 
 /// Rows of the two arrays below, so that tiles need no checks: a row past the end has probability 0.
-constexpr Index flash_padded(Index steps) { return (steps + 127) / 128 * 128; }
+MTTT_HD constexpr Index flash_padded(Index steps) {
+  return steps <= flash_short ? flash_short : (steps + 127) / 128 * 128;
+}
 
 /// fold = lse log2 e and delta = dout . out, both (B, heads, padded). D / 8 lanes a row.
 template <int D>
-__global__ void flash_prepare(FlashTask task, const bf16* out, const bf16* dout, const float* lse,
+__global__ void flash_prepare(FlashTask task, Index rows, const bf16* out, const bf16* dout, const float* lse,
                               float* fold, float* delta) {
   constexpr int lanes = D / 8;
   const Index row = (static_cast<Index>(blockIdx.x) * blockDim.x + threadIdx.x) / lanes;
+  if (row >= rows) return;  // whole warps: rows are a multiple of 16
   const Index padded = flash_padded(task.steps), t = row / task.heads % padded, b = row / task.heads / padded;
   const int head = static_cast<int>(row % task.heads), lane = threadIdx.x % lanes;
   float sum = 0;
@@ -184,24 +192,25 @@ __global__ void flash_prepare(FlashTask task, const bf16* out, const bf16* dout,
   delta[to] = sum;
 }
 
-template <int D>
+template <int D, bool brief>
 struct FlashKeys {
-  static constexpr int keys = 128, queries = 64, threads = 256, stages = 2;
+  static constexpr int keys = brief ? flash_short : 128, queries = brief ? flash_short : 64;
+  static constexpr int threads = brief ? 32 : 256, blocks = brief ? 1024 / D : 1;
   static constexpr int shared =
-      2 * Tile<keys, D>::bytes + stages * (2 * Tile<queries, D>::bytes + 2 * queries * 4);
+      2 * Tile<keys, D>::bytes + 2 * (2 * Tile<queries, D>::bytes + 2 * queries * 4);
 };
 
-/// dk and dv of 128 keys. Rows of the products are keys, so that p and ds are left factors as they are.
-template <int D>
-__global__ void __launch_bounds__(FlashKeys<D>::threads, 1)
+/// dk and dv of a tile of keys. Rows of the products are keys, so that p and ds are left factors as they are.
+template <int D, bool brief>
+__global__ void __launch_bounds__(FlashKeys<D, brief>::threads, FlashKeys<D, brief>::blocks)
     flash_keys(FlashTask task, const bf16* dout, const float* fold, const float* delta, bf16* dk, bf16* dv) {
-  using Shape = FlashKeys<D>;
+  using Shape = FlashKeys<D, brief>;
   constexpr int N = Shape::keys, M = Shape::queries;
   const int kv_heads = task.heads / task.group, kv = blockIdx.x % kv_heads;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, n0 = blockIdx.y * N;
   const Index b = blockIdx.x / kv_heads, padded = flash_padded(task.steps);
   const std::uint32_t k_tile = shared_address(flash_memory), v_tile = k_tile + Tile<N, D>::bytes;
-  const std::uint32_t ring = v_tile + Tile<N, D>::bytes, rows = ring + Shape::stages * 2 * Tile<M, D>::bytes;
+  const std::uint32_t ring = v_tile + Tile<N, D>::bytes, rows = ring + 2 * 2 * Tile<M, D>::bytes;
   const int first = n0 / M, tiles = task.last_query(min(task.steps, n0 + N) - 1) / M - first + 1;
   const auto load = [&](int i, int stage) {
     const int head = kv * task.group + i / tiles, m0 = (first + i % tiles) * M;
@@ -258,18 +267,19 @@ __global__ void __launch_bounds__(FlashKeys<D>::threads, 1)
   store_rows<1, N, D>(v_sum, one, v_tile, dv + to, task.in_step, task.steps - n0);
 }
 
-template <int D>
+template <int D, bool brief>
 struct FlashQueries {
-  static constexpr int queries = 128, keys = 32, threads = 128, stages = 2;
-  static constexpr int shared = 2 * Tile<queries, D>::bytes + stages * 2 * Tile<keys, D>::bytes;
+  static constexpr int queries = brief ? flash_short : 128, keys = brief ? flash_short : 32;
+  static constexpr int threads = brief ? 32 : 128, pieces = brief ? 1 : 2, blocks = brief ? 1024 / D : 2;
+  static constexpr int shared = 2 * Tile<queries, D>::bytes + 2 * 2 * Tile<keys, D>::bytes;
 };
 
-/// dq of 128 queries.
-template <int D>
-__global__ void __launch_bounds__(FlashQueries<D>::threads, 2)
+/// dq of a tile of queries.
+template <int D, bool brief>
+__global__ void __launch_bounds__(FlashQueries<D, brief>::threads, FlashQueries<D, brief>::blocks)
     flash_queries(FlashTask task, const bf16* dout, const float* fold, const float* delta, bf16* dq) {
-  using Shape = FlashQueries<D>;
-  constexpr int M = Shape::queries, N = Shape::keys;
+  using Shape = FlashQueries<D, brief>;
+  constexpr int M = Shape::queries, N = Shape::keys, P = Shape::pieces;
   const int head = blockIdx.x % task.heads, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const Index b = blockIdx.x / task.heads;
   const int m0 = static_cast<int>(gridDim.y - 1 - blockIdx.y) * M;
@@ -289,31 +299,31 @@ __global__ void __launch_bounds__(FlashQueries<D>::threads, 2)
   load_tile<M, D, Shape::threads>(q_tile, task.q + task.in(b, m0, head, D), task.in_step, task.steps - m0);
   load_tile<M, D, Shape::threads>(up_tile, dout + task.to(b, m0, head, D), task.to_step, task.steps - m0);
   load(last, 0);
-  float row_fold[2][2], row_delta[2][2];
+  float row_fold[P][2], row_delta[P][2], scales[P][2];
 #pragma unroll
-  for (int i = 0; i < 2; ++i) {
+  for (int i = 0; i < P; ++i) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const Index at =
           (b * task.heads + head) * flash_padded(task.steps) + m0 + 64 * i + 16 * warp + lane / 4 + half * 8;
-      row_fold[i][half] = fold[at], row_delta[i][half] = delta[at];
+      row_fold[i][half] = fold[at], row_delta[i][half] = delta[at], scales[i][half] = task.scale;
     }
   }
 
   const float scale = task.scale * log2_e;
-  float sum[2][D / 8][4] = {};
+  float sum[P][D / 8][4] = {};
   int stage = 0;
   for (int tile = last; tile >= first; --tile, stage ^= 1) {
     await_copies();
     __syncthreads();
     if (tile > first) load(tile - 1, stage ^ 1);
     const std::uint32_t k_tile = ring + stage * 2 * Tile<N, D>::bytes, v_tile = k_tile + Tile<N, D>::bytes;
-    float p[2][N / 8][4] = {}, ds[2][N / 8][4] = {};
-    rows_by_rows<2, M, N, D>(p, q_tile, k_tile);
-    rows_by_rows<2, M, N, D>(ds, up_tile, v_tile);
+    float p[P][N / 8][4] = {}, ds[P][N / 8][4] = {};
+    rows_by_rows<P, M, N, D>(p, q_tile, k_tile);
+    rows_by_rows<P, M, N, D>(ds, up_tile, v_tile);
     const bool masked = !task.all_see(m0, M, tile * N, N);
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
+    for (int i = 0; i < P; ++i) {
 #pragma unroll
       for (int n = 0; n < N / 8; ++n) {
 #pragma unroll
@@ -326,10 +336,9 @@ __global__ void __launch_bounds__(FlashQueries<D>::threads, 2)
         }
       }
     }
-    rows_by_columns<2, N, D>(sum, ds, k_tile);
+    rows_by_columns<P, N, D>(sum, ds, k_tile);
   }
-  const float scales[2][2] = {{task.scale, task.scale}, {task.scale, task.scale}};
-  store_rows<2, M, D>(sum, scales, q_tile, dq + task.in(b, m0, head, D), task.in_step, task.steps - m0);
+  store_rows<P, M, D>(sum, scales, q_tile, dq + task.in(b, m0, head, D), task.in_step, task.steps - m0);
 }
 
 template <class... Args>
@@ -366,31 +375,45 @@ bool flash_fits(const Shape& shape, Index batch, Index steps) {
          batch * shape.heads <= INT_MAX / 2;
 }
 
-template <int D>
-void flash_run_forward(cudaStream_t stream, Index batch, const FlashTask& task, bf16* out, float* lse) {
-  using Shape = FlashForward<D>;
-  const dim3 grid(static_cast<unsigned>(batch * task.heads),
-                  static_cast<unsigned>((task.steps + Shape::queries - 1) / Shape::queries));
-  flash_launch(flash_forward<D>, grid, Shape::threads, Shape::shared, stream, task, out, lse);
+inline unsigned flash_tiles(Index steps, int size) {
+  return static_cast<unsigned>((steps + size - 1) / size);
 }
 
-template <int D, class B>
+template <int D, bool brief>
+void flash_run_forward(cudaStream_t stream, Index batch, const FlashTask& task, bf16* out, float* lse) {
+  using Shape = FlashForward<D, brief>;
+  const dim3 grid(static_cast<unsigned>(batch * task.heads), flash_tiles(task.steps, Shape::queries));
+  flash_launch(flash_forward<D, brief>, grid, Shape::threads, Shape::shared, stream, task, out, lse);
+}
+
+template <int D, bool brief, class B>
 void flash_run_backward(B& be, Index batch, const FlashTask& task, const bf16* out, const bf16* dout,
                         const float* lse, bf16* dq, bf16* dk, bf16* dv) {
   const auto scope = be.scope();
   const Index rows = batch * task.heads * flash_padded(task.steps);
   float* fold = be.template make<float, dyn>(rows).data();
   float* delta = be.template make<float, dyn>(rows).data();
-  constexpr int threads = 256, rows_a_block = threads / (D / 8);  // it divides the padded rows
-  flash_launch(flash_prepare<D>, dim3(static_cast<unsigned>(rows / rows_a_block)), threads, 0, be.stream(),
-               task, out, dout, lse, fold, delta);
-  const auto tiles = [&](int size) { return static_cast<unsigned>((task.steps + size - 1) / size); };
-  using Keys = FlashKeys<D>;
-  flash_launch(flash_keys<D>, dim3(static_cast<unsigned>(batch * task.heads / task.group), tiles(Keys::keys)),
-               Keys::threads, Keys::shared, be.stream(), task, dout, fold, delta, dk, dv);
-  using Queries = FlashQueries<D>;
-  flash_launch(flash_queries<D>, dim3(static_cast<unsigned>(batch * task.heads), tiles(Queries::queries)),
+  constexpr int threads = 256;
+  flash_launch(flash_prepare<D>, dim3(flash_tiles(rows, threads / (D / 8))), threads, 0, be.stream(), task,
+               rows, out, dout, lse, fold, delta);
+  using Keys = FlashKeys<D, brief>;
+  const unsigned kv_heads = static_cast<unsigned>(batch * task.heads / task.group);
+  flash_launch(flash_keys<D, brief>, dim3(kv_heads, flash_tiles(task.steps, Keys::keys)), Keys::threads,
+               Keys::shared, be.stream(), task, dout, fold, delta, dk, dv);
+  using Queries = FlashQueries<D, brief>;
+  const unsigned heads = static_cast<unsigned>(batch * task.heads);
+  flash_launch(flash_queries<D, brief>, dim3(heads, flash_tiles(task.steps, Queries::queries)),
                Queries::threads, Queries::shared, be.stream(), task, dout, fold, delta, dq);
+}
+
+/// f<head_dim, short sequences>().
+template <class F>
+void flash_choose(Index head_dim, Index steps, F&& f) {
+  if (head_dim == 64) {
+    steps <= flash_short ? f.template operator()<64, true>() : f.template operator()<64, false>();
+  } else {
+    steps <= flash_short ? f.template operator()<128, true>() : f.template operator()<128, false>();
+  }
 }
 
 /// False, and nothing done, for what the kernels do not take.
@@ -402,8 +425,8 @@ bool flash_attend(B& be, const Shape& shape, Index batch, Index steps, const bf1
     return false;
   if (batch * steps == 0) return true;
   const FlashTask task = flash_task(shape, steps, q, k, v, in, to);
-  shape.head_dim == 64 ? flash_run_forward<64>(be.stream(), batch, task, out, lse)
-                       : flash_run_forward<128>(be.stream(), batch, task, out, lse);
+  flash_choose(shape.head_dim, steps,
+               [&]<int D, bool brief>() { flash_run_forward<D, brief>(be.stream(), batch, task, out, lse); });
   return true;
 }
 
@@ -416,8 +439,9 @@ bool flash_attend_backward(B& be, const Shape& shape, Index batch, Index steps, 
     return false;
   if (batch * steps == 0) return true;
   const FlashTask task = flash_task(shape, steps, q, k, v, in, to);
-  shape.head_dim == 64 ? flash_run_backward<64>(be, batch, task, out, dout, lse, dq, dk, dv)
-                       : flash_run_backward<128>(be, batch, task, out, dout, lse, dq, dk, dv);
+  flash_choose(shape.head_dim, steps, [&]<int D, bool brief>() {
+    flash_run_backward<D, brief>(be, batch, task, out, dout, lse, dq, dk, dv);
+  });
   return true;
 }
 

@@ -40,7 +40,12 @@ __device__ inline void copy_async(std::uint32_t to, const void* from, bool valid
                : "memory");
 }
 __device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-__device__ inline void await_copies() { asm volatile("cp.async.wait_group 0;" ::: "memory"); }
+/// Waits for all copies but those of the last n commits.
+template <int n>
+__device__ void await_copies_but() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(n) : "memory");
+}
+__device__ inline void await_copies() { await_copies_but<0>(); }
 
 __device__ inline float exp2_fast(float x) {
   float y;
