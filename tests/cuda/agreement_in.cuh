@@ -1,5 +1,6 @@
-// Holds one block to the law that CPU and GPU agree, in one storage type: for blocks that are not stored in all of
-// them (the codec is never in bfloat16), and for large ones, whose parts stand in other tests in every type.
+// Holds one block to the law that CPU and GPU agree, in the storage types that are named: for blocks that are
+// not stored in all of them (the codec is never in bfloat16), and for large ones, whose parts stand in other
+// tests in every type.
 #pragma once
 
 #include "laws/laws.hpp"

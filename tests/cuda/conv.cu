@@ -1,9 +1,9 @@
-#include "agreement.cuh"
+#include "agreement_in.cuh"
 #include "mttt/codec/conv_transpose1d.hpp"
 
 namespace {
 using namespace mttt;
-using mttt::testing::hold_to_agreement;
+using mttt::testing::hold_to_agreement_in;
 template <class B>
 using Plain = Conv1d<Conv1dConfig{.in = 3, .out = 5, .kernel = 7}, B>;
 template <class B>
@@ -24,10 +24,12 @@ using Depthwise =
            B>;
 }  // namespace
 
-TEST_CASE("CUDA: Conv1d") { hold_to_agreement<Plain>({.steps = 25}); }
-TEST_CASE("CUDA: Conv1d with a stride") { hold_to_agreement<Strided>({.steps = 20}); }
-TEST_CASE("CUDA: Conv1d at many sessions") { hold_to_agreement<Strided>({.batch = 19, .steps = 4}); }
-TEST_CASE("CUDA: Conv1d with dilation") { hold_to_agreement<Dilated>(); }
-TEST_CASE("CUDA: Conv1d that repeats the first sample") { hold_to_agreement<Replicate>(); }
-TEST_CASE("CUDA: Conv1d with groups") { hold_to_agreement<Grouped>(); }
-TEST_CASE("CUDA: Conv1d, depthwise") { hold_to_agreement<Depthwise>(); }
+TEST_CASE("CUDA: Conv1d") { hold_to_agreement_in<Plain, float, double>({.steps = 25}); }
+TEST_CASE("CUDA: Conv1d with a stride") { hold_to_agreement_in<Strided, float, double>({.steps = 20}); }
+TEST_CASE("CUDA: Conv1d at many sessions") {
+  hold_to_agreement_in<Strided, float, double>({.batch = 19, .steps = 4});
+}
+TEST_CASE("CUDA: Conv1d with dilation") { hold_to_agreement_in<Dilated, float, double>(); }
+TEST_CASE("CUDA: Conv1d that repeats the first sample") { hold_to_agreement_in<Replicate, float, double>(); }
+TEST_CASE("CUDA: Conv1d with groups") { hold_to_agreement_in<Grouped, float, double>(); }
+TEST_CASE("CUDA: Conv1d, depthwise") { hold_to_agreement_in<Depthwise, float, double>(); }

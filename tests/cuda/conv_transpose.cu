@@ -1,9 +1,9 @@
-#include "agreement.cuh"
+#include "agreement_in.cuh"
 #include "mttt/codec/conv_transpose1d.hpp"
 
 namespace {
 using namespace mttt;
-using mttt::testing::hold_to_agreement;
+using mttt::testing::hold_to_agreement_in;
 template <class B>
 using Doubled = ConvTranspose1d<ConvTranspose1dConfig{.in = 6, .out = 4, .kernel = 6, .stride = 3}, B>;
 template <class B>
@@ -19,8 +19,10 @@ using Depthwise = ConvTranspose1d<
     ConvTranspose1dConfig{.in = 5, .out = 5, .kernel = 4, .stride = 2, .groups = 5, .bias = false}, B>;
 }  // namespace
 
-TEST_CASE("CUDA: ConvTranspose1d") { hold_to_agreement<Doubled>(); }
-TEST_CASE("CUDA: ConvTranspose1d whose stride does not divide the kernel") { hold_to_agreement<Uneven>(); }
-TEST_CASE("CUDA: ConvTranspose1d without overlap") { hold_to_agreement<WithoutOverlap>(); }
-TEST_CASE("CUDA: ConvTranspose1d with groups") { hold_to_agreement<Grouped>(); }
-TEST_CASE("CUDA: ConvTranspose1d, depthwise") { hold_to_agreement<Depthwise>(); }
+TEST_CASE("CUDA: ConvTranspose1d") { hold_to_agreement_in<Doubled, float, double>(); }
+TEST_CASE("CUDA: ConvTranspose1d whose stride does not divide the kernel") {
+  hold_to_agreement_in<Uneven, float, double>();
+}
+TEST_CASE("CUDA: ConvTranspose1d without overlap") { hold_to_agreement_in<WithoutOverlap, float, double>(); }
+TEST_CASE("CUDA: ConvTranspose1d with groups") { hold_to_agreement_in<Grouped, float, double>(); }
+TEST_CASE("CUDA: ConvTranspose1d, depthwise") { hold_to_agreement_in<Depthwise, float, double>(); }

@@ -1,10 +1,10 @@
 #include "mttt/lm/depformer.hpp"
 
-#include "agreement.cuh"
+#include "agreement_in.cuh"
 
 namespace {
 using namespace mttt;
-using mttt::testing::hold_to_agreement;
+using mttt::testing::hold_to_agreement_in;
 
 constexpr DepformerConfig config{.dim = 12,
                                  .num_heads = 3,
@@ -21,5 +21,7 @@ using Projections = PerStep<Linear<LinearConfig{.in = 6, .out = 5}, B>, 4, B>;
 }  // namespace
 
 // Their batch is the number of steps of a frame, their time the rows.
-TEST_CASE("CUDA: depformer layer") { hold_to_agreement<Layer>({.batch = 4, .steps = 5}); }
-TEST_CASE("CUDA: per-step linear") { hold_to_agreement<Projections>({.batch = 4, .steps = 5}); }
+TEST_CASE("CUDA: depformer layer") { hold_to_agreement_in<Layer, float, bf16>({.batch = 4, .steps = 5}); }
+TEST_CASE("CUDA: per-step linear") {
+  hold_to_agreement_in<Projections, float, bf16>({.batch = 4, .steps = 5});
+}

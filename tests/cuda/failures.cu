@@ -1,5 +1,5 @@
-// What goes wrong on a GPU machine, or on one that is none, is said in one sentence. Cases that need no GPU have
-// the tag [no-gpu].
+// What goes wrong on a GPU machine, or on one that is none, is said in one sentence. Cases that need no GPU
+// have the tag [no-gpu].
 #include <sys/wait.h>
 #include <unistd.h>
 

@@ -1,4 +1,4 @@
-// Mimi with an attention window that binds, on the GPU, whole and streamed, against the published implementation.
+// Mimi with an attention window that binds, on the GPU, whole and streamed, against the published one.
 #include "golden/mimi_golden.hpp"
 #include "mttt/cuda.cuh"
 

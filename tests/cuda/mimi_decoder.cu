@@ -1,4 +1,4 @@
-#include "agreement.cuh"
+#include "agreement_in.cuh"
 #include "laws/mimi_small.hpp"
 
 namespace {
@@ -7,4 +7,6 @@ template <class B>
 using FromLatent = typename Mimi<mttt::testing::mimi_small, B>::FromLatent;
 }  // namespace
 
-TEST_CASE("CUDA: Mimi, latent to samples") { mttt::testing::hold_to_agreement<FromLatent>({.steps = 7}); }
+TEST_CASE("CUDA: Mimi, latent to samples") {
+  mttt::testing::hold_to_agreement_in<FromLatent, float>({.steps = 7});
+}

@@ -1,4 +1,4 @@
-#include "agreement.cuh"
+#include "agreement_in.cuh"
 #include "laws/mimi_small.hpp"
 
 namespace {
@@ -7,4 +7,6 @@ template <class B>
 using ToLatent = typename Mimi<mttt::testing::mimi_small, B>::ToLatent;
 }  // namespace
 
-TEST_CASE("CUDA: Mimi, samples to latent") { mttt::testing::hold_to_agreement<ToLatent>({.steps = 7}); }
+TEST_CASE("CUDA: Mimi, samples to latent") {
+  mttt::testing::hold_to_agreement_in<ToLatent, float>({.steps = 7});
+}

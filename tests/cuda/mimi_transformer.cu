@@ -1,6 +1,6 @@
 #include "mttt/codec/mimi_transformer.hpp"
 
-#include "agreement.cuh"
+#include "agreement_in.cuh"
 
 namespace {
 using namespace mttt;
@@ -11,4 +11,4 @@ using Transformer =
                     B>;
 }  // namespace
 
-TEST_CASE("CUDA: Mimi transformer") { mttt::testing::hold_to_agreement<Transformer>(); }
+TEST_CASE("CUDA: Mimi transformer") { mttt::testing::hold_to_agreement_in<Transformer, float, double>(); }

@@ -1,4 +1,4 @@
-// Training steps of a Moshi: the CPU's numbers, and the same bits again. In float64, where any mistake stands out.
+// Training steps of a Moshi: the CPU's numbers, and the same bits again. In float64, where mistakes stand out.
 #include "moshi_pair.cuh"
 #include "mttt/train/trainer.hpp"
 

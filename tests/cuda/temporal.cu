@@ -1,10 +1,10 @@
 #include "mttt/lm/temporal.hpp"
 
-#include "agreement.cuh"
+#include "agreement_in.cuh"
 
 namespace {
 using namespace mttt;
-using mttt::testing::hold_to_agreement;
+using mttt::testing::hold_to_agreement_in;
 
 constexpr TemporalConfig config(Placement placement, Index layers) {
   return {.dim = 8,
@@ -23,5 +23,5 @@ template <class B>
 using AfterAttention = Temporal<config(Placement::after_attention, 1), B>;
 }  // namespace
 
-TEST_CASE("CUDA: Temporal, TTT in parallel") { hold_to_agreement<Parallel>(); }
-TEST_CASE("CUDA: Temporal, TTT after attention") { hold_to_agreement<AfterAttention>(); }
+TEST_CASE("CUDA: Temporal, TTT in parallel") { hold_to_agreement_in<Parallel, float, bf16>(); }
+TEST_CASE("CUDA: Temporal, TTT after attention") { hold_to_agreement_in<AfterAttention, float>(); }

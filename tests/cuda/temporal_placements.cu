@@ -1,10 +1,10 @@
 #include "mttt/lm/temporal.hpp"
 
-#include "agreement.cuh"
+#include "agreement_in.cuh"
 
 namespace {
 using namespace mttt;
-using mttt::testing::hold_to_agreement;
+using mttt::testing::hold_to_agreement_in;
 
 constexpr TemporalConfig config(Placement placement, Index layers) {
   return {.dim = 8,
@@ -23,5 +23,7 @@ template <class B>
 using InsteadOfAttention = Temporal<config(Placement::instead_of_attention, 2), B>;
 }  // namespace
 
-TEST_CASE("CUDA: Temporal, TTT-MLP before attention") { hold_to_agreement<BeforeAttention>(); }
-TEST_CASE("CUDA: Temporal, TTT-MLP instead of attention") { hold_to_agreement<InsteadOfAttention>(); }
+TEST_CASE("CUDA: Temporal, TTT-MLP before attention") { hold_to_agreement_in<BeforeAttention, float>(); }
+TEST_CASE("CUDA: Temporal, TTT-MLP instead of attention") {
+  hold_to_agreement_in<InsteadOfAttention, float, bf16>();
+}

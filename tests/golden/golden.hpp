@@ -1,5 +1,6 @@
-// Reads the reference files: tensors by name, and whole Params by the published names of their tensors. The bodies
-// of these tests are templates over the backend: files here run them on Cpu, tests/cuda/golden_*.cu on Cuda.
+// Reads the reference files: tensors by name, and whole Params by the published names of their tensors. The
+// bodies of these tests are templates over the backend: files here run them on Cpu, tests/cuda/golden_*.cu on
+// Cuda.
 #pragma once
 
 #include <string>

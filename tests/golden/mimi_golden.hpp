@@ -71,7 +71,7 @@ struct MimiGolden {
   Sequence<float, 1> input() { return input(0, frames * frame); }
   Codes<> expected_codes() { return send(be, Codes<>(codes.data(), {1, M::n_q, frames})); }
 
-  /// Copies frames [at, at + n) of the recording's codes into, or compares them with, session b in host memory.
+  /// In host memory: copies frames [at, at + n) of the recording's codes into, or compares them with, session b.
   void put_codes(Codes<> to, Index b, Index at) {
     for (Index q = 0; q < M::n_q; ++q) {
       for (Index t = 0; t < to.extent(2); ++t) to(b, q, t) = codes[q * frames + at + t];

@@ -3,8 +3,8 @@
 // Shapes:  none.   Units: none.
 // Errors:  Error: no GPU, no driver or one that is too old, a program without code for this GPU, a fault of a
 //          kernel, a wait while a graph is being recorded, and whatever else CUDA or cuBLAS report.
-// Not supported: recovery from the fault of a kernel (an illegal address, say), which spoils the process's CUDA
-//          context: the program must end.
+// Not supported: recovery from the fault of a kernel (an illegal address, say), which spoils the process's
+//          CUDA context: the program must end.
 // Source:  CUDA Runtime API, cudaError_t; cuBLAS, cublasStatus_t.
 #pragma once
 
