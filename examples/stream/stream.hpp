@@ -11,30 +11,17 @@
 #include <optional>
 #include <string>
 
-#include "mttt/backend/cpu/cpu.hpp"
+#include "../backend.hpp"
 #include "mttt/io/audio.hpp"
 #include "mttt/io/checkpoint.hpp"
 #include "mttt/io/model_config.hpp"
 #include "mttt/io/text.hpp"
+#include "mttt/lm/duplex.hpp"
 #include "mttt/lm/gates.hpp"
-#include "mttt/lm/lm_gen.hpp"
 #include "mttt/presets/mimi.hpp"
 #include "options.hpp"
 
 namespace mttt {
-
-/// Everything of a conversation that outlives a frame: saved as one file, it resumes tomorrow.
-template <class Codec, class Gen>
-struct Conversation {
-  typename Codec::EncoderState ears;
-  typename Gen::State mind;
-  typename Codec::DecoderState voice;
-  static void visit(auto&& f, auto&&... c) {
-    f("encoder", c.ears...);
-    f("lm", c.mind...);
-    f("decoder", c.voice...);
-  }
-};
 
 /// The p-th part of the sorted times, in milliseconds.
 inline double percentile(std::vector<double> seconds, double p) {
@@ -53,8 +40,10 @@ nlohmann::json contributions(B& be, const typename Moshi<C, B>::Params& params,
   if constexpr (C.temporal.num_ttt_layers() > 0) {
     const auto scope = be.scope();
     typename Model::Saved saved;
-    Model::forward(be, params,
-                   {codes.data(), {1, C.streams(), static_cast<Index>(codes.size()) / C.streams()}}, saved);
+    const auto streamed = be.template make<std::int32_t, dyn, dyn, dyn>(
+        1, C.streams(), static_cast<Index>(codes.size()) / C.streams());
+    be.to_device(codes.data(), streamed.data(), streamed.size());
+    Model::forward(be, params, streamed, saved);
     for (const auto& c : ttt_contributions<typename Model::Transformer>(
              be, params.transformer, saved.transformer, C.temporal.ttt_layers)) {
       list.push_back({{"layer", c.layer}, {"gate_opening", c.opening}, {"share_of_stream", c.share}});
@@ -68,12 +57,12 @@ nlohmann::json contributions(B& be, const typename Moshi<C, B>::Params& params,
 template <mttt::MoshiConfig C>
 int stream(const Options& options) {
   using namespace mttt;
-  using B = Cpu<float>;
+  using B = Device<float>;
   using Codec = Mimi<presets::mimi_tiny, B>;
   using Gen = LMGen<C, B>;
-  using State = Conversation<Codec, Gen>;
-  static_assert(Codec::card == C.card, "the codec and the language model must agree on the codes");
+  using Talk = Duplex<Codec, Gen, B>;
   B be;
+  Host host;
 
   // What was learned: codec, language model, tokenizer.
   Store<typename Codec::Params, B> codec(be);
@@ -92,14 +81,16 @@ int stream(const Options& options) {
   const auto tokenizer = TextTokenizer::load(options.tokenizer);
 
   // The conversation, fresh or where it was left.
-  Store<State, B> state(be, 1);
+  const typename Talk::Models models{*codec, *books, *params};
+  Store<typename Talk::State, B> state(be, 1);
   const auto config = config_json<C>("tiny");
-  Codec::reset_encoder(be, *codec, state->ears);
-  Codec::reset_decoder(be, *codec, state->voice);
-  auto seeds = be.make<std::int64_t, dyn>(1);
-  seeds(0) = options.seed;
-  Gen::reset(be, *params, state->mind, Mask{}, seeds);
-  if (options.context > 0) set_context(be, state->mind, options.context);
+  {
+    const auto scope = be.scope();
+    const auto seeds = be.template make<std::int64_t, dyn>(1);
+    be.to_device(&options.seed, seeds.data(), Index{1});
+    Talk::reset(be, models, *state, Mask{}, seeds);
+  }
+  if (options.context > 0) set_context(be, state->lm, options.context);
   if (!options.load_state.empty()) load_state(options.load_state, be, state, config);
 
   // Frame by frame, 80 ms each: hear, think, speak.
@@ -112,19 +103,26 @@ int stream(const Options& options) {
   std::vector<int> text;
   nlohmann::json tokens = nlohmann::json::array();
   std::vector<double> seconds;
-  const auto pcm = be.make<float, dyn, dyn, 1>(1, size), voice = be.make<float, dyn, dyn, 1>(1, size);
-  const auto heard = be.make<std::int32_t, dyn, Gen::heard_streams>(1);
-  const auto said = be.make<std::int32_t, dyn, Gen::spoken>(1);
+  Store<typename Talk::Input, B> input(be, 1);
+  Store<typename Talk::Output, B> output(be, 1);
+  Store<typename Talk::Input, Host> question(host, 1);
+  Store<typename Talk::Output, Host> answer(host, 1);
+  question->active(0) = 1;
+  auto frame = repeatable(be, [&] {
+    auto in = *input;
+    in.reset = {};  // the conversation starts once
+    Talk::step(be, models, *state, in, *output, options.gen);
+  });
+  const auto said = answer->said;
+  const auto heard = answer->heard;
   for (Index t = 0; t < frames; ++t) {
     const auto start = std::chrono::steady_clock::now();
-    be.to_device(heard_sound.data() + t * size, pcm.data(), size);
-    Codec::encode_step(be, *codec, *books, state->ears, pcm, {heard.data(), {1, Gen::heard_streams, 1}});
-    Gen::step(be, *params, state->mind, heard, said, options.gen);
+    std::copy_n(heard_sound.data() + t * size, size, question->pcm.data());
+    upload(be, question, input);
+    frame();
+    download(be, output, answer);
     const bool complete = said(0, 0) != ungenerated_code;  // the first frames only fill the delays
-    if (complete) {
-      Codec::decode_step(be, *codec, *books, state->voice, {said.data() + 1, {1, C.dep_q, 1}}, voice);
-      reply.samples.insert(reply.samples.end(), voice.data(), voice.data() + size);
-    }
+    if (complete) reply.samples.insert(reply.samples.end(), answer->pcm.data(), answer->pcm.data() + size);
     seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
 
     for (Index k = 0; k < C.streams(); ++k) {

@@ -5,7 +5,7 @@
 #include <cstdio>
 #include <string>
 
-#include "mttt/backend/cpu/cpu.hpp"
+#include "../backend.hpp"
 #include "mttt/data/batches.hpp"
 #include "mttt/io/codes.hpp"
 #include "mttt/io/model_config.hpp"
@@ -14,12 +14,24 @@
 #include "mttt/train/moshi_loss.hpp"
 #include "options.hpp"
 
+/// The same start on every backend: it is drawn in the host's memory.
+template <mttt::MoshiConfig C, class P, class B>
+void draw_start(B& be, mttt::Store<P, B>& params, std::uint64_t seed) {
+  using Model = mttt::Moshi<C, Host>;
+  Host host;
+  mttt::Store<typename Model::Params, Host> start(host);
+  mttt::Rng rng(seed);
+  Model::init(*start, rng);
+  mttt::upload(be, start, params);
+}
+
 template <mttt::MoshiConfig C>
 int train(const Options& options) {
   using namespace mttt;
-  using B = Cpu<float>;
+  using B = Device<float>;
   using Model = Moshi<C, B>;
   B be;
+  std::printf("training on %s\n", name_of(be).c_str());
 
   // The data: coded recordings, of which micro-batch i is a function of the seed and i alone.
   const Batches batches(load_code_folder(options.data), options.segments);
@@ -28,8 +40,7 @@ int train(const Options& options) {
 
   // The model, at its random start.
   Store<typename Model::Params, B> params(be);
-  Rng rng(options.train.seed);
-  Model::init(*params, rng);
+  draw_start<C>(be, params, options.train.seed);
   std::printf("%s: %.2f million parameters\n", options.preset.c_str(),
               static_cast<double>(count_elements(*params)) * 1e-6);
 
