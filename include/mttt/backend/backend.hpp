@@ -34,6 +34,10 @@
 //   team.sum<A>(n, g, in...)        the sum of g(in[i]...)
 //   team.max<A>(n, g)               the largest g(i)
 //   team.argmax<A>(n, g)            the first index of the largest
+//   team.histogram(n, bins, g, counts)
+//                                   counts[j] = how many i have g(i) = j, for j in [0, bins); others are not
+//                                   counted. counts in scratch
+//   team.scan(n, counts)            counts[i] becomes the sum of counts[0] to counts[i]
 //   team.matmul(a, b, c, alpha, beta)
 //                                   a product of planes that fit into a cache
 //   team.scratch<T>()               `scratch` bytes of fast memory

@@ -68,28 +68,47 @@ struct SampleRow {
     if (team.leader()) codes[row * stride] = static_cast<std::int32_t>(best);
   }
 
-  /// The key of the top_k-th largest logit, bit by bit, and the last index that may take part among its
+  static constexpr Index digits = 256;
+  static constexpr Index scratch = (digits + 3) * static_cast<Index>(sizeof(std::int32_t));
+
+  /// The key of the top_k-th largest logit, digit by digit, and the last index that may take part among its
   /// equals.
   template <class Team>
   MTTT_HD void find_edge(Team team, const T* x, std::uint32_t& edge, Index& last_tie) const {
-    using Count = std::int32_t;
-    const Count k = static_cast<Count>(top_k);
-    for (int bit = 31; bit >= 0; --bit) {
-      const std::uint32_t higher = edge | (1u << bit);
-      const Count n = team.template sum<Count>(
-          card, [=](Index i) { return Count(order_key(static_cast<float>(x[i])) >= higher); });
-      if (n >= k) edge = higher;
+    std::int32_t *counts = team.template scratch<std::int32_t>(), *found = counts + digits;
+    auto wanted = static_cast<std::int32_t>(top_k);  // the rank of the edge among keys that begin as it does
+    for (int shift = 24; shift >= 0; shift -= 8) {
+      const std::uint32_t known = edge;
+      const std::uint64_t above = std::uint64_t{0xffffffff} << (shift + 8);  // the digits found so far
+      team.histogram(
+          card, digits,
+          [=](Index i) {
+            const std::uint32_t key = order_key(static_cast<float>(x[i]));
+            return ((key ^ known) & above) == 0 ? Index{255} - (key >> shift & 255) : Index{-1};
+          },
+          counts);
+      team.scan(digits, counts);
+      const std::int32_t rank = wanted;
+      team.for_each(
+          digits, [=](Index i) {  // the digit at which the count, from the largest, reaches the rank
+            const std::int32_t larger = i == 0 ? 0 : counts[i - 1];
+            if (larger < rank && rank <= counts[i])
+              found[0] = static_cast<std::int32_t>(255 - i), found[1] = larger, found[2] = counts[i] - larger;
+          });
+      team.sync();
+      edge |= static_cast<std::uint32_t>(found[0]) << shift;
+      wanted -= found[1];
     }
     const std::uint32_t key = edge;
-    const Count above = team.template sum<Count>(
-        card, [=](Index i) { return Count(order_key(static_cast<float>(x[i])) > key); });
+    const std::int32_t ties = found[2], taken = wanted;
+    if (taken == ties) return;  // all equals take part
     last_tie = 0;
     for (int bit = 30; bit >= 0; --bit) {  // the index before which lie fewer ties than may take part
       const Index further = last_tie + (Index{1} << bit);
       if (further >= card) continue;
-      const Count before = team.template sum<Count>(
-          further, [=](Index i) { return Count(order_key(static_cast<float>(x[i])) == key); });
-      if (before < k - above) last_tie = further;
+      const auto before = team.template sum<std::int32_t>(
+          further, [=](Index i) { return std::int32_t(order_key(static_cast<float>(x[i])) == key); });
+      if (before < taken) last_tie = further;
     }
   }
 };
@@ -103,10 +122,11 @@ void sample(B& be, Tensor<T, dyn, Card> logits, const SampleOptions& options, co
   const Index card = logits.extent(1);
   const bool greedy = options.greedy || !(options.temperature > 0);
   const Index top_k = options.top_k > 0 && options.top_k < card ? options.top_k : 0;
+  using Row = detail::SampleRow<std::remove_const_t<T>>;
   be.rows(logits.extent(0),
-          detail::SampleRow<std::remove_const_t<T>>{logits.data(), seeds, frames, codes, card, stride, stream,
-                                                    top_k, greedy ? 0 : 1 / options.temperature},
-          0, card * (top_k > 0 ? 64 : 4));
+          Row{logits.data(), seeds, frames, codes, card, stride, stream, top_k,
+              greedy ? 0 : 1 / options.temperature},
+          Row::scratch, card * (top_k > 0 ? 16 : 4));
 }
 
 }  // namespace mttt

@@ -101,6 +101,17 @@ class CpuTeam {
     }
     return best;
   }
+  template <class F>
+  void histogram(Index n, Index bins, const F& f, std::int32_t* counts) const {
+    std::fill_n(counts, bins, 0);
+    for (Index i = 0; i < n; ++i) {
+      const Index bin = f(i);
+      if (bin >= 0 && bin < bins) ++counts[bin];
+    }
+  }
+  void scan(Index n, std::int32_t* counts) const {
+    for (Index i = 1; i < n; ++i) counts[i] += counts[i - 1];
+  }
   /// C = alpha A B + beta C of planes that fit into a cache.
   template <class T>
   void matmul(Matrix<const T> a, std::type_identity_t<Matrix<const T>> b, std::type_identity_t<Matrix<T>> c,

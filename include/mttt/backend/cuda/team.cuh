@@ -71,6 +71,43 @@ class CudaTeam {
     return reduce(part, Earlier{}).index;
   }
 
+  /// Whole numbers: their sums do not depend on the order.
+  template <class F>
+  __device__ void histogram(Index n, Index bins, const F& f, std::int32_t* counts) const {
+    sync();
+    for_each(bins, [=](Index i) { counts[i] = 0; });
+    sync();
+    for_each(n, [&](Index i) {
+      const Index bin = f(i);
+      if (bin >= 0 && bin < bins) atomicAdd(counts + bin, 1);
+    });
+    sync();
+  }
+
+  __device__ void scan(Index n, std::int32_t* counts) const {
+    std::int32_t before = 0;
+    for (Index base = 0; base < n; base += blockDim.x) {
+      sync();
+      const Index i = base + threadIdx.x;
+      std::int32_t value = i < n ? counts[i] : 0;
+      for (int distance = 1; distance < 32; distance *= 2) {
+        const std::int32_t lower = __shfl_up_sync(0xffffffffu, value, distance);
+        if (threadIdx.x % 32 >= distance) value += lower;
+      }
+      auto* slot = static_cast<std::int32_t*>(slots());
+      if (threadIdx.x % 32 == 31) slot[threadIdx.x / 32] = value;
+      sync();
+      std::int32_t total = before;
+      for (unsigned warp = 0; warp < blockDim.x / 32; ++warp) {
+        if (warp == threadIdx.x / 32) value += total;
+        total += slot[warp];
+      }
+      if (i < n) counts[i] = value;
+      before = total;
+    }
+    sync();
+  }
+
   /// C = alpha A B + beta C, one element a member at a time.
   template <class T>
   __device__ void matmul(Matrix<const T> a, std::type_identity_t<Matrix<const T>> b,
