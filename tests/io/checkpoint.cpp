@@ -25,8 +25,9 @@ struct Layer {
 };
 using Params = Store<Layer, B>;
 
-struct Wide {
-  Tensor<double, 3> norm;
+template <class T>
+struct NormOf {
+  Tensor<T, 3> norm;
   static void visit(auto&& f, auto&&... p) { f("a", p.norm...); }
 };
 
@@ -108,7 +109,7 @@ TEST_CASE("parameters are converted on the way out and in", "[io]") {
   CHECK(back->norm(0) == (dtype == DType::BF16 ? 1.0f : 1.00390625f));
   CHECK(back->conv(1, 3, 2) == (dtype == DType::BF16 ? 424.0f : 423.0f));  // 8 bits of mantissa
 
-  Store<Wide, B> wide(be), wide_back(be);
+  Store<NormOf<double>, B> wide(be), wide_back(be);
   wide->norm(0) = 0.1;
   save_params(folder / "d.safetensors", be, wide);
   load_params(folder / "d.safetensors", be, wide_back);
@@ -116,6 +117,36 @@ TEST_CASE("parameters are converted on the way out and in", "[io]") {
   save_params(folder / "d.safetensors", be, wide, {.dtype = DType::F32});
   load_params(folder / "d.safetensors", be, wide_back);
   CHECK(wide_back->norm(0) == static_cast<double>(0.1f));
+}
+
+TEST_CASE("parameters and state in bf16 take any float, and return to the bit", "[io]") {
+  const Scratch folder;
+  B be;
+  Store<NormOf<double>, B> exact(be);
+  Store<NormOf<bf16>, B> narrow(be), back(be);
+  exact->norm(0) = 1.00390625, exact->norm(1) = -0.1, exact->norm(2) = 3e38;
+  save_params(folder / "d", be, exact);
+  load_params(folder / "d", be, narrow);
+  for (Index i = 0; i < 3; ++i) CHECK(float(narrow->norm(i)) == float(bf16(exact->norm(i))));
+
+  save_params(folder / "b", be, narrow);
+  CHECK(SafetensorsFile(folder / "b").at("a").dtype == DType::BF16);
+  load_params(folder / "b", be, back);
+  CHECK(std::memcmp(narrow.data(), back.data(), static_cast<std::size_t>(back.bytes())) == 0);
+  save_params(folder / "f", be, narrow, {.dtype = DType::F32});
+  CHECK(SafetensorsFile(folder / "f").at("a").dtype == DType::F32);
+  load_params(folder / "f", be, exact);
+  CHECK(exact->norm(1) == static_cast<double>(float(bf16(-0.1))));
+  narrow->norm(1) = bf16(NAN);
+  save_params(folder / "n", be, narrow);
+  check_refused([&] { load_params(folder / "n", be, back); }, "found nan at index [1]");
+
+  back->norm(0) = bf16(7);
+  save_state(folder / "s", be, back);
+  Store<NormOf<bf16>, B> state(be);
+  load_state(folder / "s", be, state);
+  CHECK(std::memcmp(state.data(), back.data(), static_cast<std::size_t>(back.bytes())) == 0);
+  check_refused([&] { load_state(folder / "s", be, exact); }, "found BF16 [3], expected F64 [3]");
 }
 
 TEST_CASE("published names: fused and stacked projections, leading ones, prefixes", "[io]") {

@@ -14,6 +14,7 @@
 // Source:  kyutai-labs/moshi, modules/transformer.py, StreamingMultiheadAttention._load_hook.
 #pragma once
 
+#include <algorithm>
 #include <charconv>
 #include <functional>
 
@@ -63,6 +64,18 @@ inline bool same_shape(const Shape& a, const Shape& b) {
   return std::equal(x.begin(), x.end(), y.begin(), y.end());
 }
 
+/// Reads a tensor into what the model holds.
+template <class T>
+void read_into(const SafetensorsFile& file, const TensorEntry& entry, T* out) {
+  if constexpr (std::same_as<T, bf16>) {  // from floats of any width
+    std::vector<float> values(entry.count());
+    file.read(entry, values.data(), values.size());
+    std::transform(values.begin(), values.end(), out, [](float x) { return bf16(x); });
+  } else {
+    file.read(entry, out, entry.count());
+  }
+}
+
 /// Finds the tensors of a model in a file and remembers what was used and what is wrong.
 class Matcher {
  public:
@@ -108,7 +121,7 @@ class Matcher {
           std::vector<T> values(static_cast<std::size_t>(tensor.size()));
           std::size_t at = 0;
           for (const auto& piece : pieces) {
-            file_.read(piece, values.data() + at, piece.count());
+            read_into(file_, piece, values.data() + at);
             at += piece.count();
           }
           if constexpr (Permuted<Tens>) {
@@ -212,7 +225,7 @@ class Matcher {
 
   template <class T>
   void check_values(const TensorEntry& piece) {
-    if (is_float(piece.dtype) != std::is_floating_point_v<T>) {
+    if (is_float(piece.dtype) != StorageType<T>) {
       problems_.add("mistyped tensor ", quote(piece.name), ": found ", dtype_name(piece.dtype), ", expected ",
                     dtype_name(dtype_of<T>()), " or a type that converts to it");
       return;
@@ -277,8 +290,7 @@ void add_tensors(B& be, SafetensorsWriter& writer, const P& aggregate, const std
         }
         const Shape shape = shape_of(tensor, published);
         const std::string full = prefix + std::string(name);
-        if (!dtype || *dtype == dtype_of<T>() || !std::is_floating_point_v<T>)
-          return writer.add(full, shape, values);
+        if (!dtype || *dtype == dtype_of<T>() || !StorageType<T>) return writer.add(full, shape, values);
         if constexpr (std::same_as<T, float>) {
           writer.add_rounded(full, *dtype, shape, values);
         } else {
@@ -413,7 +425,7 @@ void load_state(const std::filesystem::path& path, B& be, Store<S, B>& state,
       [&](std::string_view name, auto& tensor) {
         using T = typename std::remove_cvref_t<decltype(tensor)>::value_type;
         std::vector<T> values(static_cast<std::size_t>(tensor.size()));
-        file.read(file.at(name), values.data(), values.size());
+        detail::read_into(file, file.at(name), values.data());
         be.to_device(values.data(), tensor.data(), tensor.size());
       },
       *state);
