@@ -38,10 +38,28 @@ __global__ void map_kernel(Index n, F f) {
   for (Index i = static_cast<Index>(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += stride) f(i);
 }
 
+/// All that `map` needs as one class: a pointer in a kernel's signature may be spelled by nvcc through the alias
+/// that first named its type, in a block whose config it cannot spell.
 template <class F, class Out, class... In>
-__global__ void map_arrays_kernel(Index n, F f, Out* out, const In*... in) {
-  map_packs(n, static_cast<Index>(blockIdx.x) * blockDim.x + threadIdx.x,
-            static_cast<Index>(gridDim.x) * blockDim.x, f, out, in...);
+struct MapArrays {
+  F f;
+  Out* out;
+  const void* in[sizeof...(In)];
+  __device__ void run(Index n, Index first, Index count) const {
+    run(n, first, count, std::index_sequence_for<In...>{});
+  }
+
+ private:
+  template <std::size_t... I>
+  __device__ void run(Index n, Index first, Index count, std::index_sequence<I...>) const {
+    map_packs(n, first, count, f, out, static_cast<const In*>(in[I])...);
+  }
+};
+
+template <class Arrays>
+__global__ void map_arrays_kernel(Index n, Arrays arrays) {
+  arrays.run(n, static_cast<Index>(blockIdx.x) * blockDim.x + threadIdx.x,
+             static_cast<Index>(gridDim.x) * blockDim.x);
 }
 
 /// One team a block; `pool`, if given, holds `each` bytes of scratch a block, else it is in shared memory.
@@ -142,7 +160,7 @@ class Cuda {
     constexpr int width = detail::pack_width<Out, In...>;
     const Index blocks = (n / width + tuning::map_threads) / tuning::map_threads;
     detail::map_arrays_kernel<<<grid(blocks, tuning::map_blocks), tuning::map_threads, 0, stream()>>>(
-        n, f, out, in...);
+        n, detail::MapArrays<F, Out, In...>{f, out, {in...}});
     detail::check(cudaGetLastError(), "starting an element-wise kernel");
   }
 
@@ -208,8 +226,8 @@ class Cuda {
     synchronize();  // the caller may reuse `from`
   }
 
-  /// Fused kernels of nn/attention.hpp's functions of the same names; false, and nothing done, for shapes that
-  /// they do not take.
+  /// Fused kernels of nn/attention.hpp's functions of the same names; false, and nothing done, for shapes
+  /// that they do not take.
   template <class Shape, class Strides>
   bool attend(const Shape& shape, Index batch, Index steps, const bf16* q, const bf16* k, const bf16* v,
               Strides strides, bf16* out, Strides out_strides, float* lse) {

@@ -1,0 +1,37 @@
+// moshi_100m: a Moshi of about 100 million parameters with TTT layers; moshi_100m_without_ttt: the same without.
+//
+// The TTT layers are as in presets/tiny.hpp: in parallel to attention, TTT-Linear in the lm variant, in all layers
+// but the first, gate 0.1, mini-batches of 16 frames, heads of 64 channels.
+//
+// Formula, shapes: see lm/moshi.hpp.
+// Units:   context and delays in frames of 80 ms. Attention sees 20 s; what was earlier, only TTT can know.
+// Errors:  none.
+// Not supported: none; there are no published weights.
+// Source:  streams and proportions of kyutai-labs/moshi models/loaders.py `_lm_kwargs`; width, heads and hidden
+//          width of its temporal transformer as in language models of this size (Pythia-70M: 512, 8 heads).
+#pragma once
+
+#include "mttt/lm/moshi.hpp"
+
+namespace mttt::presets {
+
+inline constexpr MoshiConfig moshi_100m{
+    .n_q = 16,
+    .dep_q = 8,
+    .card = 2048,
+    .text_card = 8000,
+    .delays = {0, 0, 1, 1, 1, 1, 1, 1, 1, 0, 1, 1, 1, 1, 1, 1, 1},
+    .temporal = {.dim = 512,
+                 .num_heads = 8,
+                 .num_layers = 12,
+                 .hidden = gating_hidden(512, 512 * 33 / 8),
+                 .context = 250,
+                 .ttt_layers = LayerSet::range(1, 11),
+                 .placement = Placement::parallel,
+                 .initial_gating_alpha = 0.1,
+                 .ttt = {.dim = 0, .num_heads = 8, .mini_batch_size = 16}},
+    .depformer = {.dim = 256, .num_heads = 4, .num_layers = 4, .hidden = gating_hidden(256, 256 * 33 / 8)}};
+
+inline constexpr MoshiConfig moshi_100m_without_ttt = moshi_100m.without_ttt();
+
+}  // namespace mttt::presets
