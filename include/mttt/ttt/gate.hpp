@@ -40,7 +40,7 @@ struct AddGated {
     const T *b = base + row * width, *in = t + row * width;
     T* out = y + row * width;
     team.map(
-        width, [](A opening, A base, A t) { return opening == A(0) ? base : base + opening * t; }, out, h, b,
+        width, [](A gate, A from, A branch) { return gate == A(0) ? from : from + gate * branch; }, out, h, b,
         in);
   }
 };

@@ -73,6 +73,14 @@ __global__ void rows_kernel(Index n, F f, std::byte* pool, Index each) {
   }
 }
 
+/// Threads that a block of this kernel can have at most: its registers decide.
+template <class Kernel>
+int largest_block(Kernel kernel) {
+  cudaFuncAttributes attributes;
+  check(cudaFuncGetAttributes(&attributes, kernel), "asking for a kernel's limits");
+  return attributes.maxThreadsPerBlock / 32 * 32;
+}
+
 template <class T>
 struct Fill {
   T* to;
@@ -188,8 +196,9 @@ class Cuda {
                                          static_cast<int>(scratch)),
                     "asking for shared memory");
     }
-    kernel<<<blocks, tuning::row_threads(cost), fits ? static_cast<std::size_t>(scratch) : 0, stream()>>>(
-        n, f, pool, each);
+    static const int most = detail::largest_block(kernel);
+    const int threads = std::min(tuning::row_threads(cost), most);
+    kernel<<<blocks, threads, fits ? static_cast<std::size_t>(scratch) : 0, stream()>>>(n, f, pool, each);
     detail::check(cudaGetLastError(), "starting a kernel of rows");
   }
 
