@@ -98,11 +98,13 @@ __global__ void __launch_bounds__(FlashForward<D, brief>::threads, FlashForward<
   int stage = 0;
   for (int tile = last; tile >= first; --tile, stage ^= 1) {
     await_copies();
+    offer_copies<Shape::threads>();
     __syncthreads();  // all have the tile, and are done with the stage that is filled next
     if (tile > first) load(tile - 1, stage ^ 1);
     const std::uint32_t k_tile = ring + stage * 2 * Tile<N, D>::bytes, v_tile = k_tile + Tile<N, D>::bytes;
-    float s[P][N / 8][4] = {};
-    rows_by_rows<P, M, N, D>(s, q_tile, k_tile);
+    float s[P][N / 8][4];
+    rows_by_rows<Shape::threads, P, M, N, D>(s, q_tile, k_tile);
+    await_products<0, Shape::threads>(s);
     if (!task.all_see(m0, M, tile * N, N)) {
 #pragma unroll
       for (int i = 0; i < P; ++i) {
@@ -141,7 +143,8 @@ __global__ void __launch_bounds__(FlashForward<D, brief>::threads, FlashForward<
         for (int d = 0; d < D / 8; ++d) o[i][d][2 * half] *= shrink, o[i][d][2 * half + 1] *= shrink;
       }
     }
-    rows_by_columns<P, N, D>(o, s, v_tile);
+    rows_by_columns<Shape::threads, P, N, D>(o, s, v_tile);
+    await_products<0, Shape::threads>(o);
   }
 
 #pragma unroll
@@ -235,6 +238,7 @@ __global__ void __launch_bounds__(FlashKeys<D, brief>::threads, FlashKeys<D, bri
   int stage = 0;
   for (int i = 0; i < tiles * task.group; ++i, stage ^= 1) {
     await_copies();
+    offer_copies<Shape::threads>();
     __syncthreads();
     if (i + 1 < tiles * task.group) load(i + 1, stage ^ 1);
     const int m0 = (first + i % tiles) * M;
@@ -242,24 +246,33 @@ __global__ void __launch_bounds__(FlashKeys<D, brief>::threads, FlashKeys<D, bri
     const unsigned char* numbers = flash_memory + (rows - k_tile) + stage * 2 * M * 4;
     const float2* row_fold = reinterpret_cast<const float2*>(numbers) + lane % 4;
     const float2* row_delta = row_fold + M / 2;
-    float p[1][M / 8][4] = {}, ds[1][M / 8][4] = {};
-    rows_by_rows<1, N, M, D>(p, k_tile, q_tile);
-    rows_by_rows<1, N, M, D>(ds, v_tile, up_tile);
+    float p[1][M / 8][4], ds[1][M / 8][4];
+    rows_by_rows<Shape::threads, 1, N, M, D>(p, k_tile, q_tile);
+    rows_by_rows<Shape::threads, 1, N, M, D>(ds, v_tile, up_tile);
+    await_products<1, Shape::threads>(p);
     const bool masked = !task.all_see(m0, M, n0, N);
 #pragma unroll
     for (int j = 0; j < M / 8; ++j) {
-      const float2 folds = row_fold[j * 4], deltas = row_delta[j * 4];
+      const float2 folds = row_fold[j * 4];
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        float probability = exp2_fast(p[0][j][e] * scale - (e % 2 == 0 ? folds.x : folds.y));
+        p[0][j][e] = exp2_fast(p[0][j][e] * scale - (e % 2 == 0 ? folds.x : folds.y));
         if (masked && !task.sees(m0 + 8 * j + lane % 4 * 2 + e % 2, n0 + 16 * warp + lane / 4 + e / 2 * 8))
-          probability = 0;
-        p[0][j][e] = probability;
-        ds[0][j][e] = probability * (ds[0][j][e] - (e % 2 == 0 ? deltas.x : deltas.y));
+          p[0][j][e] = 0;
       }
     }
-    rows_by_columns<1, M, D>(v_sum, p, up_tile);
-    rows_by_columns<1, M, D>(k_sum, ds, q_tile);
+    rows_by_columns<Shape::threads, 1, M, D>(v_sum, p, up_tile);
+    await_products<1, Shape::threads>(ds);
+#pragma unroll
+    for (int j = 0; j < M / 8; ++j) {
+      const float2 deltas = row_delta[j * 4];
+#pragma unroll
+      for (int e = 0; e < 4; ++e)
+        ds[0][j][e] = p[0][j][e] * (ds[0][j][e] - (e % 2 == 0 ? deltas.x : deltas.y));
+    }
+    rows_by_columns<Shape::threads, 1, M, D>(k_sum, ds, q_tile);
+    await_products<0, Shape::threads>(k_sum);
+    await_products<0, Shape::threads>(v_sum);
   }
   const Index to = task.in(b, n0, kv, D);
   const float one[1][2] = {{1, 1}}, scales[1][2] = {{task.scale, task.scale}};
@@ -315,12 +328,14 @@ __global__ void __launch_bounds__(FlashQueries<D, brief>::threads, FlashQueries<
   int stage = 0;
   for (int tile = last; tile >= first; --tile, stage ^= 1) {
     await_copies();
+    offer_copies<Shape::threads>();
     __syncthreads();
     if (tile > first) load(tile - 1, stage ^ 1);
     const std::uint32_t k_tile = ring + stage * 2 * Tile<N, D>::bytes, v_tile = k_tile + Tile<N, D>::bytes;
-    float p[P][N / 8][4] = {}, ds[P][N / 8][4] = {};
-    rows_by_rows<P, M, N, D>(p, q_tile, k_tile);
-    rows_by_rows<P, M, N, D>(ds, up_tile, v_tile);
+    float p[P][N / 8][4], ds[P][N / 8][4];
+    rows_by_rows<Shape::threads, P, M, N, D>(p, q_tile, k_tile);
+    rows_by_rows<Shape::threads, P, M, N, D>(ds, up_tile, v_tile);
+    await_products<1, Shape::threads>(p);
     const bool masked = !task.all_see(m0, M, tile * N, N);
 #pragma unroll
     for (int i = 0; i < P; ++i) {
@@ -328,15 +343,24 @@ __global__ void __launch_bounds__(FlashQueries<D, brief>::threads, FlashQueries<
       for (int n = 0; n < N / 8; ++n) {
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
-          float probability = exp2_fast(p[i][n][e] * scale - row_fold[i][e / 2]);
+          p[i][n][e] = exp2_fast(p[i][n][e] * scale - row_fold[i][e / 2]);
           if (masked && !task.sees(m0 + 64 * i + 16 * warp + lane / 4 + e / 2 * 8,
                                    tile * N + 8 * n + lane % 4 * 2 + e % 2))
-            probability = 0;
-          ds[i][n][e] = probability * (ds[i][n][e] - row_delta[i][e / 2]);
+            p[i][n][e] = 0;
         }
       }
     }
-    rows_by_columns<P, N, D>(sum, ds, k_tile);
+    await_products<0, Shape::threads>(ds);
+#pragma unroll
+    for (int i = 0; i < P; ++i) {
+#pragma unroll
+      for (int n = 0; n < N / 8; ++n) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) ds[i][n][e] = p[i][n][e] * (ds[i][n][e] - row_delta[i][e / 2]);
+      }
+    }
+    rows_by_columns<Shape::threads, P, N, D>(sum, ds, k_tile);
+    await_products<0, Shape::threads>(sum);
   }
   store_rows<P, M, D>(sum, scales, q_tile, dq + task.in(b, m0, head, D), task.in_step, task.steps - m0);
 }

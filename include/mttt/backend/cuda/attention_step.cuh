@@ -1,12 +1,12 @@
 // One streaming step of attention over ring caches, which runs at the speed of memory.
 //
 // A session's keys are cut into parts, whose number depends on the number of keys alone. The parts of a head
-// are shared out to a cluster of blocks: to eight where sessions are few, to one where they are many. Each warp
-// of a part keeps a running maximum, total and mix of its own, and they meet in a fixed order: lanes, warps,
-// parts. So a session's bits depend on nothing but its own numbers, and the grid on shapes alone: a recorded
-// graph serves any positions. Keys and values pass through shared memory as through a long queue of registers:
-// each lane reads back what it has asked for itself. The step's own key and value are read from the input and
-// written to the ring by one block; nobody reads that slot.
+// are shared out to a cluster of blocks: one a part where sessions are few, one for all where they are many.
+// Each warp of a part keeps a running maximum, total and mix of its own, and they meet in a fixed order:
+// lanes, warps, parts. So a session's bits depend on nothing but its own numbers, and the grid on shapes
+// alone: a recorded graph serves any positions. Keys and values pass through shared memory as through a long
+// queue of registers: each lane reads back what it has asked for itself. The step's own key and value are
+// read from the input and written to the ring by one block; nobody reads that slot.
 //
 // Formula: see nn/attention.hpp.
 // Shapes:  q, k, v rows of heads or kv_heads * head_dim; caches (B, kv_heads, context, head_dim).
@@ -153,13 +153,9 @@ __global__ void __launch_bounds__(tuning::ring_threads, C <= 2 ? 2 : 1) ring_ker
   const Index context = own > 0 && own < task.context ? own : task.context;
   const std::int64_t position = task.positions[b];
   const int filled = static_cast<int>(position + 1 < context ? position + 1 : context);
-  // Powers of two; a part is worth a block from some keys a warp on.
-  const int log_parts = filled <= tuning::ring_part       ? 0
-                        : filled <= 2 * tuning::ring_part ? 1
-                        : filled <= 4 * tuning::ring_part ? 2
-                                                          : 3;
+  int log_parts = 0;
+  while (1 << log_parts < Shape::parts && filled > tuning::ring_part << log_parts) ++log_parts;
   const int parts = 1 << log_parts;
-  static_assert(Shape::parts == 8);
   if (rank >= parts) return;  // an exited block is waited for by none
   const bool alone = task.ranks == 1 || parts == 1;
   if (!alone) cluster_arrive();  // block 0's shared memory may be written once it has come here
@@ -171,7 +167,7 @@ __global__ void __launch_bounds__(tuning::ring_threads, C <= 2 ? 2 : 1) ring_ker
   const Index ring = (b * kv_heads + kv) * task.context * D;
   T *keys = task.cache_k + ring, *values = task.cache_v + ring;
 
-  // The queue: 2 C pieces of 16 bytes a lane and stage. One key a group of eight lanes, one group after another.
+  // The queue: 2 C pieces of 16 bytes a lane and stage. Eight lanes take a key.
   const std::uint32_t queue = shared_address(ring_memory) + threadIdx.x * 16;
   constexpr int piece = tuning::ring_threads * 16, pass = warps * 4;
   const auto first_key = [&](int part) { return (filled * part >> log_parts) + warp * 4; };
