@@ -6,15 +6,6 @@ using namespace mttt;
 using mttt::testing::hold_to_agreement;
 template <class B>
 using TttMlp = Ttt<TttConfig{.dim = 8, .num_heads = 2, .mini_batch_size = 4, .layers = 2, .expansion = 4}, B>;
-template <class B>
-using TttMlp3Video = Ttt<TttConfig{.dim = 8,
-                                   .num_heads = 2,
-                                   .mini_batch_size = 4,
-                                   .layers = 3,
-                                   .expansion = 3,
-                                   .variant = TttVariant::video},
-                         B>;
 }  // namespace
 
 TEST_CASE("CUDA: TTT-MLP of 2 layers") { hold_to_agreement<TttMlp>(); }
-TEST_CASE("CUDA: TTT-MLP of 3 layers, video variant") { hold_to_agreement<TttMlp3Video>(); }
