@@ -9,7 +9,7 @@
 // Units:   strides in elements.
 // Errors:  those of check.cuh. What it does not take it declines by returning false.
 // Shapes:  see nn/attention.hpp; head_dim 64 or 128. Inside, fold and delta (B, heads, padded steps).
-//          of 16 bytes.
+//          of 16 bytes; inputs that are not finite, which may reach rows of their tile that do not see them.
 // Source:  FlashAttention-2 (Dao 2023), algorithms 1 and 2.
 #pragma once
 
@@ -18,6 +18,7 @@
 
 #include "mttt/backend/cuda/check.cuh"
 #include "mttt/backend/cuda/mma.cuh"
+#include "mttt/backend/cuda/tuning.cuh"
 
 namespace mttt::detail {
 
@@ -55,16 +56,20 @@ __device__ inline float quad_max(float x) {
   return fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
 }
 
+/// Steps of sequences that are one tile.
+inline constexpr int flash_short = tuning::attention_brief(64).queries;
+
 extern __shared__ __align__(1024) unsigned char flash_memory[];
 
-/// Short sequences, of one tile of 16 rows, have blocks of one warp: a depformer's, thousands at once.
-inline constexpr int flash_short = 16;
+/// Pieces of 16 rows that a warp has of a tile.
+constexpr int flash_pieces(int rows, int threads) { return rows / (threads / 2); }
 
 template <int D, bool brief>
 struct FlashForward {
-  // Four warps of 32 rows each: a key that was read from shared memory serves two products.
-  static constexpr int queries = brief ? flash_short : 128, keys = brief ? flash_short : 64;
-  static constexpr int threads = brief ? 32 : 128, pieces = brief ? 1 : 2, blocks = brief ? 1024 / D : 2;
+  // Portable code: a key that was read from shared memory serves the two pieces of a warp.
+  static constexpr auto tiles = brief ? tuning::attention_brief(D) : tuning::attention_forward;
+  static constexpr int queries = tiles.queries, keys = tiles.keys, threads = tiles.threads;
+  static constexpr int blocks = tiles.blocks, pieces = flash_pieces(queries, threads);
   static constexpr int shared = Tile<queries, D>::bytes + 2 * 2 * Tile<keys, D>::bytes;
 };
 
@@ -165,6 +170,8 @@ __global__ void __launch_bounds__(FlashForward<D, brief>::threads, FlashForward<
 MTTT_HD constexpr Index flash_padded(Index steps) {
   return steps <= flash_short ? flash_short : (steps + 127) / 128 * 128;
 }
+static_assert(128 % tuning::attention_of_keys.queries == 0 &&
+              128 % tuning::attention_of_queries.queries == 0);
 
 /// fold = lse log2 e and delta = dout . out, both (B, heads, padded). D / 8 lanes a row.
 template <int D>
@@ -197,8 +204,10 @@ __global__ void flash_prepare(FlashTask task, Index rows, const bf16* out, const
 
 template <int D, bool brief>
 struct FlashKeys {
-  static constexpr int keys = brief ? flash_short : 128, queries = brief ? flash_short : 64;
-  static constexpr int threads = brief ? 32 : 256, blocks = brief ? 1024 / D : 1;
+  static constexpr auto tiles = brief ? tuning::attention_brief(D) : tuning::attention_of_keys;
+  static constexpr int queries = tiles.queries, keys = tiles.keys, threads = tiles.threads;
+  static constexpr int blocks = tiles.blocks;
+  static_assert(flash_pieces(keys, threads) == 1);
   static constexpr int shared =
       2 * Tile<keys, D>::bytes + 2 * (2 * Tile<queries, D>::bytes + 2 * queries * 4);
 };
@@ -282,8 +291,9 @@ __global__ void __launch_bounds__(FlashKeys<D, brief>::threads, FlashKeys<D, bri
 
 template <int D, bool brief>
 struct FlashQueries {
-  static constexpr int queries = brief ? flash_short : 128, keys = brief ? flash_short : 32;
-  static constexpr int threads = brief ? 32 : 128, pieces = brief ? 1 : 2, blocks = brief ? 1024 / D : 2;
+  static constexpr auto tiles = brief ? tuning::attention_brief(D) : tuning::attention_of_queries;
+  static constexpr int queries = tiles.queries, keys = tiles.keys, threads = tiles.threads;
+  static constexpr int blocks = tiles.blocks, pieces = flash_pieces(queries, threads);
   static constexpr int shared = 2 * Tile<queries, D>::bytes + 2 * 2 * Tile<keys, D>::bytes;
 };
 

@@ -51,7 +51,8 @@ struct RingShape {
   using A = Wide<T>;
   static constexpr int V = 16 / sizeof(T), n = C * V, D = 8 * n;  // numbers in 16 bytes, of a lane, of a row
   static constexpr int warps = tuning::ring_threads / 32, parts = tuning::ring_parts;
-  static constexpr int stages = C <= 2 ? 4 : 2, stage = 2 * C * tuning::ring_threads * 16;
+  static constexpr int stage = 2 * C * tuning::ring_threads * 16;
+  static constexpr int stages = tuning::ring_queue > 2 * stage ? tuning::ring_queue / stage : 2;
   static_assert(D <= tuning::ring_threads);
   /// One warp's share of a part, one part: sums of values, then the largest score and the total.
   static constexpr int mix = D + 2;
@@ -90,16 +91,24 @@ struct Mix {
   }
 };
 
-/// Thread d's sum of `count` mixes, `stride` apart, and their total; all threads get the largest and total.
-template <int D, class A>
-__device__ A join_mixes(const A* mixes, int count, int stride, A& top, A& total) {
+/// Thread d's sum of the first `count` of n mixes that lie one after another, and their total; all threads
+/// get the largest and the total.
+template <int D, int n, class A>
+__device__ A join_mixes(const A* mixes, int count, A& top, A& total) {
+  A largest[n];
   top = -INFINITY, total = 0;
-  for (int i = 0; i < count; ++i) top = top < mixes[i * stride + D] ? mixes[i * stride + D] : top;
+#pragma unroll
+  for (int i = 0; i < n; ++i) {
+    largest[i] = i < count ? mixes[i * (D + 2) + D] : A(-INFINITY);
+    top = top < largest[i] ? largest[i] : top;
+  }
   A sum = 0;
-  for (int i = 0; i < count; ++i) {
-    const A weight = exp2_of(mixes[i * stride + D] - exp2_shift(top));
-    total += weight * mixes[i * stride + D + 1];
-    if (threadIdx.x < D) sum += weight * mixes[i * stride + threadIdx.x];
+#pragma unroll
+  for (int i = 0; i < n; ++i) {
+    if (i >= count) continue;
+    const A weight = exp2_of(largest[i] - exp2_shift(top));
+    total += weight * mixes[i * (D + 2) + D + 1];
+    if (threadIdx.x < D) sum += weight * mixes[i * (D + 2) + threadIdx.x];
   }
   return sum;
 }
@@ -136,7 +145,8 @@ __device__ P* of_first_block(P* mine) {
 extern __shared__ __align__(1024) unsigned char ring_memory[];
 
 template <class T, int C>
-__global__ void __launch_bounds__(tuning::ring_threads, C <= 2 ? 2 : 1) ring_kernel(RingTask<T> task) {
+__global__ void __launch_bounds__(tuning::ring_threads, C <= 2 && tuning::ring_threads <= 256 ? 2 : 1)
+    ring_kernel(RingTask<T> task) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
   using Shape = RingShape<T, C>;
   using A = Wide<T>;
@@ -148,6 +158,18 @@ __global__ void __launch_bounds__(tuning::ring_threads, C <= 2 ? 2 : 1) ring_ker
   if (!active(task.mask, b)) {  // for the whole cluster alike
     if (rank == 0 && threadIdx.x < D) out[threadIdx.x] = T(0);
     return;
+  }
+  // What does not depend on the position is asked for first.
+  const int kv = head / task.group, kv_heads = task.heads / task.group;
+  const bool writes = rank == 0 && head % task.group == 0 && threadIdx.x < D;
+  const T *new_k = task.k + b * task.in_batch + static_cast<Index>(kv) * D,
+          *new_v = task.v + b * task.in_batch + static_cast<Index>(kv) * D;
+  const T own_k = writes ? new_k[threadIdx.x] : T(0), own_v = writes ? new_v[threadIdx.x] : T(0);
+  uint4 raw_q[C];
+#pragma unroll
+  for (int c = 0; c < C; ++c) {
+    raw_q[c] = *reinterpret_cast<const uint4*>(task.q + b * task.in_batch + static_cast<Index>(head) * D +
+                                               (c * 8 + sub) * V);
   }
   const Index own = task.contexts == nullptr ? 0 : static_cast<Index>(task.contexts[b]);
   const Index context = own > 0 && own < task.context ? own : task.context;
@@ -161,9 +183,6 @@ __global__ void __launch_bounds__(tuning::ring_threads, C <= 2 ? 2 : 1) ring_ker
   if (!alone) cluster_arrive();  // block 0's shared memory may be written once it has come here
 
   const int slot = static_cast<int>(position < context ? position : position % context);
-  const int kv = head / task.group, kv_heads = task.heads / task.group;
-  const T *new_k = task.k + b * task.in_batch + static_cast<Index>(kv) * D,
-          *new_v = task.v + b * task.in_batch + static_cast<Index>(kv) * D;
   const Index ring = (b * kv_heads + kv) * task.context * D;
   T *keys = task.cache_k + ring, *values = task.cache_v + ring;
 
@@ -195,19 +214,14 @@ __global__ void __launch_bounds__(tuning::ring_threads, C <= 2 ? 2 : 1) ring_ker
   };
 #pragma unroll
   for (int stage = 0; stage + 1 < stages; ++stage) ask_next(stage);
-  if (rank == 0 && head % task.group == 0 && threadIdx.x < D) {
-    keys[static_cast<Index>(slot) * D + threadIdx.x] = new_k[threadIdx.x];
-    values[static_cast<Index>(slot) * D + threadIdx.x] = new_v[threadIdx.x];
+  if (writes) {
+    keys[static_cast<Index>(slot) * D + threadIdx.x] = own_k;
+    values[static_cast<Index>(slot) * D + threadIdx.x] = own_v;
   }
   A q[n];
 #pragma unroll
-  for (int c = 0; c < C; ++c) {
-    const T* from = task.q + b * task.in_batch + static_cast<Index>(head) * D + (c * 8 + sub) * V;
-    const uint4 raw = *reinterpret_cast<const uint4*>(from);
-#pragma unroll
-    for (int i = 0; i < V; ++i)
-      q[c * V + i] = from_chunk<T>(raw, i) * (A(1.4426950408889634) / sqrt(static_cast<A>(D)));
-  }
+  for (int i = 0; i < n; ++i)
+    q[i] = from_chunk<T>(raw_q[i / V], i % V) * (A(1.4426950408889634) / sqrt(static_cast<A>(D)));
 
   A* pieces = reinterpret_cast<A*>(ring_memory + stages * Shape::stage);  // [parts of the block][warps][mix]
   A* joined = pieces + Shape::parts / task.ranks * warps * Shape::mix;    // of block 0: [parts][mix]
@@ -216,17 +230,18 @@ __global__ void __launch_bounds__(tuning::ring_threads, C <= 2 ? 2 : 1) ring_ker
     Mix<A, n> mix;
     const int end = end_key(part);
     for (int first = first_key(part); first < end; first += pass) {
-      ask_next((stage + stages - 1) % stages);
+      ask_next(stage == 0 ? stages - 1 : stage - 1);
       await_copies_but<stages - 1>();
       const unsigned char* at = ring_memory + stage * Shape::stage + threadIdx.x * 16;
-      stage = (stage + 1) % stages;
-      A score = 0;
+      stage = stage + 1 == stages ? 0 : stage + 1;
+      A products[4] = {};  // four sums at once: one alone would wait for each product
 #pragma unroll
       for (int c = 0; c < C; ++c) {
         const uint4 raw = *reinterpret_cast<const uint4*>(at + c * piece);
 #pragma unroll
-        for (int i = 0; i < V; ++i) score += q[c * V + i] * from_chunk<T>(raw, i);
+        for (int i = 0; i < V; ++i) products[(c * V + i) % 4] += q[c * V + i] * from_chunk<T>(raw, i);
       }
+      A score = (products[0] + products[1]) + (products[2] + products[3]);
 #pragma unroll
       for (int distance = 1; distance < 8; distance *= 2)
         score += __shfl_xor_sync(0xffffffffu, score, distance);
@@ -253,8 +268,7 @@ __global__ void __launch_bounds__(tuning::ring_threads, C <= 2 ? 2 : 1) ring_ker
   if (!alone) cluster_wait();
   A top, total;
   for (int part = rank; part < parts; part += task.ranks) {
-    const A sum =
-        join_mixes<D>(pieces + part / task.ranks * warps * Shape::mix, warps, Shape::mix, top, total);
+    const A sum = join_mixes<D, warps>(pieces + part / task.ranks * warps * Shape::mix, warps, top, total);
     A* to = joined + part * Shape::mix;
     if (!alone) to = of_first_block(to);
     if (threadIdx.x < D) to[threadIdx.x] = sum;
@@ -267,7 +281,7 @@ __global__ void __launch_bounds__(tuning::ring_threads, C <= 2 ? 2 : 1) ring_ker
     if (rank != 0) return;
     cluster_wait();
   }
-  const A sum = join_mixes<D>(joined, parts, Shape::mix, top, total);  // there is a key: total is not 0
+  const A sum = join_mixes<D, Shape::parts>(joined, parts, top, total);  // of one key or more: total > 0
   if (threadIdx.x < D) out[threadIdx.x] = T(sum / total);
 #endif
 }
