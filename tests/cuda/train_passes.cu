@@ -1,6 +1,7 @@
-// What training does beside the model, each against the CPU: AdamW, the gradient's norm, cross-entropy.
+// What training does beside the model, each against the CPU: AdamW, the gradient's norm, cross-entropy, and
+// the gradient of embeddings in short types.
 #include "agreement.cuh"
-#include "mttt/nn/linear.hpp"
+#include "mttt/nn/embedding.hpp"
 #include "mttt/train/adamw.hpp"
 #include "mttt/train/clip.hpp"
 #include "mttt/train/loss.hpp"
@@ -97,6 +98,29 @@ TEST_CASE("CUDA: AdamW and the gradient's norm, with rounded weights beside") {
   got.be.to_device(&bad, got.grad->chunk.data() + 5000, 1);
   CHECK_THROWS_WITH(gradient_norm(got.be, got.table, got.grad, make_groups(*got.params, 0.1)),
                     mttt::test::contains("'chunk'") && mttt::test::contains("NaN"));
+}
+
+TEMPLATE_TEST_CASE_SIG("CUDA: embedding's gradient, of several blocks of columns and long runs of one code",
+                       "", ((int dim), dim), 40, 45, 1096) {
+  constexpr EmbeddingConfig config{.card = 7, .dim = dim};
+  using Params = typename Embedding<config, Cpu<float>>::Params;
+  constexpr Index rows = 203;
+  Cpu<bf16> cpu;
+  Cuda<bf16> gpu;
+  Rng rng(1);
+  const auto codes = cpu.make<std::int32_t, dyn>(rows);
+  for (Index i = 0; i < rows; ++i) codes(i) = static_cast<std::int32_t>(rng.below(config.card + 2)) - 1;
+  const auto dy = cpu.make<bf16, dyn, config.dim>(rows);
+  laws::fill_normal(dy, 1, rng);
+  const auto device_codes = send(gpu, codes);
+  const auto device_dy = send(gpu, dy);
+  Store<Params, Cpu<bf16>> grad(cpu), fetched(cpu);
+  Store<Params, Cuda<bf16>> device_grad(gpu);
+  Embedding<config, Cpu<bf16>>::backward(cpu, CodeRows<std::int32_t>(codes), dy.data(), *grad);
+  Embedding<config, Cuda<bf16>>::backward(gpu, CodeRows<std::int32_t>(device_codes), device_dy.data(),
+                                          *device_grad);
+  download(gpu, device_grad, fetched);
+  CHECK(laws::detail::same_bits(fetched.data(), grad.data(), grad.bytes()));  // rows are added in order
 }
 
 TEMPLATE_TEST_CASE("CUDA: cross-entropy of rows that packs fit and of rows that they do not", "", float,

@@ -97,6 +97,9 @@ struct AddParts {
   Index count, width;
   MTTT_HD A total(Index c) const {
     A sum = 0;
+#ifdef __CUDA_ARCH__  // many reads under way: a core has few columns to wait with
+    MTTT_PRAGMA(unroll 16)
+#endif
     for (Index p = 0; p < count; ++p) sum += parts[p * width + c];
     return sum;
   }

@@ -11,11 +11,14 @@
 // Source:  torch.nn.Embedding; kyutai-labs/moshi models/lm_utils.py `ScaledEmbedding` (zero_idx).
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <concepts>
 #include <string>
 
 #include "mttt/core/concepts.hpp"
+#include "mttt/core/lanes.hpp"
+#include "mttt/nn/elementwise.hpp"
 #include "mttt/nn/linear.hpp"
 #include "mttt/nn/rope.hpp"
 
@@ -63,6 +66,13 @@ void check_codes(std::string_view subject, const I* codes, Index n, Index card) 
 
 namespace detail {
 
+struct Same {
+  template <class A>
+  MTTT_HD A operator()(A x) const {
+    return x;
+  }
+};
+
 template <class T, class I>
 struct LookUp {
   CodeRows<I> codes;
@@ -77,11 +87,7 @@ struct LookUp {
     T* to = y + row * dim;
     if (known) {
       const T* from = weight + code * dim;
-      if (add) {
-        team.for_each(dim, [=](Index i) { to[i] += from[i]; });
-      } else {
-        team.for_each(dim, [=](Index i) { to[i] = from[i]; });
-      }
+      add ? team.map(dim, Sum{}, to, to, from) : team.map(dim, Same{}, to, from);
     } else if (!add) {
       team.for_each(dim, [=](Index i) { to[i] = T(0); });
     }
@@ -121,14 +127,15 @@ struct NumberCodes {
   }
 };
 
-/// The rows of one code lie together, in order: the team of the first of them sums them, a block of columns.
-template <class T, class G, class A>
+/// The rows of one code lie together, in order: the team of the first of them sums them, a block of columns. A
+/// member has W neighbouring columns, and reads several rows before it adds the first.
+template <class T, class G, class A, Index W>
 struct SumSortedRows {
   const std::int32_t *keys, *numbers;
   const T* dy;
   G* grad;
   Index rows, card, dim;
-  static constexpr Index block = 256;
+  static constexpr Index members = 64, block = members * W, ahead = 4;
 
   MTTT_HD Index blocks() const { return (dim + block - 1) / block; }
   template <class Team>
@@ -136,19 +143,29 @@ struct SumSortedRows {
     const Index begin = i / blocks(), first = i % blocks() * block;
     const std::int32_t code = keys[begin];
     if (code == card || (begin > 0 && keys[begin - 1] == code)) return;
-    Index end = begin + 1, beyond = rows;  // the first row of a larger code, by halving
-    while (end < beyond) {
-      const Index middle = (end + beyond) / 2;
-      keys[middle] == code ? end = middle + 1 : beyond = middle;
-    }
-    const auto* number = numbers;
+    const auto *key = keys, *number = numbers;
     const T* up = dy + first;
     G* to = grad + code * dim + first;
-    const Index ld = dim;
-    team.for_each(block < dim - first ? block : dim - first, [=](Index c) {
-      A total = 0;
-      for (Index r = begin; r < end; ++r) total += static_cast<A>(up[number[r] * ld + c]);
-      to[c] += total;
+    const Index ld = dim, last = rows - 1, columns = block < dim - first ? block : dim - first;
+    team.for_each(columns / W, [=](Index lane) {
+      Lanes<A, W> total{};
+      bool more = true;
+      for (Index r = begin; more; r += ahead) {
+        bool same[ahead];
+        Lanes<T, W> row[ahead];
+        for (Index j = 0; j < ahead; ++j) {
+          const Index at = r + j < last ? r + j : last;
+          same[j] = r + j <= last && key[at] == code;
+          row[j] = load_lanes<W>(up + number[at] * ld + lane * W);
+        }
+        for (Index j = 0; j < ahead; ++j) {
+          for (Index k = 0; same[j] && k < W; ++k) total.of[k] += static_cast<A>(row[j].of[k]);
+        }
+        more = same[ahead - 1];
+      }
+      auto sum = load_lanes<W>(to + lane * W);
+      for (Index k = 0; k < W; ++k) sum.of[k] += total.of[k];
+      store_lanes(to + lane * W, sum);
     });
   }
 };
@@ -186,9 +203,11 @@ struct Embedding {
       const auto numbers = be.template make<std::int32_t, dyn>(rows);
       be.for_each(rows, detail::NumberCodes<I>{codes, keys.data(), numbers.data(), card});
       const auto sorted = be.sort_pairs(keys.data(), numbers.data(), rows, card);
-      const detail::SumSortedRows<T, G, typename B::Accum> sums{
+      constexpr Index width = 16 / static_cast<Index>(sizeof(T)), lanes = out % width == 0 ? width : 1;
+      const detail::SumSortedRows<T, G, typename B::Accum, lanes> sums{
           sorted.keys, sorted.values, dy, grad.weight.data(), rows, card, out};
-      be.rows(rows * sums.blocks(), sums, 0, 2 * sums.block);
+      // So costly that a GPU takes as many threads as a block has members.
+      be.rows(rows * sums.blocks(), sums, 0, 16 * std::min(sums.members, out / lanes));
     } else {
       constexpr Index block = 64;
       be.rows((out + block - 1) / block,

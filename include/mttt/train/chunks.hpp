@@ -1,5 +1,5 @@
 // Chunks: all tensors of a block's parameters cut into pieces of at most one size, so that one pass of a backend
-// goes over all of them; and lanes, neighbours that a GPU reads as 16 bytes.
+// goes over all of them.
 //
 // The table lies in the backend's memory and is made once: the place, length and tensor of each chunk, and the
 // group of each tensor, which is sent again only when the groups have changed. It counts places within a Store,
@@ -20,6 +20,7 @@
 #include <vector>
 
 #include "mttt/backend/backend.hpp"
+#include "mttt/core/lanes.hpp"
 #include "mttt/core/store.hpp"
 #include "mttt/train/param_groups.hpp"
 
@@ -31,20 +32,6 @@ struct Chunk {
   Index at, rounded_at;  // where it starts, in Stores of the trained weights and of the rounded ones
   std::int32_t length, tensor;
 };
-
-/// W neighbours that are read and written in one access.
-template <class T, Index W>
-struct alignas(W * sizeof(T)) Lanes {
-  T of[W];
-};
-template <Index W, class T>
-MTTT_HD Lanes<T, W> load_lanes(const T* from) {
-  return *reinterpret_cast<const Lanes<T, W>*>(from);
-}
-template <class T, Index W>
-MTTT_HD void store_lanes(T* to, const Lanes<T, W>& pack) {
-  *reinterpret_cast<Lanes<T, W>*>(to) = pack;
-}
 
 /// f(first, width) over [0, n): W neighbours at a time on a GPU, one at a time at the end and on a CPU, whose
 /// compiler packs by itself.

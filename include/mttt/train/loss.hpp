@@ -228,7 +228,7 @@ void queue_cross_entropy(B& be, Tensor<T, E...> logits, Tensor<const std::int32_
   be.rows(rows,
           detail::CrossEntropyRow<Value, A>{logits.data(), targets.data(), weights.data(), &sums->weight,
                                             dlogits.data(), losses, card, scale},
-          0, 16 * card);
+          0, 4 * card);
   be.rows(count, detail::LossParts<A>{weights.data(), losses, parts, rows}, 0, cost);
   be.rows(1, detail::JoinLossParts{parts, &sums->loss, count}, 0, count);
 }

@@ -107,7 +107,8 @@ class Trainer {
   /// One step of the optimiser; params change last, after everything was checked.
   template <class F>
   requires std::is_invocable_r_v<MicroBatch, F&, std::int64_t, M&> StepReport step(F&& loss_and_gradient) {
-    be_.fill(grad.data(), grad.bytes(), std::byte{0});
+    be_.fill(grad.data(), grad.bytes(),
+             std::byte{0});  // AdamW could write the zeros, but they are as many bytes
     const double share = 1.0 / options.num_microbatches;
     StepReport report{};
     for (int i = 0; i < options.num_microbatches; ++i) {
