@@ -113,13 +113,15 @@ inline void check(cudaError_t error, std::string_view what) {
 inline void check(cublasStatus_t status, std::string_view what) {
   if (status == CUBLAS_STATUS_SUCCESS) return;
   const std::string subject = "cuBLAS: " + std::string(what);
+  const std::string found =
+      std::string(cublasGetStatusName(status)) + " (" + cublasGetStatusString(status) + ")";
   if (status == CUBLAS_STATUS_ALLOC_FAILED || status == CUBLAS_STATUS_NOT_INITIALIZED) {
-    fail(subject, cublasGetStatusString(status), "free memory on the GPU for cuBLAS",
+    fail(subject, found, "free memory on the GPU for cuBLAS",
          "end other programs on this GPU, or lower batch or steps");
   }
   if (status == CUBLAS_STATUS_ARCH_MISMATCH)
     fail(subject, device_name(), "a GPU that this cuBLAS supports", "install another version of cuBLAS");
-  fail(subject, cublasGetStatusString(status), "success", "compare the extents of the planes");
+  fail(subject, found, "success", "compare the extents of the planes");
 }
 
 template <int = 0>
