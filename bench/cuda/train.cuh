@@ -1,9 +1,9 @@
 // Training of a Moshi on the GPU: frames a second, milliseconds of a step and of its parts, TFLOP/s by count.
 //
-// Counted, for F frames: 6 x weights x F, the weights that frames are multiplied with (all but the embeddings; each
-// of the depformer's 8 steps has its own, so that every weight is used once a frame); attention,
-// 12 x keys x width x F a layer, of half the window's keys where the sequence is shorter than the window; the
-// depformer's attention, 12 x 4.5 x width x 8 x F a layer. TTT's inner loops are not counted.
+// Counted, for F frames: 6 x weights x F, the weights that frames are multiplied with (all but embeddings;
+// each of the depformer's 8 steps has its own, so that every weight is used once a frame); attention,
+// 12 x keys x width x F a layer, keys being half the frames of a sequence that the window holds, else the
+// window; the depformer's attention, 12 x 4.5 x width x 8 x F a layer. TTT's inner loops are not counted.
 // The share is of 790 TFLOP/s, what cuBLAS reaches on an H200 in bf16 products of 8192^3.
 #pragma once
 
@@ -34,7 +34,8 @@ struct FillNormal {
   }
 };
 
-/// A start drawn on the GPU, of the sizes that the blocks' own init draws: a host takes a minute for a billion.
+/// A start drawn on the GPU, of the sizes that the blocks' own init draws: a host takes a minute for a
+/// billion.
 template <MoshiConfig C, class B, class P>
 void draw_start(B& be, P& params) {
   std::uint64_t seed = 1;

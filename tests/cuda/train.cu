@@ -10,8 +10,8 @@ TEST_CASE("CUDA: training in float32 follows the CPU") {
   const TrainOptions options{.max_steps = 12, .lr = 2e-3, .num_microbatches = 2};
   Training<Cpu<float>> cpu(options);
   Training<Cuda<float>> gpu(options);
-  // A step differs by rounding, 1e-6; AdamW divides small gradients by their own size, so that some weights differ
-  // by a share of the step, and the difference grows from step to step.
+  // A step differs by rounding, 1e-6; AdamW divides small gradients by their own size, so that some weights
+  // differ by a share of the step, and the difference grows from step to step.
   double first = 0, last = 0;
   for (int i = 0; i < 12; ++i) {
     const auto expected = cpu.step(), got = gpu.step();

@@ -1,4 +1,5 @@
-// A Moshi like presets/tiny.hpp, in the smallest sizes that the fused kernels take, and its training on any backend.
+// A Moshi like presets/tiny.hpp, in the smallest sizes that the fused kernels take, and its training on any
+// backend.
 #pragma once
 
 #include <vector>

@@ -105,8 +105,8 @@ TEMPLATE_TEST_CASE("Four micro-batches equal a batch of four", "", float, bf16) 
     return numbers;
   };
   const auto one = train(whole, 1), four = train(parts, 4);
-  // Sums over rows are cut elsewhere, in float32 in both; in bf16 the logits' gradients, a quarter in size there,
-  // round as before, but for those near the ends of a binade.
+  // Sums over rows are cut elsewhere, in float32 in both; in bf16 the logits' gradients, a quarter in size
+  // there, round as before, but for those near the ends of a binade.
   const double tolerance = std::is_same_v<TestType, float> ? 2e-5 : 1e-2;
   for (std::size_t i = 0; i < one.size(); ++i) {
     INFO("number " << i);

@@ -1,7 +1,7 @@
 // Embedding: rows of a table looked up by codes; several tables may add into one output.
 //
-// Formula: y_r = weight[code_r], or += with Write::add;  backward: dweight[code_r] += dy_r, rows in order, so
-//          that equal inputs give equal bits. A backend that sorts brings the rows of one code together first.
+// Formula: y_r = weight[code_r], or += with Write::add;  backward: dweight[code_r] += dy_r, rows in order,
+//          so that equal inputs give equal bits. A backend that sorts brings the rows of one code together first.
 // Shapes:  codes: batch x steps whole numbers at any strides (one stream of (B, K, T) tokens needs no copy);
 //          weight (card, dim); y, dy (batch * steps, dim), rows in the order batch, step.
 // Units:   codes in [0, card), or zero_code for a row of zeros that learns nothing.
@@ -127,8 +127,8 @@ struct NumberCodes {
   }
 };
 
-/// The rows of one code lie together, in order: the team of the first of them sums them, a block of columns. A
-/// member has W neighbouring columns, and reads several rows before it adds the first.
+/// The rows of one code lie together, in order: the team of the first of them sums them, a block of columns.
+/// A member has W neighbouring columns, and reads several rows before it adds the first.
 template <class T, class G, class A, Index W>
 struct SumSortedRows {
   const std::int32_t *keys, *numbers;

@@ -1,14 +1,15 @@
-// moshi_100m: a Moshi of about 100 million parameters with TTT layers; moshi_100m_without_ttt: the same without.
+// moshi_100m: a Moshi of about 100 million parameters with TTT layers; moshi_100m_without_ttt: the same
+// without.
 //
-// The TTT layers are as in presets/tiny.hpp: in parallel to attention, TTT-Linear in the lm variant, in all layers
-// but the first, gate 0.1, mini-batches of 16 frames, heads of 64 channels.
+// The TTT layers are as in presets/tiny.hpp: in parallel to attention, TTT-Linear in the lm variant, in all
+// layers but the first, gate 0.1, mini-batches of 16 frames, heads of 64 channels.
 //
 // Formula, shapes: see lm/moshi.hpp.
 // Units:   context and delays in frames of 80 ms. Attention sees 20 s; what was earlier, only TTT can know.
 // Errors:  none.
 // Not supported: none; there are no published weights.
-// Source:  streams and proportions of kyutai-labs/moshi models/loaders.py `_lm_kwargs`; width, heads and hidden
-//          width of its temporal transformer as in language models of this size (Pythia-70M: 512, 8 heads).
+// Source:  streams and proportions of kyutai-labs/moshi models/loaders.py `_lm_kwargs`; width and heads of
+//          its temporal transformer as in Pythia-70M (512, 8 heads), twice the layers.
 #pragma once
 
 #include "mttt/lm/moshi.hpp"

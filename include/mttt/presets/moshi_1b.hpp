@@ -1,14 +1,15 @@
-// moshi_1b: a Moshi of about a billion parameters with TTT layers; moshi_1b_without_ttt: the same without.
+// moshi_1b: a Moshi of about a billion parameters with TTT layers; moshi_1b_without_ttt: the same
+// without.
 //
-// The TTT layers are as in presets/tiny.hpp: in parallel to attention, TTT-Linear in the lm variant, in all layers
-// but the first, gate 0.1, mini-batches of 16 frames, heads of 64 channels.
+// The TTT layers are as in presets/tiny.hpp: in parallel to attention, TTT-Linear in the lm variant, in all
+// layers but the first, gate 0.1, mini-batches of 16 frames, heads of 64 channels.
 //
 // Formula, shapes: see lm/moshi.hpp.
 // Units:   context and delays in frames of 80 ms. Attention sees 40 s; what was earlier, only TTT can know.
 // Errors:  none.
 // Not supported: none; there are no published weights.
-// Source:  streams and proportions of kyutai-labs/moshi models/loaders.py `_lm_kwargs`; width and depth of its
-//          temporal transformer as in Pythia-1B (2048, 16 layers), heads of 128 channels as in the 7B Moshi.
+// Source:  streams and proportions of kyutai-labs/moshi models/loaders.py `_lm_kwargs`; width and depth of
+//          its temporal transformer as in Pythia-1B (2048, 16 layers), heads of 128 as in the 7B Moshi.
 #pragma once
 
 #include "mttt/lm/moshi.hpp"

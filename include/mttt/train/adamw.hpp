@@ -2,9 +2,9 @@
 //
 // Formula: m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2;
 //          p -= lr (wd p + (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)),  t = 1, 2, ...
-// Shapes:  weights, gradient and moments are of one type, that of sums (float32 on a backend that stores bf16);
-//          the rounded weights, where the model reads such, are written in the same pass. The step counter is
-//          part of the state.
+// Shapes:  weights, gradient and moments are of one type, that of sums (float32 on a backend that stores
+//          bf16); the rounded weights, where the model reads such, are written in the same pass. The step
+//          counter is part of the state.
 // Units:   none. On a GPU 28 bytes a parameter travel, with weights in bf16 beside them 30.
 // Errors:  groups of another model.
 // Not supported: AMSGrad; moments in a shorter type.

@@ -1,10 +1,10 @@
-// Chunks: all tensors of a block's parameters cut into pieces of at most one size, so that one pass of a backend
-// goes over all of them.
+// Chunks: all tensors of a block's parameters cut into pieces of at most one size, so that one pass of a
+// backend goes over all of them.
 //
-// The table lies in the backend's memory and is made once: the place, length and tensor of each chunk, and the
-// group of each tensor, which is sent again only when the groups have changed. It counts places within a Store,
-// so that one table serves every Store of the same block and type: weights, gradient and moments. Weights that
-// are also kept rounded, in another type, lie at places of their own, which it knows too.
+// The table lies in the backend's memory and is made once: the place, length and tensor of each chunk, and
+// the group of each tensor, which is sent again only when the groups have changed. It counts places within a
+// Store, so that one table serves every Store of the same block and type: weights, gradient and moments.
+// Weights that are also kept rounded, in another type, lie at places of their own, which it knows too.
 //
 // Formula: none.
 // Shapes:  chunks of 2^14 elements, the last one of a tensor shorter; each starts at a multiple of 64 bytes.

@@ -28,8 +28,9 @@ struct MoshiLossSums {
 };
 }  // namespace detail
 
-/// `Model` is a Moshi<C, B>. Adds to *grad, Params of the same model that may hold the type to compute in, unless
-/// it is null. The padding ids come from the model's config. The host waits once, when all work is queued.
+/// `Model` is a Moshi<C, B>. Adds to *grad, Params of the same model that may hold the type to compute in,
+/// unless it is null. The padding ids come from the model's config. The host waits once, when all work is
+/// queued.
 template <class Model, class B, class Grad = typename Model::Params>
 MoshiLoss moshi_loss(B& be, const typename Model::Params& params, Streams<const std::int32_t> codes,
                      LossConfig weights = {}, Grad* grad = nullptr) {

@@ -4,9 +4,9 @@
 //   MicroBatch loss_and_gradient(std::int64_t index, M& grad)     // adds to grad
 // where `index` counts the micro-batches of the whole training: data that depends on it alone resumes well.
 //
-// Mixed precision: on a backend that stores bf16 the model reads bf16 parameters P, while M, the same Params in
-// float32, hold the gradient, the moments and the weights that are trained, whose rounded values P is given at
-// every step. Elsewhere M is P and nothing exists twice.
+// Mixed precision: on a backend that stores bf16 the model reads bf16 parameters P, while M, the same Params
+// in float32, hold the gradient, the moments and the weights that are trained, whose rounded values P is
+// given at every step. Elsewhere M is P and nothing exists twice.
 //
 // Formula: gradient = mean over the micro-batches; then clip.hpp, schedule.hpp, adamw.hpp.
 // Shapes:  those of the parameters.
