@@ -40,6 +40,10 @@ int main(int argc, char** argv) {
   app.add_option("--checkpoint", options.checkpoint, "weights of the language model")->required();
   app.add_option("--codec", options.codec, "weights of Mimi")->required();
   app.add_option("--tokenizer", options.tokenizer, "sentencepiece model of the text stream")->required();
+#ifdef MTTT_EXAMPLES_CUDA
+  app.add_option("--dtype", options.dtype, "what the language model stores; Mimi stores f32")
+      ->check(CLI::IsMember({"f32", "bf16"}));
+#endif
   app.add_option("--temp", options.gen.audio.temperature, "temperature of the audio codes");
   app.add_option("--temp-text", options.gen.text.temperature, "temperature of the text codes");
   app.add_option("--top-k", options.gen.audio.top_k, "audio codes to draw among; 0: all");
@@ -60,6 +64,10 @@ int main(int argc, char** argv) {
 
   try {
     const bool with_ttt = preset_of(options.checkpoint) == "tiny" && !options.without_ttt;
+#ifdef MTTT_EXAMPLES_CUDA
+    if (options.dtype == "bf16")
+      return with_ttt ? stream_tiny_bf16(options) : stream_tiny_without_ttt_bf16(options);
+#endif
     return with_ttt ? stream_tiny(options) : stream_tiny_without_ttt(options);
   } catch (const std::exception& error) {
     std::fprintf(stderr, "stream: %s\n", error.what());

@@ -3,11 +3,13 @@
 
 #include <filesystem>
 #include <optional>
+#include <string>
 
 #include "mttt/lm/lm_gen.hpp"
 
 struct Options {
   std::filesystem::path checkpoint, codec, tokenizer, input, output;
+  std::string dtype = "f32";
   std::filesystem::path transcript, json, save_state, load_state;
   mttt::GenOptions gen;
   bool greedy = false, without_ttt = false;
@@ -17,3 +19,6 @@ struct Options {
 
 int stream_tiny(const Options&);
 int stream_tiny_without_ttt(const Options&);
+// On CUDA:
+int stream_tiny_bf16(const Options&);
+int stream_tiny_without_ttt_bf16(const Options&);

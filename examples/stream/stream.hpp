@@ -54,21 +54,23 @@ nlohmann::json contributions(B& be, const typename Moshi<C, B>::Params& params,
 
 }  // namespace mttt
 
-template <mttt::MoshiConfig C>
+/// T: what the language model stores.
+template <mttt::MoshiConfig C, mttt::StorageType T>
 int stream(const Options& options) {
   using namespace mttt;
-  using B = Device<float>;
-  using Codec = Mimi<presets::mimi_tiny, B>;
+  using B = Device<T>;
+  using Codec = Mimi<presets::mimi_tiny, Device<float>>;
   using Gen = LMGen<C, B>;
   using Talk = Duplex<Codec, Gen, B>;
   B be;
+  auto codec_be = be.template as<float>();
   Host host;
 
   // What was learned: codec, language model, tokenizer.
-  Store<typename Codec::Params, B> codec(be);
-  load_params(options.codec, be, codec);
-  Store<typename Codec::Codebooks, B> books(be);
-  Codec::derive(be, *codec, *books);
+  Store<typename Codec::Params, Device<float>> codec(codec_be);
+  load_params(options.codec, codec_be, codec);
+  Store<typename Codec::Codebooks, Device<float>> books(codec_be);
+  Codec::derive(codec_be, *codec, *books);
   Store<typename Gen::Params, B> params(be);
   LoadOptions load;
   if (options.without_ttt) {

@@ -2,5 +2,5 @@
 #include "stream.hpp"
 
 int stream_tiny_without_ttt(const Options& options) {
-  return stream<mttt::presets::tiny_without_ttt>(options);
+  return stream<mttt::presets::tiny_without_ttt, float>(options);
 }

@@ -15,6 +15,10 @@ int main(int argc, char** argv) {
   app.option_defaults()->always_capture_default();
   app.add_option("--preset", options.preset, "what the model is")
       ->check(CLI::IsMember({"tiny", "tiny_without_ttt"}));
+#ifdef MTTT_EXAMPLES_CUDA
+  app.add_option("--dtype", options.dtype, "what the model stores; bf16 is trained beside weights in f32")
+      ->check(CLI::IsMember({"f32", "bf16"}));
+#endif
   app.add_option("--data", options.data, "folder of coded recordings")->required();
   app.add_option("--output", options.output, "folder of this run")->required();
   app.add_flag("--resume", options.resume, "go on from the newest checkpoint in the output folder");
@@ -41,7 +45,12 @@ int main(int argc, char** argv) {
   options.segments.seed = options.train.seed;
 
   try {
-    return options.preset == "tiny" ? train_tiny(options) : train_tiny_without_ttt(options);
+    const bool with_ttt = options.preset == "tiny";
+#ifdef MTTT_EXAMPLES_CUDA
+    if (options.dtype == "bf16")
+      return with_ttt ? train_tiny_bf16(options) : train_tiny_without_ttt_bf16(options);
+#endif
+    return with_ttt ? train_tiny(options) : train_tiny_without_ttt(options);
   } catch (const std::exception& error) {
     std::fprintf(stderr, "train: %s\n", error.what());
     return 1;

@@ -8,7 +8,7 @@
 #include "mttt/train/trainer.hpp"
 
 struct Options {
-  std::string preset = "tiny", data, output;
+  std::string preset = "tiny", dtype = "f32", data, output;
   mttt::BatchOptions segments{.batch = 8, .frames = 100};
   mttt::TrainOptions train{.max_steps = 300, .lr = 2e-3, .pct_start = 0.1, .seed = 1};
   mttt::LossConfig loss;
@@ -17,3 +17,6 @@ struct Options {
 
 int train_tiny(const Options&);
 int train_tiny_without_ttt(const Options&);
+// On CUDA:
+int train_tiny_bf16(const Options&);
+int train_tiny_without_ttt_bf16(const Options&);

@@ -1,4 +1,4 @@
 #include "mttt/presets/tiny.hpp"
 #include "train.hpp"
 
-int train_tiny(const Options& options) { return train<mttt::presets::tiny>(options); }
+int train_tiny(const Options& options) { return train<mttt::presets::tiny, float>(options); }

@@ -1,4 +1,6 @@
 #include "mttt/presets/tiny.hpp"
 #include "train.hpp"
 
-int train_tiny_without_ttt(const Options& options) { return train<mttt::presets::tiny_without_ttt>(options); }
+int train_tiny_without_ttt(const Options& options) {
+  return train<mttt::presets::tiny_without_ttt, float>(options);
+}

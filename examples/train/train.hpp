@@ -25,22 +25,22 @@ void draw_start(B& be, mttt::Store<P, B>& params, std::uint64_t seed) {
   mttt::upload(be, start, params);
 }
 
-template <mttt::MoshiConfig C>
+/// T: what the model stores. In bf16 it reads rounded copies of weights that are trained in float32.
+template <mttt::MoshiConfig C, mttt::StorageType T>
 int train(const Options& options) {
   using namespace mttt;
-  using B = Device<float>;
+  using B = Device<T>;
   using Model = Moshi<C, B>;
+  using Weights = typename Moshi<C, Device<Wide<T>>>::Params;
   B be;
-  std::printf("training on %s\n", name_of(be).c_str());
+  std::printf("training on %s, %s\n", name_of(be).c_str(), options.dtype.c_str());
 
   // The data: coded recordings, of which micro-batch i is a function of the seed and i alone.
   const Batches batches(load_code_folder(options.data), options.segments);
   std::printf("%s: %.0f s of coded recordings\n", options.data.c_str(),
               static_cast<double>(batches.total_frames()) / batches.frame_rate());
 
-  // The model, at its random start.
   Store<typename Model::Params, B> params(be);
-  draw_start<C>(be, params, options.train.seed);
   std::printf("%s: %.2f million parameters\n", options.preset.c_str(),
               static_cast<double>(count_elements(*params)) * 1e-6);
 
@@ -49,7 +49,11 @@ int train(const Options& options) {
   if constexpr (C.temporal.num_ttt_layers() > 0) {
     rules.push_back({.says = "base_lr", .matches = name_contains("base_lr"), .frozen = true});
   }
-  Trainer trainer(be, params, options.train, rules);
+  Trainer<typename Model::Params, B, Weights> trainer(be, params, options.train, rules);
+
+  // The model starts at random, or where the run was left.
+  draw_start<C>(be, trainer.weights(), options.train.seed);
+  trainer.weights_changed();
   RunFolder run(options.output, options.train.num_ckpt_keep);
   const auto config = config_json<C>(options.preset);
   if (options.resume && run.resume(be, trainer, config)) {
@@ -57,7 +61,7 @@ int train(const Options& options) {
   }
 
   MoshiLoss losses{};
-  const auto loss_and_gradient = [&](std::int64_t index, typename Model::Params& grad) {
+  const auto loss_and_gradient = [&](std::int64_t index, Weights& grad) {
     const auto scope = be.scope();
     losses = moshi_loss<Model>(be, *params, batches.make(be, index), options.loss, &grad);
     return MicroBatch{losses.total(), options.segments.batch * options.segments.frames};
@@ -73,7 +77,7 @@ int train(const Options& options) {
     std::printf("stopped in good order; go on with --resume\n");
     return 0;
   }
-  save_params(run.path() / "model.safetensors", be, params, {.config = config});
+  save_params(run.path() / "model.safetensors", be, trainer.weights(), {.config = config});
   std::printf("wrote %s\n", (run.path() / "model.safetensors").c_str());
   return 0;
 }

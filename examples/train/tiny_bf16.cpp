@@ -1,0 +1,4 @@
+#include "mttt/presets/tiny.hpp"
+#include "train.hpp"
+
+int train_tiny_bf16(const Options& options) { return train<mttt::presets::tiny, mttt::bf16>(options); }
