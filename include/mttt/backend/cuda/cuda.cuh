@@ -23,6 +23,7 @@
 #include "mttt/backend/cuda/attention_step.cuh"
 #include "mttt/backend/cuda/gemm.cuh"
 #include "mttt/backend/cuda/memory.cuh"
+#include "mttt/backend/cuda/rotated_attention.cuh"
 #include "mttt/backend/cuda/sort.cuh"
 #include "mttt/backend/cuda/stream.cuh"
 #include "mttt/backend/cuda/team.cuh"
@@ -34,6 +35,8 @@ namespace detail {
 
 template <class F>
 __global__ void map_kernel(Index n, F f) {
+  start_next();
+  await_inputs();
   const Index stride = static_cast<Index>(gridDim.x) * blockDim.x;
   for (Index i = static_cast<Index>(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += stride) f(i);
 }
@@ -58,6 +61,8 @@ struct MapArrays {
 
 template <class Arrays>
 __global__ void map_arrays_kernel(Index n, Arrays arrays) {
+  start_next();
+  await_inputs();
   arrays.run(n, static_cast<Index>(blockIdx.x) * blockDim.x + threadIdx.x,
              static_cast<Index>(gridDim.x) * blockDim.x);
 }
@@ -65,6 +70,8 @@ __global__ void map_arrays_kernel(Index n, Arrays arrays) {
 /// One team a block; `pool`, if given, holds `each` bytes of scratch a block, else it is in shared memory.
 template <class F>
 __global__ void rows_kernel(Index n, F f, std::byte* pool, Index each) {
+  start_next();
+  await_inputs();
   extern __shared__ double2 shared[];
   const CudaTeam team(pool == nullptr ? static_cast<void*>(shared) : pool + blockIdx.x * each);
   for (Index i = blockIdx.x; i < n; i += gridDim.x) {
@@ -96,13 +103,15 @@ struct CudaContext {
         capability(compiled_capability()),
         // less what the reductions' slots take
         shared_limit(device_attribute(number, cudaDevAttrMaxSharedMemoryPerBlockOptin) - 1024),
-        gemm(stream) {}
+        launch(stream, number),
+        gemm(launch, processors) {}
   ~CudaContext() { cudaStreamSynchronize(stream); }
 
   int device, processors, capability;
   Index shared_limit;
   Stream stream;
   Arena<CudaMemory> arena;
+  Launcher launch;
   Gemm gemm;
 };
 
@@ -167,17 +176,36 @@ class Cuda {
     if (n <= 0) return;
     constexpr int width = detail::pack_width<Out, In...>;
     const Index blocks = (n / width + tuning::map_threads) / tuning::map_threads;
-    detail::map_arrays_kernel<<<grid(blocks, tuning::map_blocks), tuning::map_threads, 0, stream()>>>(
-        n, detail::MapArrays<F, Out, In...>{f, out, {in...}});
-    detail::check(cudaGetLastError(), "starting an element-wise kernel");
+    using Arrays = detail::MapArrays<F, Out, In...>;
+    context_->launch("starting an element-wise kernel", detail::map_arrays_kernel<Arrays>,
+                     grid(blocks, tuning::map_blocks), tuning::map_threads, 0, n, Arrays{f, out, {in...}});
+  }
+
+  /// Products with what stands around them in one kernel, and convolutions as such products: see fused.hpp.
+  template <class F>
+  void product_step(Matrix<const T> x, NormRows<T> norm, Matrix<const T> w, Matrix<T> y,
+                    Finish<T> finish = {}) {
+    if (norm.weight != nullptr) {
+      context_->gemm.template few<F, true, T, T>(x, norm, w, y, finish, y.ld);
+    } else {
+      context_->gemm.template few<F, false, T, T>(x, norm, w, y, finish, y.ld);
+    }
+  }
+  template <class F>
+  void conv_step(const ConvStep<T>& conv, Finish<T> finish) {
+    context_->gemm.template conv_step<F>(conv, finish);
+  }
+  template <class F>
+  void conv_transpose_step(const ConvTransposeStep<T>& conv) {
+    context_->gemm.template conv_transpose_step<F>(conv);
   }
 
   template <class F>
   void for_each(Index n, const F& f) {
     if (n <= 0) return;
     const Index blocks = (n + tuning::map_threads - 1) / tuning::map_threads;
-    detail::map_kernel<<<grid(blocks, tuning::map_blocks), tuning::map_threads, 0, stream()>>>(n, f);
-    detail::check(cudaGetLastError(), "starting an element-wise kernel");
+    context_->launch("starting an element-wise kernel", detail::map_kernel<F>,
+                     grid(blocks, tuning::map_blocks), tuning::map_threads, 0, n, f);
   }
 
   /// `scratch` bytes a team, in shared memory where they fit; `cost`, about the number of operations of a
@@ -198,8 +226,8 @@ class Cuda {
     }
     static const int most = detail::largest_block(kernel);
     const int threads = std::min(tuning::row_threads(cost), most);
-    kernel<<<blocks, threads, fits ? static_cast<std::size_t>(scratch) : 0, stream()>>>(n, f, pool, each);
-    detail::check(cudaGetLastError(), "starting a kernel of rows");
+    context_->launch("starting a kernel of rows", kernel, blocks, static_cast<unsigned>(threads),
+                     fits ? scratch : 0, n, f, pool, each);
   }
 
   /// Keys from 0 to `largest` in order, with their values; of equal keys the earlier first. In the arena.
@@ -255,6 +283,15 @@ class Cuda {
                    const std::uint8_t* mask, U* out, Strides out_strides, const std::int64_t* contexts) {
     return detail::ring_attend(stream(), context_->capability, context_->processors, shape, batch, steps, q,
                                k, v, strides, cache_k, cache_v, positions, mask, out, out_strides, contexts);
+  }
+  /// The same with the rotation of q and k, for a few steps and a short context.
+  template <class U, class Shape, class Strides>
+  bool rotated_attend_step(const Shape& shape, Index batch, Index steps, const U* q, const U* k, const U* v,
+                           Strides strides, U* cache_k, U* cache_v, const std::int64_t* positions,
+                           const std::uint8_t* mask, U* out, Strides out_strides,
+                           const std::int64_t* contexts, double max_period) {
+    return detail::rotated_attend(context_->launch, shape, batch, steps, q, k, v, strides, cache_k, cache_v,
+                                  positions, mask, out, out_strides, contexts, max_period);
   }
 
  private:

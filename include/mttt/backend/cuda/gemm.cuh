@@ -1,5 +1,7 @@
 // Products of row-major planes through cuBLAS, which thinks in columns: C^T = B^T A^T.
 //
+// Few rows times a plane of weights are taken by few_rows.cuh, whose sums do not depend on their number.
+//
 // A plane whose rows overlap (the windows of a convolution: rows `ld` apart that are longer than ld) is none
 // that cuBLAS accepts. It is taken apart into strips of ld columns, which are.
 //
@@ -13,6 +15,7 @@
 
 #include <algorithm>
 
+#include "mttt/backend/cuda/few_rows.cuh"
 #include "mttt/backend/cuda/memory.cuh"
 #include "mttt/backend/cuda/tuning.cuh"
 #include "mttt/core/tensor.hpp"
@@ -39,9 +42,10 @@ Index row_length(const Matrix<T>& m) {
 
 class Gemm {
  public:
-  explicit Gemm(cudaStream_t stream) : workspace_(tuning::cublas_workspace, MemoryUse::workspace) {
+  Gemm(const Launcher& launch, int processors)
+      : launch_(launch), processors_(processors), workspace_(tuning::cublas_workspace, MemoryUse::workspace) {
     check(cublasCreate(&handle_.value), "starting cuBLAS");
-    check(cublasSetStream(handle_.value, stream), "choosing a stream");
+    check(cublasSetStream(handle_.value, launch.stream()), "choosing a stream");
     // A workspace of ours: cuBLAS then allocates nothing, and takes the same algorithm every time.
     check(cublasSetWorkspace(handle_.value, workspace_.data(), tuning::cublas_workspace),
           "setting a workspace");
@@ -53,6 +57,12 @@ class Gemm {
   void grid(Index outer, Index inner, MatrixGrid<const T> a, MatrixGrid<const T> b, MatrixGrid<V> c,
             Wide<V> alpha, Wide<V> beta) {
     if (outer * inner * c.first.rows * c.first.cols == 0) return;
+    if (outer * inner == 1 && (beta == Wide<V>(0) || beta == Wide<V>(1)) &&
+        takes_few_rows(a.first, b.first)) {
+      few<Identity, false, T, V>(a.first, {}, b.first.t(), c.first,
+                                 {.addend = beta == Wide<V>(0) ? nullptr : c.first.data}, c.first.ld, alpha);
+      return;
+    }
     if (overlaps(a.first)) {
       strips(a.first, [&](Index first, Index n) {
         a.first.transposed
@@ -72,7 +82,47 @@ class Gemm {
     }
   }
 
+  /// y = addend + scale * F(alpha norm(x) w^T + bias) for any number of rows.
+  template <class F, bool normed, class T, class V>
+  void few(Matrix<const T> x, NormRows<T> norm, Matrix<const T> w, Matrix<V> y, Finish<V> finish,
+           Index addend_ld, Wide<V> alpha = 1) {
+    const bool aligned = whole_packs(x.data, x.cols) && whole_packs(w.data, w.ld) &&
+                         (x.rows == 1 || whole_packs(x.data, x.ld)) &&
+                         (!normed || (whole_packs(norm.weight, 0) && whole_packs(norm.bias, 0)));
+    const PlainRows<T, normed> in{x.data,      x.ld,      static_cast<int>(x.cols),
+                                  norm.weight, norm.bias, static_cast<Wide<T>>(norm.eps)};
+    few_rows(launch_, processors_, in, RowWeights<T>{w.data, w.ld, 0, in.depth}, aligned, x.rows, w.rows,
+             WriteRows<F, T, V>{y.data, y.ld, addend_ld, finish, alpha});
+  }
+  template <class F, class T>
+  void conv_step(const ConvStep<T>& conv, Finish<T> finish) {
+    const Index depth = conv.kernel * conv.in;
+    const bool aligned =
+        whole_packs(conv.x, conv.in) && whole_packs(conv.previous, 0) && whole_packs(conv.weight, 0);
+    few_rows(launch_, processors_, WindowRows<F, T>{conv, static_cast<int>(depth)},
+             RowWeights<T>{conv.weight, depth, 0, static_cast<int>(depth)}, aligned,
+             conv.sessions * conv.steps, conv.out,
+             WriteRows<Identity, T, T>{conv.y, conv.out, conv.out, finish, 1});
+  }
+  template <class F, class T>
+  void conv_transpose_step(const ConvTransposeStep<T>& conv) {
+    const int in = static_cast<int>(conv.in), rows_a_session = static_cast<int>(conv.steps + conv.taps() - 1);
+    const bool aligned = whole_packs(conv.x, conv.in) && whole_packs(conv.weight, 0);
+    few_rows(launch_, processors_,
+             TapRows<F, T>{conv.x, static_cast<int>(conv.steps), in, rows_a_session,
+                           static_cast<int>(conv.taps()) * in},
+             RowWeights<T>{conv.weight, conv.in, (conv.stride * conv.out - 1) * conv.in, in}, aligned,
+             conv.sessions * rows_a_session, conv.stride * conv.out, WriteSamples<T>{conv, rows_a_session});
+  }
+
  private:
+  template <class T>
+  static bool takes_few_rows(const Matrix<const T>& a, const Matrix<const T>& b) {
+    constexpr Index most = Index{1} << 17;  // columns and depth that a kernel's grid and its 32 bits hold
+    return a.rows <= tuning::few_rows<T> && !a.transposed && b.transposed && a.cols > 0 && a.cols <= most &&
+           b.cols <= most;
+  }
+
   struct Handle {
     cublasHandle_t value = nullptr;
     Handle() = default;
@@ -148,6 +198,8 @@ class Gemm {
     check(status, "a product");
   }
 
+  Launcher launch_;
+  int processors_;
   CudaMemory workspace_;
   Handle handle_;  // destroyed first
 };

@@ -1,0 +1,189 @@
+// Products of few rows against sums in double on the host, and the bits of a row in any batch.
+#include <cstring>
+#include <vector>
+
+#include "catch.hpp"
+#include "mttt/core/rng.hpp"
+#include "mttt/cuda.cuh"
+#include "mttt/math/scalar.hpp"
+#include "mttt/nn/elementwise.hpp"
+
+namespace {
+using namespace mttt;
+
+/// The same random numbers on host and GPU.
+template <class T>
+struct Both {
+  std::vector<T> host;
+  T* device;
+  Both(auto& be, Index n, Rng& rng, double scale = 1) : host(static_cast<std::size_t>(n)) {
+    for (T& x : host) x = static_cast<T>(scale * rng.truncated_normal());
+    device = be.template make<T, dyn>(n).data();
+    be.to_device(host.data(), device, n);
+  }
+  double at(Index i) const { return static_cast<double>(wide(host[static_cast<std::size_t>(i)])); }
+};
+
+template <class T>
+std::vector<T> fetch(auto& be, const T* device, Index n) {
+  std::vector<T> host(static_cast<std::size_t>(n));
+  be.to_host(device, host.data(), n);
+  return host;
+}
+
+/// Sums of `depth` terms of about 1 in two orders, and V's rounding of the result.
+template <class T, class V>
+double tolerance(Index depth, double value) {
+  return 8 * epsilon<Wide<T>>() * std::sqrt(static_cast<double>(depth)) * (1 + std::abs(value)) +
+         (std::is_same_v<V, bf16> ? epsilon<V>() * std::abs(value) : 0);
+}
+
+/// C = alpha A B^T + beta C for all numbers of rows that one kernel takes against the host, with leading
+/// dimensions of `pad` more.
+template <class T, class V>
+void products_agree(Index depth, Index cols, Index pad, Wide<V> alpha = 1, Wide<V> beta = 0) {
+  Cuda<T> be;
+  Rng rng{7};
+  constexpr Index most = tuning::few_rows<T>;
+  const Index lda = depth + pad, ldb = depth + 2 * pad, ldc = cols + pad;
+  const Both<T> a(be, most * lda, rng), b(be, cols * ldb, rng);
+  const Both<V> c(be, most * ldc, rng);
+  std::vector<V> all;
+  for (Index rows = most; rows > 0; --rows) {
+    be.to_device(c.host.data(), c.device, most * ldc);
+    be.matmul(Matrix<const T>{a.device, rows, depth, lda}, Matrix<const T>{b.device, cols, depth, ldb}.t(),
+              Matrix<V>{c.device, rows, cols, ldc}, alpha, beta);
+    const auto got = fetch(be, c.device, most * ldc);
+    if (rows == most) {
+      all = got;
+      double worst = 0;
+      for (Index m = 0; m < most; ++m) {
+        for (Index n = 0; n < cols; ++n) {
+          long double sum = 0;  // its own rounding must not count
+          for (Index k = 0; k < depth; ++k)
+            sum += static_cast<long double>(a.at(m * lda + k)) * static_cast<long double>(b.at(n * ldb + k));
+          const double value = static_cast<double>(alpha) * static_cast<double>(sum) +
+                               static_cast<double>(beta) * c.at(m * ldc + n);
+          const double error =
+              std::abs(static_cast<double>(wide(got[static_cast<std::size_t>(m * ldc + n)])) - value);
+          worst = std::max(worst, error / tolerance<T, V>(depth, value));
+        }
+      }
+      INFO("depth " << depth << ", columns " << cols << ", padding " << pad << ": " << worst
+                    << " tolerances");
+      CHECK(worst <= 1);
+    }
+    for (Index m = 0; m < most; ++m) {  // a row's bits do not depend on the others; the rest stays as it was
+      for (Index n = 0; n < ldc; ++n) {
+        const auto i = static_cast<std::size_t>(m * ldc + n);
+        const V& expected = m < rows && n < cols ? all[i] : c.host[i];
+        if (std::memcmp(&got[i], &expected, sizeof(V)) != 0) {
+          INFO(rows << " rows, depth " << depth << ", columns " << cols << ", padding " << pad << ", row "
+                    << m << ", column " << n);
+          CHECK(std::memcmp(&got[i], &expected, sizeof(V)) == 0);
+          return;
+        }
+      }
+    }
+    // A row alone, wherever it lies in memory.
+    if (beta == Wide<V>(0) && rows < most) {
+      be.matmul(Matrix<const T>{a.device + rows * lda, 1, depth, lda},
+                Matrix<const T>{b.device, cols, depth, ldb}.t(), Matrix<V>{c.device, 1, cols, ldc}, alpha);
+      const auto alone = fetch(be, c.device, cols);
+      CHECK(std::memcmp(alone.data(), &all[static_cast<std::size_t>(rows * ldc)],
+                        static_cast<std::size_t>(cols) * sizeof(V)) == 0);
+    }
+  }
+}
+
+template <class T, class V>
+void all_shapes() {
+  for (const Index depth : {1, 3, 8, 31, 64, 127, 512, 1000, 2049}) {
+    for (const Index cols : {1, 5, 8, 130}) {
+      for (const Index pad : {0, 3, 8}) products_agree<T, V>(depth, cols, pad);
+    }
+  }
+  products_agree<T, V>(512, 2048, 0);
+  products_agree<T, V>(2048, 516, 8, 1, 1);
+  products_agree<T, V>(300, 40, 0, Wide<V>(0.5), 0);
+  products_agree<T, V>(300, 40, 3, Wide<V>(-2), 1);
+}
+
+template <class F, class T>
+void fused_agree(Index rows, Index depth, Index cols, bool normed, bool finished) {
+  Cuda<T> be;
+  Rng rng{9};
+  const Both<T> x(be, rows * depth, rng), w(be, cols * depth, rng, 1 / std::sqrt(static_cast<double>(depth)));
+  const Both<T> norm_weight(be, depth, rng), norm_bias(be, depth, rng);
+  const Both<T> bias(be, cols, rng), scale(be, cols, rng), addend(be, rows * cols, rng);
+  const auto y = be.template make<T, dyn>(rows * cols);
+  constexpr double eps = 1e-5;
+  be.template product_step<F>(Matrix<const T>{x.device, rows, depth, depth},
+                              normed ? NormRows<T>{norm_weight.device, norm_bias.device, eps} : NormRows<T>{},
+                              Matrix<const T>{w.device, cols, depth, depth},
+                              Matrix<T>{y.data(), rows, cols, cols},
+                              finished ? Finish<T>{bias.device, scale.device, addend.device} : Finish<T>{});
+  const auto got = fetch<T>(be, y.data(), y.size());
+  double worst = 0;
+  for (Index m = 0; m < rows; ++m) {
+    std::vector<double> row;
+    double mean = 0, square = 0;
+    for (Index k = 0; k < depth; ++k) row.push_back(x.at(m * depth + k));
+    for (const double v : row) mean += v / static_cast<double>(depth);
+    for (const double v : row) square += (v - mean) * (v - mean) / static_cast<double>(depth);
+    if (normed) {
+      for (Index k = 0; k < depth; ++k) {
+        double& v = row[static_cast<std::size_t>(k)];
+        v = (v - mean) / std::sqrt(square + eps) * norm_weight.at(k) + norm_bias.at(k);
+      }
+    }
+    for (Index n = 0; n < cols; ++n) {
+      double value = 0;
+      for (Index k = 0; k < depth; ++k) value += row[static_cast<std::size_t>(k)] * w.at(n * depth + k);
+      if (finished) value += bias.at(n);
+      value = F::f(value);
+      if (finished) value = value * scale.at(n) + addend.at(m * cols + n);
+      const double error =
+          std::abs(static_cast<double>(wide(got[static_cast<std::size_t>(m * cols + n)])) - value);
+      worst = std::max(worst, error / tolerance<T, T>(depth, value) / 4);  // four stages round
+    }
+  }
+  INFO(rows << " rows, depth " << depth << ", columns " << cols << ": " << worst << " tolerances");
+  CHECK(worst <= 1);
+}
+
+template <class T>
+void all_fused() {
+  for (const Index rows : {1, 2, 3, 7, 19, 40}) {
+    for (const Index depth : {12, 37, 512}) {
+      for (const bool normed : {false, true}) {
+        fused_agree<Identity, T>(rows, depth, 24, normed, false);
+        fused_agree<Identity, T>(rows, depth, 1100, normed, true);
+        fused_agree<Gelu, T>(rows, depth, 9, normed, true);
+      }
+    }
+  }
+}
+}  // namespace
+
+TEST_CASE("CUDA: products of few rows") {
+  SECTION("float64") { all_shapes<double, double>(); }
+  SECTION("float32") { all_shapes<float, float>(); }
+  SECTION("bf16") { all_shapes<bf16, bf16>(); }
+  SECTION("bf16 to float32") { all_shapes<bf16, float>(); }
+}
+TEST_CASE("CUDA: products with a norm before and a sum behind") {
+  SECTION("float64") { all_fused<double>(); }
+  SECTION("float32") { all_fused<float>(); }
+  SECTION("bf16") { all_fused<bf16>(); }
+}
+TEST_CASE("CUDA: a product of few rows is one kernel") {
+  Cuda<float> be;
+  const auto x = be.make<float, dyn>(4 * 4096), w = be.make<float, dyn>(64 * 4096),
+             y = be.make<float, dyn>(4 * 64);
+  const CudaGraph graph = be.capture([&] {
+    be.matmul(Matrix<const float>{x.data(), 4, 4096, 4096}, Matrix<const float>{w.data(), 64, 4096, 4096}.t(),
+              Matrix<float>{y.data(), 4, 64, 64});
+  });
+  CHECK(graph.nodes() == 1);
+}
