@@ -108,7 +108,9 @@ struct Conv1d {
 
   static void step(B& be, const Params& p, State& state, Sequence<const T, in> x, Sequence<T, out> y,
                    Mask mask) {
-    if constexpr (context == 0) {
+    if constexpr (joins) {
+      step_joined<Identity>(be, p, state, x, y, mask);
+    } else if constexpr (context == 0) {
       apply(be, p, x, y);
     } else {
       const auto scope = be.scope();
@@ -122,6 +124,31 @@ struct Conv1d {
     }
   }
   static void reset(B& be, const Params&, State& state, Mask mask) { clear_state(be, state, mask); }
+
+  /// Whether the backend has one kernel for a step.
+  static constexpr bool joins = C.groups == 1 && C.dilation == 1 && requires(B & be, ConvStep<T> conv) {
+    be.template conv_step<Identity>(conv, Finish<T>{});
+  };
+  /// The step of F(x), plus `addend` if given: for composites that hand over what stands beside it.
+  template <class F>
+  static void step_joined(B& be, const Params& p, State& state, Sequence<const T, in> x, Sequence<T, out> y,
+                          Mask mask, const T* addend = nullptr) requires(joins) {
+    const Index sessions = x.extent(0), steps = x.extent(1);
+    detail::require_multiple("Conv1d", steps, C.stride);
+    const std::uint8_t* started = replicate ? state.started.data() : nullptr;
+    const T* previous = context > 0 ? state.previous.data() : nullptr;
+    be.template conv_step<F>(ConvStep<T>{x.data(), previous, started, p.weight.data(), y.data(), sessions,
+                                         y.extent(1), in, out, C.kernel, C.stride},
+                             Finish<T>{C.bias ? p.bias.data() : nullptr, nullptr, addend});
+    if constexpr (context > 0) {
+      constexpr Index block = in < 128 ? in : 128;
+      be.rows(sessions * ((in + block - 1) / block),
+              detail::ShiftContext<F, T>{x.data(), state.previous.data(), started, mask.data(), steps,
+                                         context, in, block},
+              0, context * block * 8);
+      if constexpr (replicate) be.for_each(sessions, detail::MarkStarted{state.started.data(), mask.data()});
+    }
+  }
 
  private:
   /// (B, context + T, in), the last T steps filled.

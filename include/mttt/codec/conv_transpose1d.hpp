@@ -80,6 +80,10 @@ struct ConvTranspose1d {
 
   static void step(B& be, const Params& p, State& state, Sequence<const T, in> x, Sequence<T, out> y,
                    Mask mask) {
+    if constexpr (joins) {
+      step_joined<Identity>(be, p, state, x, y, mask);
+      return;
+    }
     const auto scope = be.scope();
     const T* windows = multiply(be, p, x);
     const T* partial = overlap > 0 ? state.partial.data() : nullptr;
@@ -92,6 +96,26 @@ struct ConvTranspose1d {
     }
   }
   static void reset(B& be, const Params&, State& state, Mask mask) { clear_state(be, state, mask); }
+
+  /// Whether the backend has one kernel for a step.
+  static constexpr bool joins =
+      C.groups == 1 && C.kernel % C.stride == 0 && requires(B & be, ConvTransposeStep<T> conv) {
+    be.template conv_transpose_step<Identity>(conv);
+  };
+  /// The step of F(x): for composites that hand over the activation before it.
+  template <class F>
+  static void step_joined(B& be, const Params& p, State& state, Sequence<const T, in> x, Sequence<T, out> y,
+                          Mask mask) requires(joins) {
+    const auto scope = be.scope();
+    const Index sessions = x.extent(0);
+    const auto tail = be.template make<T, dyn, overlap, out>(sessions);
+    be.template conv_transpose_step<F>(
+        ConvTransposeStep<T>{x.data(), p.weight.data(), C.bias ? p.bias.data() : nullptr,
+                             overlap > 0 ? state.partial.data() : nullptr, y.data(), tail.data(), sessions,
+                             x.extent(1), in, out, C.kernel, C.stride});
+    detail::copy_sessions<B, T>(be, tail.data(), overlap * out, state.partial.data(), overlap * out,
+                                overlap * out, sessions, mask.data());
+  }
 
  private:
   /// The weights of one group, (window, group_in).

@@ -10,6 +10,7 @@
 //          models/loaders.py `_transformer_kwargs`.
 #pragma once
 
+#include "mttt/backend/fused.hpp"
 #include "mttt/nn/attention.hpp"
 #include "mttt/nn/feed_forward.hpp"
 #include "mttt/nn/layer_scale.hpp"
@@ -30,7 +31,8 @@ struct MimiTransformerLayer {
   static constexpr Index in = C.d_model, out = C.d_model;
   static_assert(C.context > 0, "mttt: MimiTransformer streams, so its context must be finite");
 
-  using Norm = LayerNorm<NormConfig{.dim = C.d_model, .eps = 1e-5}, B>;
+  static constexpr double eps = 1e-5;
+  using Norm = LayerNorm<NormConfig{.dim = C.d_model, .eps = eps}, B>;
   using SelfAttention = Attention<
       AttentionConfig{
           .dim = C.d_model, .num_heads = C.num_heads, .context = C.context, .max_period = C.max_period},
@@ -105,6 +107,19 @@ struct MimiTransformerLayer {
     const auto scope = be.scope();
     const auto make = [&] { return be.template make<T, dyn, dyn, in>(x.extent(0), x.extent(1)); };
     const auto a = make(), b = make(), h = make();
+    if constexpr (requires { be.template product_step<Gelu>(x.matrix(), {}, x.matrix(), y.matrix()); }) {
+      const auto qkv = be.template make<T, dyn, dyn, SelfAttention::qkv_dim>(x.extent(0), x.extent(1));
+      const auto hidden = be.template make<T, dyn, dyn, C.dim_feedforward>(x.extent(0), x.extent(1));
+      be.template product_step<Identity>(x.matrix(), rows(p.norm1), p.self_attn.in_proj.matrix(),
+                                         qkv.matrix());
+      SelfAttention::mix_step(be, state.self_attn, qkv, a, mask);
+      be.template product_step<Identity>(a.matrix(), {}, p.self_attn.out_proj.matrix(), h.matrix(),
+                                         {.scale = p.layer_scale_1.scale.data(), .addend = x.data()});
+      be.template product_step<Gelu>(h.matrix(), rows(p.norm2), p.ffn.linear1.matrix(), hidden.matrix());
+      be.template product_step<Identity>(hidden.matrix(), {}, p.ffn.linear2.matrix(), y.matrix(),
+                                         {.scale = p.layer_scale_2.scale.data(), .addend = h.data()});
+      return;
+    }
     NoState none;
     Norm::step(be, p.norm1, none, x, a, mask);
     SelfAttention::step(be, p.self_attn, state.self_attn, a, b, mask);
@@ -118,6 +133,9 @@ struct MimiTransformerLayer {
   static void reset(B& be, const Params& p, State& state, Mask mask) {
     SelfAttention::reset(be, p.self_attn, state.self_attn, mask);
   }
+
+ private:
+  static NormRows<T> rows(const typename Norm::Params& p) { return {p.weight.data(), p.bias.data(), eps}; }
 };
 
 template <MimiTransformerConfig C, class B>

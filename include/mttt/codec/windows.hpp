@@ -11,6 +11,7 @@
 #pragma once
 
 #include "mttt/backend/backend.hpp"
+#include "mttt/backend/fused.hpp"
 
 namespace mttt::detail {
 
@@ -58,6 +59,45 @@ struct FillContext {
     const T* source = continues ? previous + row * channels : x == nullptr ? nullptr : x + b * x_stride;
     T* target = padded + b * padded_stride + r * channels;
     begin_row(team, source, static_cast<const T*>(nullptr), target, channels);
+  }
+};
+
+/// The last `context` of the rows (previous, F(x)) become `previous`, in place. A team a session and block of
+/// channels.
+template <class F, class T>
+struct ShiftContext {
+  const T* x;                   // (B, steps, C)
+  T* previous;                  // (B, context, C)
+  const std::uint8_t* started;  // (B), or null; where it is 0, F of the first sample stands for `previous`
+  const std::uint8_t* mask;
+  Index steps, context, channels, block;
+  template <class Team>
+  MTTT_HD void operator()(Team team, Index i) const {
+    const Index C = channels, blocks = (C + block - 1) / block, b = i / blocks, first = i % blocks * block;
+    if (!active(mask, b)) return;
+    const Index width = block < C - first ? block : C - first, n = steps, rows = context;
+    const T* from = x + b * n * C + first;
+    T* to = previous + b * rows * C + first;
+    if (n >= rows) {
+      from += (n - rows) * C;
+      team.for_each(rows * width, [=](Index e) {
+        const Index at = e / width * C + e % width;
+        to[at] = static_cast<T>(F::f(wide(from[at])));
+      });
+      return;
+    }
+    const bool begun = started == nullptr || started[b] != 0;
+    team.for_each(width, [=](Index c) {  // each channel row by row: a row is read before it is overwritten
+      for (Index r = 0; r < rows; ++r) {
+        const Index row = r + n;
+        T& target = to[r * C + c];
+        if (row >= rows || !begun) {
+          target = static_cast<T>(F::f(wide(from[(row < rows ? 0 : row - rows) * C + c])));
+        } else {
+          target = to[row * C + c];
+        }
+      }
+    });
   }
 };
 

@@ -18,6 +18,7 @@ namespace mttt {
 template <class F, Index dim, class B>
 struct Activation {
   using T = typename B::Scalar;
+  using Function = F;
   static constexpr Index in = dim, out = dim;
 
   using Params = NoParams;

@@ -320,6 +320,22 @@ void attend_step(B& be, AttentionShape shape, Index batch, Index steps, const T*
           4 * steps * shape.group() * shape.context * shape.head_dim);
 }
 
+/// The same of q and k that are not rotated yet, in one kernel where the backend has one; else false.
+template <class B, class T>
+bool rotated_attend_step(B& be, AttentionShape shape, Index batch, Index steps, const T* q, const T* k,
+                         const T* v, Strides strides, T* cache_k, T* cache_v, const std::int64_t* positions,
+                         Mask mask, T* out, Strides out_strides, const std::int64_t* contexts,
+                         double max_period) {
+  if constexpr (requires {
+                  be.rotated_attend_step(shape, batch, steps, q, k, v, strides, cache_k, cache_v, positions,
+                                         mask.data(), out, out_strides, contexts, max_period);
+                }) {
+    return be.rotated_attend_step(shape, batch, steps, q, k, v, strides, cache_k, cache_v, positions,
+                                  mask.data(), out, out_strides, contexts, max_period);
+  }
+  return false;
+}
+
 struct AttentionConfig {
   Index dim, num_heads;
   Index kv_repeat = 1;  // query heads that share a key head
@@ -386,7 +402,8 @@ struct Attention {
     const auto mixed = be.template make<T, dyn, dyn, C.dim>(batch, steps);
     const auto lse = be.template make<A, dyn, dyn, C.num_heads>(batch, steps);
     saved = {x, qkv, mixed, lse};
-    project(be, p, x, qkv, nullptr);
+    be.matmul(x.matrix(), p.in_proj.matrix().t(), qkv.matrix());
+    if constexpr (C.rope) rotate(be, qkv, nullptr, Rotation::forward);
     attend<B, T>(be, shape, batch, steps, q(qkv), k(qkv), v(qkv), qkv_strides(steps), mixed.data(),
                  strides(steps), lse.data());
     be.matmul(mixed.matrix(), p.out_proj.matrix().t(), y.matrix());
@@ -414,11 +431,26 @@ struct Attention {
     const Index batch = x.extent(0), steps = x.extent(1);
     const auto qkv = be.template make<T, dyn, dyn, qkv_dim>(batch, steps);
     const auto mixed = be.template make<T, dyn, dyn, C.dim>(batch, steps);
-    project(be, p, x, qkv, state.position.data());
+    be.matmul(x.matrix(), p.in_proj.matrix().t(), qkv.matrix());
+    mix_step(be, state, qkv, mixed, mask);
+    be.matmul(mixed.matrix(), p.out_proj.matrix().t(), y.matrix());
+  }
+  /// The step between the two projections; qkv is turned in place.
+  static void mix_step(B& be, State& state, Sequence<T, qkv_dim> qkv, Sequence<T, C.dim> mixed,
+                       Mask mask) requires BoundedContext<C.context> {
+    const Index batch = qkv.extent(0), steps = qkv.extent(1);
+    if constexpr (C.rope) {
+      if (rotated_attend_step<B, T>(be, shape, batch, steps, q(qkv), k(qkv), v(qkv), qkv_strides(steps),
+                                    state.k.data(), state.v.data(), state.position.data(), mask, mixed.data(),
+                                    strides(steps), state.context.data(), C.max_period)) {
+        advance(be, state.position.data(), batch, steps, mask);
+        return;
+      }
+    }
+    if constexpr (C.rope) rotate(be, qkv, state.position.data(), Rotation::forward);
     attend_step<B, T>(be, shape, batch, steps, q(qkv), k(qkv), v(qkv), qkv_strides(steps), state.k.data(),
                       state.v.data(), state.position.data(), mask, mixed.data(), strides(steps),
                       state.context.data());
-    be.matmul(mixed.matrix(), p.out_proj.matrix().t(), y.matrix());
     advance(be, state.position.data(), batch, steps, mask);
   }
   static void reset(B& be, const Params&, State& state, Mask mask) requires BoundedContext<C.context> {
@@ -433,11 +465,6 @@ struct Attention {
   static T* k(Sequence<T, qkv_dim> qkv) { return qkv.data() + C.dim; }
   static T* v(Sequence<T, qkv_dim> qkv) { return qkv.data() + C.dim + C.kv_dim(); }
 
-  static void project(B& be, const Params& p, Sequence<const T, in> x, Sequence<T, qkv_dim> qkv,
-                      const std::int64_t* positions) {
-    be.matmul(x.matrix(), p.in_proj.matrix().t(), qkv.matrix());
-    if constexpr (C.rope) rotate(be, qkv, positions, Rotation::forward);
-  }
   static void rotate(B& be, Sequence<T, qkv_dim> qkv, const std::int64_t* positions, Rotation direction) {
     rope(be, qkv.data(), qkv.extent(0), qkv.extent(1), qkv_strides(qkv.extent(1)), C.num_heads + C.kv_heads(),
          C.head_dim(), positions, 0, C.max_period, direction);

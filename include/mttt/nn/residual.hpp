@@ -8,6 +8,7 @@
 // Source:  He et al. 2015 (arXiv 1512.03385).
 #pragma once
 
+#include "mttt/backend/fused.hpp"
 #include "mttt/core/concepts.hpp"
 #include "mttt/nn/elementwise.hpp"
 
@@ -31,6 +32,24 @@ inline constexpr bool keeps_shape =
     Block::in == Block::out&& mttt::out_time<Block>(time_multiple<Block>()) == time_multiple<Block>();
 
 }  // namespace detail
+
+/// The block applies an activation F that stands before it on its way in: step_joined<F>(be, ..., mask).
+template <class Block, class F, class B>
+concept JoinsActivation = requires(B& be, const typename Block::Params& p,
+                                   typename detail::StateOf<Block>::type& state,
+                                   Sequence<const typename Block::T, Block::in> x,
+                                   Sequence<typename Block::T, Block::out> y, Mask mask) {
+  Block::template step_joined<F>(be, p, state, x, y, mask);
+};
+/// It also adds something to what it gives: step_joined<F>(be, ..., mask, addend).
+template <class Block, class F, class B>
+concept JoinsSum = requires(B& be, const typename Block::Params& p,
+                            typename detail::StateOf<Block>::type& state,
+                            Sequence<const typename Block::T, Block::in> x,
+                            Sequence<typename Block::T, Block::out> y, Mask mask,
+                            const typename Block::T* addend) {
+  Block::template step_joined<F>(be, p, state, x, y, mask, addend);
+};
 
 /// Has the parameter names of Inner.
 template <class Inner>
@@ -66,8 +85,12 @@ struct Residual {
   requires Streamable<Inner, B>
   static void step(B& be, const Params& p, State& state, Sequence<const T, in> x, Sequence<T, out> y,
                    Mask mask) {
-    Inner::step(be, p, state, x, y, mask);
-    add_to<B, T>(be, x.data(), y.data(), y.size());
+    if constexpr (JoinsSum<Inner, Identity, B>) {
+      Inner::template step_joined<Identity>(be, p, state, x, y, mask, x.data());
+    } else {
+      Inner::step(be, p, state, x, y, mask);
+      add_to<B, T>(be, x.data(), y.data(), y.size());
+    }
   }
   template <class B>
   requires Streamable<Inner, B>

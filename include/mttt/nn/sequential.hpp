@@ -13,6 +13,7 @@
 #include <algorithm>
 #include <array>
 #include <tuple>
+#include <type_traits>
 #include <utility>
 
 #include "mttt/nn/residual.hpp"
@@ -28,6 +29,16 @@ consteval bool channels_chain() {
     if (in[i] != out[i - 1]) return false;
   }
   return true;
+}
+
+/// Whether `Next` takes the activation that `Block` is on its way in.
+template <class Block, class Next, class B>
+consteval bool takes_activation() {
+  if constexpr (requires { typename Block::Function; }) {
+    return JoinsActivation<Next, typename Block::Function, B>;
+  } else {
+    return false;
+  }
 }
 
 /// The least number of steps that every block of the chain can take.
@@ -101,7 +112,16 @@ struct Sequential {
                                                         Mask mask) {
     const auto scope = be.scope();
     const Stages stages = make_stages(be, x.extent(0), x.extent(1));
-    step_from<0>(be, p, state, x, y, mask, stages);
+    step_from<0, 0>(be, p, state, x, y, mask, stages, nullptr);
+  }
+  /// The step plus `addend`, where the last block adds it on its way out.
+  template <class F, class B>
+  requires(std::is_same_v<F, Identity>&& JoinsSum<Block<count - 1>, F, B>) static void step_joined(
+      B& be, const Params& p, State& state, Sequence<const T, in> x, Sequence<T, out> y, Mask mask,
+      const T* addend) {
+    const auto scope = be.scope();
+    const Stages stages = make_stages(be, x.extent(0), x.extent(1));
+    step_from<0, 0>(be, p, state, x, y, mask, stages, addend);
   }
   template <class B>
   requires(Streamable<Blocks, B>&&...) static void reset(B& be, const Params& p, State& state, Mask mask) {
@@ -119,8 +139,8 @@ struct Sequential {
     std::array<T*, 2> buffers;
 
     template <std::size_t I>
-    Sequence<T, Block<I>::in> input() const {
-      return {buffers[I % 2], {batch, steps[I], Block<I>::in}};
+    Sequence<T, Block<I>::in> input(std::size_t turn = I % 2) const {
+      return {buffers[turn], {batch, steps[I], Block<I>::in}};
     }
   };
 
@@ -163,14 +183,39 @@ struct Sequential {
   }
 
   template <std::size_t I, class B>
+  static consteval bool pairs() {
+    constexpr std::size_t next = I + 1 == count ? I : I + 1;
+    return next != I && detail::takes_activation<Block<I>, Block<next>, B>();
+  }
+  /// Block I and those behind it; their outputs take turns in the two buffers.
+  template <std::size_t I, std::size_t turn, class B>
   static void step_from(B& be, const Params& p, State& state, Sequence<const T, Block<I>::in> x,
-                        Sequence<T, out> y, Mask mask, const Stages& stages) {
-    if constexpr (I + 1 == count) {
-      Block<I>::step(be, std::get<I>(p.parts), std::get<I>(state.parts), x, y, mask);
+                        Sequence<T, out> y, Mask mask, const Stages& stages, const T* addend) {
+    if constexpr (pairs<I, B>()) {
+      step_block<I + 1, turn, typename Block<I>::Function>(be, p, state, x, y, mask, stages, addend);
     } else {
-      const auto h = stages.template input<I + 1>();
-      Block<I>::step(be, std::get<I>(p.parts), std::get<I>(state.parts), x, h, mask);
-      step_from<I + 1>(be, p, state, h, y, mask, stages);
+      step_block<I, turn, Identity>(be, p, state, x, y, mask, stages, addend);
+    }
+  }
+  template <std::size_t I, std::size_t turn, class F, class B>
+  static void step_block(B& be, const Params& p, State& state, Sequence<const T, Block<I>::in> x,
+                         Sequence<T, out> y, Mask mask, const Stages& stages, const T* addend) {
+    const auto& part = std::get<I>(p.parts);
+    auto& own = std::get<I>(state.parts);
+    if constexpr (I + 1 < count) {
+      const auto h = stages.template input<I + 1>(turn);
+      if constexpr (std::is_same_v<F, Identity>) {
+        Block<I>::step(be, part, own, x, h, mask);
+      } else {
+        Block<I>::template step_joined<F>(be, part, own, x, h, mask);
+      }
+      step_from<I + 1, 1 - turn>(be, p, state, h, y, mask, stages, addend);
+    } else if constexpr (JoinsSum<Block<I>, F, B>) {
+      Block<I>::template step_joined<F>(be, part, own, x, y, mask, addend);
+    } else if constexpr (std::is_same_v<F, Identity>) {
+      Block<I>::step(be, part, own, x, y, mask);
+    } else {
+      Block<I>::template step_joined<F>(be, part, own, x, y, mask);
     }
   }
 };
