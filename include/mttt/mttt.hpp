@@ -21,6 +21,7 @@
 #include "mttt/laws.hpp"
 #include "mttt/lm/delays.hpp"
 #include "mttt/lm/depformer.hpp"
+#include "mttt/lm/duplex.hpp"
 #include "mttt/lm/lm_gen.hpp"
 #include "mttt/lm/moshi.hpp"
 #include "mttt/lm/sampler.hpp"
