@@ -1,7 +1,8 @@
 // Embedding: rows of a table looked up by codes; several tables may add into one output.
 //
 // Formula: y_r = weight[code_r], or += with Write::add;  backward: dweight[code_r] += dy_r, rows in order,
-//          so that equal inputs give equal bits. A backend that sorts brings the rows of one code together first.
+//          so that equal inputs give equal bits. A backend that sorts brings the rows of one code together
+//          first.
 // Shapes:  codes: batch x steps whole numbers at any strides (one stream of (B, K, T) tokens needs no copy);
 //          weight (card, dim); y, dy (batch * steps, dim), rows in the order batch, step.
 // Units:   codes in [0, card), or zero_code for a row of zeros that learns nothing.
