@@ -11,29 +11,29 @@
 namespace {
 using namespace mttt;
 using B = Cpu<float>;
-using Wide = Attention<AttentionConfig{.dim = 8, .num_heads = 2, .context = 9}, B>;
+using Roomy = Attention<AttentionConfig{.dim = 8, .num_heads = 2, .context = 9}, B>;
 using Narrow = Attention<AttentionConfig{.dim = 8, .num_heads = 2, .context = 4}, B>;
 }  // namespace
 
 TEST_CASE("a context narrowed at run time") {
   B be;
   Rng rng(5);
-  Store<Wide::Params, B> wide(be);
+  Store<Roomy::Params, B> wide(be);
   Store<Narrow::Params, B> narrow(be);
-  Wide::init(*wide, rng);
+  Roomy::init(*wide, rng);
   be.copy(wide.data(), narrow.data(), wide.bytes());
   const Index steps = 30;
   const auto x = be.make<float, dyn, dyn, 8>(2, steps), y = be.make<float, dyn, dyn, 8>(2, steps);
   const auto narrow_y = be.make<float, dyn, dyn, 8>(2, steps), wide_y = be.make<float, dyn, dyn, 8>(2, steps);
   laws::fill_normal(x, 1, rng);
 
-  Store<Wide::State, B> state(be, 2), full(be, 2);
+  Store<Roomy::State, B> state(be, 2), full(be, 2);
   Store<Narrow::State, B> narrow_state(be, 2);
-  Wide::reset(be, *wide, *state, Mask{});
+  Roomy::reset(be, *wide, *state, Mask{});
   state->context(0) = 4;    // session 0 attends to 4 steps,
   state->context(1) = 100;  // and session 1 to all that there are
-  Wide::step(be, *wide, *state, x, y, Mask{});
-  Wide::step(be, *wide, *full, x, wide_y, Mask{});
+  Roomy::step(be, *wide, *state, x, y, Mask{});
+  Roomy::step(be, *wide, *full, x, wide_y, Mask{});
   Narrow::step(be, *narrow, *narrow_state, x, narrow_y, Mask{});
   const auto bytes = static_cast<std::size_t>(steps) * 8 * sizeof(float);
   CHECK(std::memcmp(&y(0, 0, 0), &narrow_y(0, 0, 0), bytes) == 0);

@@ -246,21 +246,26 @@ struct LearningRateBackward {
   }
 };
 
-/// d base_lr += sum of dlr sigmoid / F; one team.
-template <class T, class A, class G>
+/// parts[p] = sum over part p of dlr sigmoid / F, of which d base_lr is the sum.
+template <class T, class A>
 struct BaseRateBackward {
   const T *logit, *bias;
   const A* dlr;
-  G* grad;
+  A* parts;
   Index n, heads, width;
+  static constexpr Index part = 4096;
+
+  MTTT_HD Index count() const { return (n + part - 1) / part; }
   template <class Team>
-  MTTT_HD void operator()(Team team, Index) const {
+  MTTT_HD void operator()(Team team, Index p) const {
+    const Index first = p * part, h = heads;
     const T *z = logit, *b = bias;
     const A* d = dlr;
-    const Index h = heads;
-    const A total = team.template sum<A>(
-        n, [=](Index i) { return d[i] * Sigmoid::f(static_cast<A>(z[i]) + static_cast<A>(b[i % h])); });
-    if (team.leader()) grad[0] += total / static_cast<A>(width);
+    const A total = team.template sum<A>(n - first < part ? n - first : part, [=](Index i) {
+      const Index at = first + i;
+      return d[at] * Sigmoid::f(static_cast<A>(z[at]) + static_cast<A>(b[at % h]));
+    });
+    if (team.leader()) parts[p] = total / static_cast<A>(width);
   }
 };
 

@@ -381,8 +381,10 @@ struct Ttt {
     be.for_each(dlr.size(), detail::LearningRateBackward<T, A>{i.logit.data(), bias, p.base_lr.data(),
                                                                dlr.data(), dlogit.data(), H, F});
     using G = typename decltype(grad.base_lr)::value_type;
-    be.rows(1, detail::BaseRateBackward<T, A, G>{i.logit.data(), bias, dlr.data(), grad.base_lr.data(),
-                                                 dlr.size(), H, F});
+    detail::BaseRateBackward<T, A> rates{i.logit.data(), bias, dlr.data(), nullptr, dlr.size(), H, F};
+    rates.parts = be.template make<A, dyn>(rates.count()).data();
+    be.rows(rates.count(), rates, 0, 8 * rates.part);
+    be.for_each(1, detail::AddParts<A, G>{rates.parts, grad.base_lr.data(), rates.count(), 1});
     be.matmul(dlogit.matrix(), lr_weight(p), dx.matrix(), 1, 1);
     be.matmul(dlogit.matrix().t(), saved.q.x.matrix(),
               Matrix<G>{grad.learnable_ttt_lr_weight.data(), H, C.dim, C.dim}, 1, 1);
