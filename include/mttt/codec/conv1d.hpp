@@ -179,7 +179,8 @@ struct Conv1d {
     return windows;
   }
   /// The weights of one group, (group_out, window).
-  static Matrix<T> group_weight(const Weight& weight, Index g) {
+  template <class W>  // Weight, or that of gradients
+  static Matrix<typename W::value_type> group_weight(const W& weight, Index g) {
     return {weight.data() + g * group_out * window, group_out, window, window};
   }
   static constexpr bool overlapping = C.dilation == 1 && C.groups == 1;  // windows need no copy
@@ -232,8 +233,8 @@ struct Conv1d {
     T* dwindows = nullptr;
     if constexpr (depthwise) {
       be.rows(C.kernel,
-              detail::DepthwiseWeightGradient<T, typename B::Accum>{padded, upper, grad.weight.data(), 1,
-                                                                    rows, C.stride, C.dilation, in, 0},
+              detail::DepthwiseWeightGradient{padded, upper, grad.weight.data(), 1, rows, C.stride,
+                                              C.dilation, in, 0},
               0, rows * in);
     } else {
       dwindows = be.template make<T, C.groups, dyn, window>(rows).data();

@@ -119,7 +119,8 @@ struct ConvTranspose1d {
 
  private:
   /// The weights of one group, (window, group_in).
-  static Matrix<T> group_weight(const Weight& weight, Index g) {
+  template <class W>  // Weight, or that of gradients
+  static Matrix<typename W::value_type> group_weight(const W& weight, Index g) {
     return {weight.data() + g * group_in, window, group_in, in};
   }
 
@@ -172,8 +173,7 @@ struct ConvTranspose1d {
                                           C.stride, 1, in, 0},
               0, C.kernel * in);
       be.rows(C.kernel,
-              detail::DepthwiseWeightGradient<T, typename B::Accum>{windows, x, grad.weight.data(), 1, steps,
-                                                                    C.stride, 1, in, 0},
+              detail::DepthwiseWeightGradient{windows, x, grad.weight.data(), 1, steps, C.stride, 1, in, 0},
               0, steps * in);
     } else {
       Matrix<const T> w{windows, steps, window, C.stride * out};

@@ -19,7 +19,7 @@ namespace mttt::detail {
 template <class Team, class T>
 MTTT_HD void begin_row(Team team, const T* bias, const T* earlier, T* to, Index n) {
   if (bias != nullptr && earlier != nullptr) {
-    team.for_each(n, [=](Index c) { to[c] = bias[c] + earlier[c]; });
+    team.for_each(n, [=](Index c) { to[c] = static_cast<T>(wide(bias[c]) + wide(earlier[c])); });
   } else if (bias != nullptr || earlier != nullptr) {
     const T* only = bias != nullptr ? bias : earlier;
     team.for_each(n, [=](Index c) { to[c] = only[c]; });
@@ -154,7 +154,7 @@ struct OverlapAdd {
         const T* from = windows + (((g * sessions + b) * steps + t) * kernel + k) * width;
         T* part = to + g * width;
         team.sync();
-        team.for_each(width, [=](Index c) { part[c] += from[c]; });
+        team.for_each(width, [=](Index c) { part[c] += wide(from[c]); });
       }
     }
   }
@@ -174,7 +174,7 @@ struct DepthwiseWindows {
     for (Index k = 0; k < kernel; ++k) {
       const T *from = source + k * dilation * channels, *factor = weight + k * channels;
       team.sync();
-      team.for_each(channels, [=](Index c) { to[c] += from[c] * factor[c]; });
+      team.for_each(channels, [=](Index c) { to[c] += wide(from[c]) * wide(factor[c]); });
     }
   }
 };
@@ -196,31 +196,30 @@ struct DepthwiseOverlapAdd {
       if (at < 0 || t >= steps || t * stride != at) continue;
       const T *from = x + (b * steps + t) * channels, *factor = weight + k * channels;
       team.sync();
-      team.for_each(channels, [=](Index c) { to[c] += from[c] * factor[c]; });
+      team.for_each(channels, [=](Index c) { to[c] += wide(from[c]) * wide(factor[c]); });
     }
   }
 };
 
 /// Its adjoint for the weight: grad[k, c] += sum over rows of windows[t, k, c] * y[t, c]; a team a k.
-template <class T, class A>
+template <class T, class G>
 struct DepthwiseWeightGradient {
   const T *padded, *y;  // (B, padded_stride), (B, T, C)
-  T* grad;              // (kernel, C)
+  G* grad;              // (kernel, C)
   Index sessions, steps, stride, dilation, channels, padded_stride;
   template <class Team>
   MTTT_HD void operator()(Team team, Index k) const {
     const Index B = sessions, n = steps, C = channels, hop = stride * channels, session = padded_stride;
     const T *first = padded + k * dilation * channels, *values = y;
-    T* to = grad + k * channels;
+    G* to = grad + k * channels;
     team.for_each(C, [=](Index c) {
-      A total = 0;
+      Wide<T> total = 0;
       for (Index b = 0; b < B; ++b) {
         for (Index t = 0; t < n; ++t) {
-          total +=
-              static_cast<A>(first[b * session + t * hop + c]) * static_cast<A>(values[(b * n + t) * C + c]);
+          total += wide(first[b * session + t * hop + c]) * wide(values[(b * n + t) * C + c]);
         }
       }
-      to[c] += static_cast<T>(total);
+      to[c] += static_cast<G>(total);
     });
   }
 };
