@@ -28,6 +28,7 @@
 #include <utility>
 #include <vector>
 
+#include "mttt/core/bf16.hpp"
 #include "mttt/core/concepts.hpp"
 #include "mttt/core/store.hpp"
 

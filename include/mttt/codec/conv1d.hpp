@@ -30,8 +30,8 @@ struct Conv1dConfig {
   PadMode pad_mode = PadMode::zero;
 
   /// Samples before the current ones that a window reaches.
-  consteval Index context() const { return (kernel - 1) * dilation + 1 - stride; }
-  consteval bool depthwise() const { return groups > 1 && groups == in && groups == out; }
+  constexpr Index context() const { return (kernel - 1) * dilation + 1 - stride; }
+  constexpr bool depthwise() const { return groups > 1 && groups == in && groups == out; }
 };
 
 namespace detail {

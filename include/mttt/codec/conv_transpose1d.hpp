@@ -22,8 +22,8 @@ struct ConvTranspose1dConfig {
   bool bias = true;
 
   /// Samples that a chunk leaves unfinished.
-  consteval Index overlap() const { return kernel - stride; }
-  consteval bool depthwise() const { return groups > 1 && groups == in && groups == out; }
+  constexpr Index overlap() const { return kernel - stride; }
+  constexpr bool depthwise() const { return groups > 1 && groups == in && groups == out; }
 };
 
 template <ConvTranspose1dConfig C, class B>

@@ -29,9 +29,9 @@ struct MimiConfig {
   RvqConfig quantizer{.dim = 512, .codebook_dim = 256, .card = 2048, .n_q = 32};
 
   /// Samples a frame.
-  consteval Index frame_size() const { return seanet.hop() * downsample; }
+  constexpr Index frame_size() const { return seanet.hop() * downsample; }
   /// Frames a second.
-  consteval double frame_rate() const {
+  constexpr double frame_rate() const {
     return static_cast<double>(sample_rate) / static_cast<double>(frame_size());
   }
 };

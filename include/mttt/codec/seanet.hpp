@@ -25,27 +25,27 @@ struct SeanetConfig {
   std::array<Index, 6> ratios{8, 6, 5, 4};  // in the decoder's order; the first 0 ends the list
   Index dilation_base = 2, compress = 2;
 
-  consteval Index stages() const {
+  constexpr Index stages() const {
     Index n = 0;
     while (n < static_cast<Index>(ratios.size()) && ratios[static_cast<std::size_t>(n)] > 0) ++n;
     return n;
   }
-  consteval Index ratio(Index stage) const { return ratios[static_cast<std::size_t>(stage)]; }
+  constexpr Index ratio(Index stage) const { return ratios[static_cast<std::size_t>(stage)]; }
   /// Samples a latent step.
-  consteval Index hop() const {
+  constexpr Index hop() const {
     Index product = 1;
     for (Index i = 0; i < stages(); ++i) product *= ratio(i);
     return product;
   }
   /// Channels after `doublings` of them.
-  consteval Index width(Index doublings) const { return n_filters << doublings; }
-  consteval Index dilation(Index residual_layer) const {
+  constexpr Index width(Index doublings) const { return n_filters << doublings; }
+  constexpr Index dilation(Index residual_layer) const {
     Index d = 1;
     for (Index j = 0; j < residual_layer; ++j) d *= dilation_base;
     return d;
   }
   /// Entries of the list of layers, ELUs counted.
-  consteval Index layers() const { return 3 + stages() * (n_residual_layers + 2); }
+  constexpr Index layers() const { return 3 + stages() * (n_residual_layers + 2); }
 };
 
 /// x + block(x); the parameters are named "block.1.conv.conv.weight", "block.3.conv.conv.weight", ...

@@ -164,7 +164,9 @@ class Matcher {
         const std::string parent = name.substr(0, name.size() - alias.size());
         if (!parent.empty() && !parent.ends_with('.')) continue;
         Found found;
-        const auto part = [&](std::size_t k) { return file_.find(cat(parent, list, k, ".weight")); };
+        const auto part = [&, list = list](std::size_t k) {
+          return file_.find(cat(parent, list, k, ".weight"));
+        };
         for (std::size_t k = 0; part(k) != nullptr; ++k) add_below(found, *part(k));
         return found;
       }

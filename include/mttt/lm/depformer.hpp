@@ -27,7 +27,7 @@ struct DepformerConfig {
   double eps = 1e-8;
   Index steps = 0, in_dim = 0, card = 0, text_card = 0;  // MoshiConfig fills these in
 
-  consteval Index head_dim() const { return dim / num_heads; }
+  constexpr Index head_dim() const { return dim / num_heads; }
 };
 
 /// K copies of a block, each for one step: x (K, N, in) -> y (K, N, out), no step seeing another.

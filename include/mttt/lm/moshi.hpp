@@ -33,17 +33,17 @@ struct MoshiConfig {
   constexpr InitialCodes initial() const {
     return {static_cast<std::int32_t>(text_card), static_cast<std::int32_t>(card)};
   }
-  consteval bool delays_fit() const {
+  constexpr bool delays_fit() const {
     for (Index k = 0; k < max_streams; ++k) {
       if (delays.of[k] < 0 || (k >= streams() && delays.of[k] != 0)) return false;
     }
     return true;
   }
-  consteval bool padding_fits() const {
+  constexpr bool padding_fits() const {
     return existing_text_padding_id >= 0 && existing_text_padding_id < text_card &&
            existing_text_end_padding_id >= 0 && existing_text_end_padding_id < text_card;
   }
-  consteval DepformerConfig depformer_config() const {
+  constexpr DepformerConfig depformer_config() const {
     DepformerConfig config = depformer;
     config.steps = dep_q;
     config.in_dim = temporal.dim;
@@ -52,7 +52,7 @@ struct MoshiConfig {
     return config;
   }
   /// The same model without TTT: what the gates at 0 must reproduce.
-  consteval MoshiConfig without_ttt() const {
+  constexpr MoshiConfig without_ttt() const {
     MoshiConfig config = *this;
     config.temporal = temporal.without_ttt();
     return config;

@@ -54,25 +54,25 @@ struct TemporalConfig {
   TttConfig ttt = {.dim = 0, .num_heads = 0};  // dim 0: that of the transformer; num_heads 0: likewise
   bool recompute = false;  // in training a layer keeps its input alone and runs forward again in backward
 
-  consteval bool has_ttt(Index layer) const { return ttt_layers.contains(layer); }
-  consteval Index num_ttt_layers() const {
+  constexpr bool has_ttt(Index layer) const { return ttt_layers.contains(layer); }
+  constexpr Index num_ttt_layers() const {
     Index n = 0;
     for (Index i = 0; i < num_layers; ++i) n += ttt_layers.contains(i);
     return n;
   }
-  consteval TttConfig ttt_config() const {
+  constexpr TttConfig ttt_config() const {
     TttConfig config = ttt;
     config.dim = dim;
     if (config.num_heads == 0) config.num_heads = num_heads;
     return config;
   }
   /// The same transformer that trades time for memory, or does not; the numbers are the same.
-  consteval TemporalConfig with_recompute(bool on) const {
+  constexpr TemporalConfig with_recompute(bool on) const {
     TemporalConfig config = *this;
     config.recompute = on;
     return config;
   }
-  consteval AttentionConfig attention(bool beside_ttt) const {
+  constexpr AttentionConfig attention(bool beside_ttt) const {
     return {.dim = dim,
             .num_heads = num_heads,
             .kv_repeat = kv_repeat,
@@ -80,7 +80,7 @@ struct TemporalConfig {
             .max_period = max_period};
   }
   /// The same transformer without TTT: what the gates at 0 must reproduce.
-  consteval TemporalConfig without_ttt() const {
+  constexpr TemporalConfig without_ttt() const {
     TemporalConfig config = *this;
     config.ttt_layers = {};
     return config;

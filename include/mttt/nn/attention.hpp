@@ -343,10 +343,10 @@ struct AttentionConfig {
   bool rope = true;
   double max_period = 10000;
 
-  consteval Index head_dim() const { return dim / num_heads; }
-  consteval Index kv_heads() const { return num_heads / kv_repeat; }
-  consteval Index kv_dim() const { return head_dim() * kv_heads(); }
-  consteval Index qkv_dim() const { return dim + 2 * kv_dim(); }
+  constexpr Index head_dim() const { return dim / num_heads; }
+  constexpr Index kv_heads() const { return num_heads / kv_repeat; }
+  constexpr Index kv_dim() const { return head_dim() * kv_heads(); }
+  constexpr Index qkv_dim() const { return dim + 2 * kv_dim(); }
 };
 
 /// Streaming keeps `context` keys a session, so their number must be known.

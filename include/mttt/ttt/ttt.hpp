@@ -42,8 +42,8 @@ struct TttConfig {
   double base_lr = 1;  // initial value of the parameter of that name
   double inner_eps = 1e-6;
 
-  consteval Index head_dim() const { return dim / num_heads; }
-  consteval InnerModel model() const { return {head_dim(), expansion * head_dim(), layers}; }
+  constexpr Index head_dim() const { return dim / num_heads; }
+  constexpr InnerModel model() const { return {head_dim(), expansion * head_dim(), layers}; }
 };
 
 /// The learned start of the inner model. Tensors of layers that the config does without have no elements.
