@@ -9,6 +9,7 @@
 #pragma once
 
 #include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <vector>
 
@@ -36,6 +37,11 @@ class Event {
  private:
   cudaEvent_t event_ = nullptr;
 };
+
+/// Seconds by the host's clock.
+inline double now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
 
 /// Median milliseconds of one run of `work`, which is recorded and replayed.
 template <class B, class F>
