@@ -1,7 +1,7 @@
 // Lanes: neighbours in memory that are read and written in one access, 16 bytes where W says so.
 //
 // Formula: none.
-// Shapes:  W elements that start at a multiple of W * sizeof(T) bytes.
+// Shapes:  W elements that start at a multiple of W * sizeof(T) bytes, or of 16 if that is more.
 // Units:   elements.
 // Errors:  none: who calls has seen to the alignment.
 // Not supported: none.
@@ -13,7 +13,7 @@
 namespace mttt::detail {
 
 template <class T, Index W>
-struct alignas(W * sizeof(T)) Lanes {
+struct alignas(W * sizeof(T) < 16 ? W * sizeof(T) : 16) Lanes {
   T of[W];
 };
 

@@ -12,7 +12,7 @@
 #pragma once
 
 #include "mttt/core/bf16.hpp"
-#include "mttt/core/tensor.hpp"
+#include "mttt/core/lanes.hpp"
 
 namespace mttt::detail {
 
@@ -25,13 +25,11 @@ inline constexpr int pack_width = [] {
 }();
 
 template <class T, int width>
-struct alignas(width * sizeof(T) < 16 ? width * sizeof(T) : 16) Pack {
-  T of[width];
-};
+using Pack = Lanes<T, width>;
 
 template <int width, class T>
 __device__ Pack<T, width> pack(const T* array, Index i) {
-  return reinterpret_cast<const Pack<T, width>*>(array)[i];
+  return load_lanes<width>(array + i * width);
 }
 
 template <int width, class... T>
@@ -50,7 +48,7 @@ __device__ void map_packs(Index n, Index first, Index count, const F& f, Out* ou
 #pragma unroll
         for (int k = 0; k < width; ++k) result.of[k] = static_cast<Out>(f(wide(packs.of[k])...));
       }(pack<width>(in, i)...);
-      reinterpret_cast<Pack<Out, width>*>(out)[i] = result;
+      store_lanes(out + i * width, result);
     }
   } else {
     for (Index i = first; i < n; i += count) out[i] = static_cast<Out>(f(wide(in[i])...));
