@@ -232,9 +232,10 @@ struct Conv1d {
     };
     T* dwindows = nullptr;
     if constexpr (depthwise) {
+      using G = typename decltype(grad.weight)::value_type;
       be.rows(C.kernel,
-              detail::DepthwiseWeightGradient{padded, upper, grad.weight.data(), 1, rows, C.stride,
-                                              C.dilation, in, 0},
+              detail::DepthwiseWeightGradient<T, G>{padded, upper, grad.weight.data(), 1, rows, C.stride,
+                                                    C.dilation, in, 0},
               0, rows * in);
     } else {
       dwindows = be.template make<T, C.groups, dyn, window>(rows).data();

@@ -168,13 +168,15 @@ struct ConvTranspose1d {
       windows = padded.data();
     }
     if constexpr (depthwise) {
+      using G = typename decltype(grad.weight)::value_type;
       be.rows(steps,
               detail::DepthwiseWindows<T>{windows, p.weight.data(), nullptr, dx[b].data(), steps, C.kernel,
                                           C.stride, 1, in, 0},
               0, C.kernel * in);
-      be.rows(C.kernel,
-              detail::DepthwiseWeightGradient{windows, x, grad.weight.data(), 1, steps, C.stride, 1, in, 0},
-              0, steps * in);
+      be.rows(
+          C.kernel,
+          detail::DepthwiseWeightGradient<T, G>{windows, x, grad.weight.data(), 1, steps, C.stride, 1, in, 0},
+          0, steps * in);
     } else {
       Matrix<const T> w{windows, steps, window, C.stride * out};
       if constexpr (C.groups > 1) {
