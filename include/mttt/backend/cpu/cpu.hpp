@@ -147,7 +147,7 @@ class Cpu {
       : threads_(threads > 0 ? threads : available_threads()), arena_(std::make_shared<Arena<CpuMemory>>()) {}
   Cpu(const Cpu&) = delete;
   Cpu& operator=(const Cpu&) = delete;
-  Cpu(Cpu&&) = default;
+  Cpu(Cpu&&) noexcept = default;
 
   /// The same threads and arena, for blocks that store U.
   template <StorageType U>
