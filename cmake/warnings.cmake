@@ -8,6 +8,9 @@ function(mttt_warnings target)
     if(CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
       # These take g++'s own AVX-512 intrinsics, inlined from Eigen, for uninitialised (GCC bug 105593).
       list(APPEND warnings -Wno-uninitialized -Wno-maybe-uninitialized)
+      # These do not see that a short string fits into its own buffer, that strings do not overlap (GCC bugs 109299,
+      # 105651), and that a count of elements, inlined into memcpy, is not negative.
+      list(APPEND warnings -Wno-array-bounds -Wno-restrict -Wno-stringop-overflow)
     endif()
   endif()
   if(MTTT_WARNINGS_AS_ERRORS)

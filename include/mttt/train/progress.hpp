@@ -7,6 +7,7 @@
 #pragma once
 
 #include <unistd.h>
+#include <cmath>
 
 #include <csignal>
 #include <cstdint>
@@ -25,7 +26,7 @@ struct StepReport {
 
 /// "1h02m", "2m10s", "7s"
 inline std::string duration_text(double seconds) {
-  const auto s = static_cast<long long>(seconds + 0.5);
+  const long long s = std::llround(seconds);
   char text[48];
   if (s >= 3600) {
     std::snprintf(text, sizeof text, "%lldh%02lldm", s / 3600, s / 60 % 60);

@@ -299,38 +299,39 @@ struct Ttt {
                         Saved* saved) {
     const Index batch = x.extent(0), steps = x.extent(1);
     const auto make = [&] { return be.template make<T, dyn, dyn, C.dim>(batch, steps); };
-    Inputs in_;
-    in_.raw_q = make(), in_.raw_k = make(), in_.v = make(), in_.q = make(), in_.k = make(),
-    in_.target = make();
-    in_.logit = be.template make<T, dyn, dyn, H>(batch, steps);
-    in_.lr = be.template make<A, dyn, dyn, H>(batch, steps);
-    in_.scale = be.template make<A, C.mini_batch_size>();
-    in_.gamma = be.template make<A, H, F>(), in_.beta = be.template make<A, H, F>();
+    Inputs inputs;
+    inputs.raw_q = make(), inputs.raw_k = make(), inputs.v = make(), inputs.q = make(), inputs.k = make(),
+    inputs.target = make();
+    inputs.logit = be.template make<T, dyn, dyn, H>(batch, steps);
+    inputs.lr = be.template make<A, dyn, dyn, H>(batch, steps);
+    inputs.scale = be.template make<A, C.mini_batch_size>();
+    inputs.gamma = be.template make<A, H, F>(), inputs.beta = be.template make<A, H, F>();
     typename Projection::Saved unused;
-    Projection::forward(be, p.q, x, in_.raw_q, saved != nullptr ? saved->q : unused);
-    Projection::forward(be, p.k, x, in_.raw_k, saved != nullptr ? saved->k : unused);
-    Projection::forward(be, p.v, x, in_.v, saved != nullptr ? saved->v : unused);
+    Projection::forward(be, p.q, x, inputs.raw_q, saved != nullptr ? saved->q : unused);
+    Projection::forward(be, p.k, x, inputs.raw_k, saved != nullptr ? saved->k : unused);
+    Projection::forward(be, p.v, x, inputs.v, saved != nullptr ? saved->v : unused);
 
-    be.matmul(x.matrix(), lr_weight(p).t(), in_.logit.matrix());
+    be.matmul(x.matrix(), lr_weight(p).t(), inputs.logit.matrix());
     be.for_each(batch * steps * H,
-                detail::LearningRate<T, A>{in_.logit.data(), p.learnable_ttt_lr_bias.data(), p.base_lr.data(),
-                                           in_.lr.data(), H, F});
+                detail::LearningRate<T, A>{inputs.logit.data(), p.learnable_ttt_lr_bias.data(),
+                                           p.base_lr.data(), inputs.lr.data(), H, F});
     be.for_each(C.mini_batch_size, detail::TokenScale<T, A>{video ? nullptr : p.learnable_token_idx.data(),
-                                                            in_.scale.data(), C.mini_batch_size});
-    be.for_each(H * F, detail::Convert<T, A>{p.ttt_norm_weight.data(), in_.gamma.data()});
-    be.for_each(H * F, detail::Convert<T, A>{p.ttt_norm_bias.data(), in_.beta.data()});
+                                                            inputs.scale.data(), C.mini_batch_size});
+    be.for_each(H * F, detail::Convert<T, A>{p.ttt_norm_weight.data(), inputs.gamma.data()});
+    be.for_each(H * F, detail::Convert<T, A>{p.ttt_norm_bias.data(), inputs.beta.data()});
     if constexpr (C.rope) {
       const Index tokens = batch * steps;  // a stream often brings fewer of them than there are places
-      in_.line_per_token = position != nullptr && tokens < C.mini_batch_size;
-      const Index lines = in_.line_per_token ? tokens : C.mini_batch_size;
-      in_.cos = be.template make<A, dyn, F / 2>(lines);
-      in_.sin = be.template make<A, dyn, F / 2>(lines);
-      be.for_each(in_.cos.size(), detail::InnerRopeTable<A>{in_.cos.data(), in_.sin.data(),
-                                                            in_.line_per_token ? position : nullptr, steps,
-                                                            C.mini_batch_size, F / 2, C.rope_theta});
+      inputs.line_per_token = position != nullptr && tokens < C.mini_batch_size;
+      const Index lines = inputs.line_per_token ? tokens : C.mini_batch_size;
+      inputs.cos = be.template make<A, dyn, F / 2>(lines);
+      inputs.sin = be.template make<A, dyn, F / 2>(lines);
+      be.for_each(inputs.cos.size(),
+                  detail::InnerRopeTable<A>{inputs.cos.data(), inputs.sin.data(),
+                                            inputs.line_per_token ? position : nullptr, steps,
+                                            C.mini_batch_size, F / 2, C.rope_theta});
     }
-    be.rows(batch * steps * H, prepare_of(in_, position), 0, 8 * F);
-    return in_;
+    be.rows(batch * steps * H, prepare_of(inputs, position), 0, 8 * F);
+    return inputs;
   }
 
   static detail::Prepare<C.variant, T, A> prepare_of(const Inputs& i, const std::int64_t* position) {
