@@ -82,6 +82,26 @@ void fill_tensors(Aggregate& aggregate, float scale) {
       aggregate);
 }
 
+/// What the programs here are told; whether to be quick.
+inline bool read_arguments(int argc, char** argv, std::string& json) {
+  bool quick = false;
+  for (int i = 1; i < argc; ++i) {
+    const std::string_view argument = argv[i];
+    if (argument == "--quick") {
+      quick = true;
+    } else if (argument == "--cpu-time") {
+      processor_time = true;
+    } else if (argument == "--json" && i + 1 < argc) {
+      json = argv[++i];
+    } else {
+      std::fprintf(stderr, "%s: found argument %s; expected [--quick] [--cpu-time] [--json FILE]\n", argv[0],
+                   argv[i]);
+      std::exit(2);
+    }
+  }
+  return quick;
+}
+
 enum class Against { read, copy };  // which bandwidth the bytes are held against
 
 /// What a case moves and computes, counted by formula.
@@ -174,7 +194,7 @@ class Peaks {
 class Suite {
  public:
   Suite(std::string name, int argc, char** argv)
-      : name_(std::move(name)), quick_(read_arguments(argc, argv)), peaks_(quick_) {
+      : name_(std::move(name)), quick_(read_arguments(argc, argv, json_)), peaks_(quick_) {
 #ifdef _OPENMP
     if (!processor_time) all_ = omp_get_max_threads();
 #endif
@@ -244,25 +264,6 @@ class Suite {
   }
 
  private:
-  bool read_arguments(int argc, char** argv) {
-    bool quick = false;
-    for (int i = 1; i < argc; ++i) {
-      const std::string_view argument = argv[i];
-      if (argument == "--quick") {
-        quick = true;
-      } else if (argument == "--cpu-time") {
-        processor_time = true;
-      } else if (argument == "--json" && i + 1 < argc) {
-        json_ = argv[++i];
-      } else {
-        std::fprintf(stderr, "%s: found argument %s; expected [--quick] [--cpu-time] [--json FILE]\n",
-                     argv[0], argv[i]);
-        std::exit(2);
-      }
-    }
-    return quick;
-  }
-
   static void print(const Row& row, int wide) {
     const Work& w = row.work;
     std::printf("%-*s  %3d  %8.4g %7.4g %4.0f", wide, row.name.c_str(), w.threads, row.seconds * 1e3,
