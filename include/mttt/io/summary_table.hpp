@@ -90,7 +90,7 @@ inline std::string value_text(const Json& value, const std::string& unit) {
 
 /// The unit of a field in a group: its own or, for a statistic, that of the group.
 inline std::string unit_in(const std::string& group_unit, std::string_view name) {
-  const std::string own = unit_of(name);
+  std::string own = unit_of(name);
   if (!own.empty() || group_unit.empty()) return own;
   static constexpr std::array<std::string_view, 10> statistics = {"mean", "median", "min",  "max",   "first",
                                                                   "last", "total",  "peak", "stdev", "std"};
