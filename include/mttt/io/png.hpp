@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -112,7 +113,7 @@ inline Palette gradient(std::span<const Colour> through) {
     for (std::size_t c = 0; c < 3; ++c) {
       const double mixed =
           through[left][c] + (at - static_cast<double>(left)) * (through[right][c] - through[left][c]);
-      palette[i][c] = static_cast<std::uint8_t>(mixed + 0.5);
+      palette[i][c] = static_cast<std::uint8_t>(std::lround(mixed));
     }
   }
   return palette;

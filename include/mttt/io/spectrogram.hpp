@@ -77,8 +77,8 @@ inline double mean_between(std::span<const float> power, double from, double to)
   const double last = static_cast<double>(power.size()) - 0.5;
   from = std::clamp(from, -0.5, last);
   to = std::clamp(to, -0.5, last);
-  for (auto k = static_cast<std::size_t>(from + 0.5); k < power.size() && static_cast<double>(k) - 0.5 < to;
-       ++k) {
+  for (auto k = static_cast<std::size_t>(std::floor(from + 0.5));
+       k < power.size() && static_cast<double>(k) - 0.5 < to; ++k) {
     const double bin = static_cast<double>(k);
     sum += power[k] * (std::min(to, bin + 0.5) - std::max(from, bin - 0.5));
   }
