@@ -9,32 +9,16 @@
 
 #include "mttt/cuda.cuh"
 #include "mttt/nn/attention.hpp"
+#include "timing.cuh"
 
 namespace {
 using namespace mttt;
-constexpr double peak_flops = 790e12;      // a large bf16 product by cuBLAS, measured on an H200
-constexpr double peak_bandwidth = 4.8e12;  // H200, datasheet
+using bench::peak_flops;
 
-/// Milliseconds of one call.
+/// Milliseconds of one call, at best.
 template <class B, class F>
 double milliseconds(B& be, int calls, F&& f) {
-  cudaEvent_t begin, end;
-  detail::check(cudaEventCreate(&begin), "timing");
-  detail::check(cudaEventCreate(&end), "timing");
-  for (int i = 0; i < 3; ++i) f();
-  float best = INFINITY;
-  for (int round = 0; round < 3; ++round) {
-    detail::check(cudaEventRecord(begin, be.stream()), "timing");
-    for (int i = 0; i < calls; ++i) f();
-    detail::check(cudaEventRecord(end, be.stream()), "timing");
-    detail::check(cudaEventSynchronize(end), "timing");
-    float time = 0;
-    detail::check(cudaEventElapsedTime(&time, begin, end), "timing");
-    best = time < best ? time : best;
-  }
-  cudaEventDestroy(begin);
-  cudaEventDestroy(end);
-  return best / calls;
+  return bench::times(be.stream(), 3, calls, f).front();
 }
 
 /// Numbers in [-1, 1) that differ: zeros would draw less power, and so clock higher.
@@ -117,7 +101,7 @@ void step(Index batch, Index heads, Index dim, Index context, Index filled) {
       "step     B %2ld, %ld x %ld, %zu bytes, %4ld of %ld keys: %8.2f us %8.2f MB %7.1f GB/s, %4.1f %% of "
       "4800\n",
       long(batch), long(heads), long(dim), sizeof(T), long(filled), long(context), 1e3 * ms, bytes / 1e6,
-      bytes / ms * 1e-6, 100 * bytes / ms * 1e3 / peak_bandwidth);
+      bytes / ms * 1e-6, 100 * bytes / ms * 1e3 / bench::peak_bytes);
   be.synchronize();
 }
 }  // namespace

@@ -11,6 +11,7 @@
 #include "mttt/backend/cpu/cpu.hpp"
 #include "mttt/cuda.cuh"
 #include "mttt/presets/mimi.hpp"
+#include "timing.cuh"
 
 namespace {
 using namespace mttt;
@@ -19,32 +20,9 @@ using Codec = Mimi<presets::mimi_24khz, Cuda<T>>;
 using HostCodec = Mimi<presets::mimi_24khz, Cpu<T>>;
 
 constexpr Index codebooks = 8;
-constexpr double memory_speed = 4.8e12;
 
-/// Milliseconds of each launch by events on the stream, sorted.
-template <class F>
-std::vector<float> times(cudaStream_t stream, int runs, const F& launch) {
-  cudaEvent_t begin, end;
-  detail::check(cudaEventCreate(&begin), "an event");
-  detail::check(cudaEventCreate(&end), "an event");
-  std::vector<float> result;
-  for (int i = 0; i < runs + runs / 10; ++i) {
-    cudaEventRecord(begin, stream);
-    launch();
-    cudaEventRecord(end, stream);
-    detail::check(cudaEventSynchronize(end), "a measured launch");
-    float ms = 0;
-    cudaEventElapsedTime(&ms, begin, end);
-    if (i >= runs / 10) result.push_back(ms);
-  }
-  cudaEventDestroy(begin);
-  cudaEventDestroy(end);
-  std::sort(result.begin(), result.end());
-  return result;
-}
-
-void report(const char* name, Index sessions, Index nodes, const std::vector<float>& ms, double bytes) {
-  const double floor = 1e3 * bytes / memory_speed;
+void report(const char* name, Index sessions, Index nodes, const std::vector<double>& ms, double bytes) {
+  const double floor = 1e3 * bytes / bench::peak_bytes;
   std::printf(
       "%-8s %3td sessions %4td nodes  p50 %.3f ms  p99 %.3f ms  %6.1f MB  floor %.3f ms  share %4.1f %%\n",
       name, sessions, nodes, ms[ms.size() / 2], ms[ms.size() * 99 / 100], bytes * 1e-6, floor,
@@ -95,16 +73,16 @@ void frames(Cuda<T>& be, const Store<Codec::Params, Cuda<T>>& params, Index sess
                               static_cast<double>(codebooks * q.card * q.codebook_dim) * sizeof(T);
   const double decode_bytes = size(params->from_latent) + projections + rings;
   constexpr int runs = 400;
-  report("encode", sessions, encoding.nodes(), times(be.stream(), runs, [&] { encoding.launch(); }),
+  report("encode", sessions, encoding.nodes(), bench::times(be.stream(), runs, 1, [&] { encoding.launch(); }),
          encode_bytes);
-  report("decode", sessions, decoding.nodes(), times(be.stream(), runs, [&] { decoding.launch(); }),
+  report("decode", sessions, decoding.nodes(), bench::times(be.stream(), runs, 1, [&] { decoding.launch(); }),
          decode_bytes);
   report("both", sessions, encoding.nodes() + decoding.nodes(),
-         times(be.stream(), runs,
-               [&] {
-                 encoding.launch();
-                 decoding.launch();
-               }),
+         bench::times(be.stream(), runs, 1,
+                      [&] {
+                        encoding.launch();
+                        decoding.launch();
+                      }),
          encode_bytes + decode_bytes);
 }
 
@@ -125,12 +103,12 @@ void product(const char* type, Index rows, Index out, Index in) {
                 Matrix<U>{y.data(), rows, out, out});
     }
   });
-  const auto ms = times(be.stream(), 20, [&] { graph.launch(); });
+  const auto ms = bench::times(be.stream(), 20, 1, [&] { graph.launch(); });
   const double seconds = 1e-3 * ms[ms.size() / 2] / static_cast<double>(weights);
   const double bytes = static_cast<double>((out * in + rows * (out + in)) * static_cast<Index>(sizeof(U)));
   std::printf("%-5s %2td x %5td x %4td  %7.2f us  %6.0f GB/s  %4.1f %% of 4.8 TB/s  %.1f nodes a product\n",
               type, rows, out, in, 1e6 * seconds, 1e-9 * bytes / seconds,
-              100 * bytes / seconds / memory_speed,
+              100 * bytes / seconds / bench::peak_bytes,
               static_cast<double>(graph.nodes()) / static_cast<double>(weights));
 }
 

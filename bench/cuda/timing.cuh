@@ -43,23 +43,31 @@ inline double now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
+/// Milliseconds of one call of f in each of `rounds`, of `calls` in a row, sorted; the first tenth of the rounds,
+/// and at least one, warms up.
+template <class F>
+std::vector<double> times(cudaStream_t stream, int rounds, int calls, F&& f) {
+  std::vector<double> result;
+  Event start, end;
+  const int warm = std::max(1, rounds / 10);
+  for (int round = 0; round < warm + rounds; ++round) {
+    start.record(stream);
+    for (int i = 0; i < calls; ++i) f();
+    end.record(stream);
+    const double ms = static_cast<double>(end.since(start)) / calls;
+    if (round >= warm) result.push_back(ms);
+  }
+  std::sort(result.begin(), result.end());
+  return result;
+}
+
 /// Median milliseconds of one run of `work`, which is recorded and replayed.
 template <class B, class F>
 double milliseconds(B& be, F&& work, int replays = 10, int rounds = 7) {
   work();  // whatever is done once only: loading of kernels, growth of the arena
   be.synchronize();
   auto graph = be.capture(work);
-  for (int i = 0; i < replays; ++i) graph.launch();
-  std::vector<double> times;
-  Event start, end;
-  for (int round = 0; round < rounds; ++round) {
-    start.record(be.stream());
-    for (int i = 0; i < replays; ++i) graph.launch();
-    end.record(be.stream());
-    times.push_back(static_cast<double>(end.since(start)) / replays);
-  }
-  std::sort(times.begin(), times.end());
-  return times[times.size() / 2];
+  return times(be.stream(), rounds, replays, [&] { graph.launch(); })[static_cast<std::size_t>(rounds) / 2];
 }
 
 /// "name   ms   TFLOP/s  %   GB/s  %"; flops or bytes 0: not counted.
