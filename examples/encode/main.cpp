@@ -12,6 +12,7 @@
 #include <optional>
 #include <set>
 
+#include "../program.hpp"
 #include "mttt/data/interleaver.hpp"
 #include "mttt/io/alignment.hpp"
 #include "mttt/io/codes.hpp"
@@ -67,7 +68,7 @@ void encode(const Options& options) {
   if (const auto training = about.find("training"); training != about.end())
     std::printf("%s: training of this codec: %s\n", options.codec.c_str(), training->second.c_str());
   const std::string codec_id = content_id(std::vector{options.codec, options.tokenizer});
-  fs::create_directories(options.output);
+  make_folders(options.output);
 
   std::vector<std::vector<std::int32_t>> streams(1 + 2 * n_q);  // of all recordings
   double seconds = 0;
@@ -128,7 +129,7 @@ int main(int argc, char** argv) {
   app.add_option("--output", options.output, "folder for the codes")->required();
   app.add_option("recordings", options.recordings, "stereo sound files, a .json beside each")->required();
   CLI11_PARSE(app, argc, argv);
-  try {
+  return run_program("encode", [&] {
     std::set<fs::path> names;
     for (const auto& path : options.recordings) {
       if (!names.insert(path.stem()).second)
@@ -139,8 +140,5 @@ int main(int argc, char** argv) {
       write_untrained_codec(options.codec, *options.init_codec, options.recordings);
     encode(options);
     return 0;
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "encode: %s\n", error.what());
-    return 1;
-  }
+  });
 }

@@ -55,7 +55,7 @@ inline void write_untrained_codec(const std::filesystem::path& path, std::uint64
   }
   const Index frames = static_cast<Index>(latents.size()) / Codec::dimension;
   init_codebooks<Codec::Quantizer>(be, params->quantizer, {latents.data(), {frames, Codec::dimension}}, rng);
-  if (path.has_parent_path()) std::filesystem::create_directories(path.parent_path());
+  make_folders(path.parent_path());
   save_params(path, be, params,
               {.config = {{"preset", "mimi_tiny"}},
                .metadata = {{"training", "none: random weights, codebooks by k-means"},

@@ -7,6 +7,7 @@
 #include <CLI/CLI.hpp>
 #include <cstdio>
 
+#include "../program.hpp"
 #include "mttt/io/audio.hpp"
 #include "mttt/io/html_report.hpp"
 
@@ -28,7 +29,7 @@ mttt::ReportSound read_sound(const std::string& name, const std::string& path) {
           std::move(audio.samples),
           audio.sample_rate,
           channels,
-          std::string(mttt::MappedFile(path).text())};
+          std::string(mttt::WholeFile(path).text())};
 }
 
 mttt::Report read(const Options& options) {
@@ -41,7 +42,7 @@ mttt::Report read(const Options& options) {
     const auto [name, path] = mttt::split_named("--audio", sound);
     report.sounds.push_back(read_sound(name, path));
   }
-  if (!options.transcript.empty()) report.transcript = mttt::MappedFile(options.transcript).text();
+  if (!options.transcript.empty()) report.transcript = mttt::WholeFile(options.transcript).text();
   if (!options.summary.empty()) report.summary = mttt::read_summary(options.summary);
   return report;
 }
@@ -59,12 +60,10 @@ int main(int argc, char** argv) {
   app.add_option("--title", options.title, "title of the page")->capture_default_str();
   app.add_option("--output", options.output, "the page to write")->required();
   CLI11_PARSE(app, argc, argv);
-  try {
+  return run_program("report", [&] {
     const std::string page = mttt::report_html(read(options));
     mttt::write_file_atomically(options.output, page);
     std::printf("%s: %zu KB\n", options.output.c_str(), page.size() / 1000);
-  } catch (const mttt::Error& error) {
-    std::fprintf(stderr, "report: %s\n", error.what());
-    return 1;
-  }
+    return 0;
+  });
 }

@@ -7,6 +7,7 @@
 // later.
 #include <CLI/CLI.hpp>
 
+#include "../program.hpp"
 #include "mttt/io/safetensors.hpp"
 #include "options.hpp"
 
@@ -62,15 +63,12 @@ int main(int argc, char** argv) {
   options.gen.text.greedy = options.gen.audio.greedy = options.greedy;
   if (force->count() > 0) options.gating_alpha = alpha;
 
-  try {
+  return run_program("stream", [&] {
     const bool with_ttt = preset_of(options.checkpoint) == "tiny" && !options.without_ttt;
 #ifdef MTTT_EXAMPLES_CUDA
     if (options.dtype == "bf16")
       return with_ttt ? stream_tiny_bf16(options) : stream_tiny_without_ttt_bf16(options);
 #endif
     return with_ttt ? stream_tiny(options) : stream_tiny_without_ttt(options);
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "stream: %s\n", error.what());
-    return 1;
-  }
+  });
 }

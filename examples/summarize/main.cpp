@@ -9,6 +9,7 @@
 #include <cstdio>
 #include <nlohmann/json.hpp>
 
+#include "../program.hpp"
 #include "mttt/io/file.hpp"
 
 namespace {
@@ -16,7 +17,7 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 Json read_json(const std::string& path) {
-  const mttt::MappedFile file(path);
+  const mttt::WholeFile file(path);
   auto json = Json::parse(file.text(), nullptr, false);
   if (!json.is_object()) mttt::fail(path, "no JSON object", "what the program stream writes", "stream again");
   return json;
@@ -31,7 +32,7 @@ std::pair<std::string, std::string> split(const std::string& text, char separato
 
 /// First and last loss of a metrics.jsonl.
 Json losses_of(const std::string& path) {
-  const mttt::MappedFile file(path);
+  const mttt::WholeFile file(path);
   Json first, last;
   std::string_view rest = file.text();
   while (!rest.empty()) {
@@ -63,7 +64,7 @@ int main(int argc, char** argv) {
   app.add_option("--output", output, "the summary")->required();
   CLI11_PARSE(app, argc, argv);
 
-  try {
+  return run_program("summarize", [&] {
     Json summary;
     for (const auto& run : runs) {
       const auto [name, path] = split(run, '=', "--run");
@@ -90,8 +91,6 @@ int main(int argc, char** argv) {
     std::printf("%s\n", summary.dump(2).c_str());
     if (!all_equal)
       mttt::fail("summarize", "streams that differ", "equal tokens", "see 'checks' in " + output);
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "summarize: %s\n", error.what());
-    return 1;
-  }
+    return 0;
+  });
 }

@@ -7,6 +7,7 @@
 // loads.
 #include <CLI/CLI.hpp>
 
+#include "../program.hpp"
 #include "options.hpp"
 
 int main(int argc, char** argv) {
@@ -44,15 +45,12 @@ int main(int argc, char** argv) {
   CLI11_PARSE(app, argc, argv);
   options.segments.seed = options.train.seed;
 
-  try {
+  return run_program("train", [&] {
     const bool with_ttt = options.preset == "tiny";
 #ifdef MTTT_EXAMPLES_CUDA
     if (options.dtype == "bf16")
       return with_ttt ? train_tiny_bf16(options) : train_tiny_without_ttt_bf16(options);
 #endif
     return with_ttt ? train_tiny(options) : train_tiny_without_ttt(options);
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "train: %s\n", error.what());
-    return 1;
-  }
+  });
 }

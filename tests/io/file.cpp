@@ -1,4 +1,4 @@
-// Atomic files, memory maps, JSON lines: round trips, and what is left behind when something fails.
+// Atomic files, whole files, JSON lines: round trips, and what is left behind when something fails.
 #include "mttt/io/file.hpp"
 
 #include <stdexcept>
@@ -6,18 +6,18 @@
 #include "mttt/io/json_lines.hpp"
 #include "scratch.hpp"
 
-TEST_CASE("a file is written whole and mapped back", "[io]") {
+TEST_CASE("a file is written whole and read back", "[io]") {
   Scratch scratch;
   const auto path = scratch / "a.bin";
   std::string content(100'000, '\0');
   for (std::size_t i = 0; i < content.size(); ++i) content[i] = static_cast<char>(i * 7);
   mttt::write_file_atomically(path, content);
   CHECK(scratch.files() == 1);
-  mttt::MappedFile map(path);
-  CHECK(map.text() == content);
-  mttt::MappedFile moved(std::move(map));
+  mttt::WholeFile file(path);
+  CHECK(file.text() == content);
+  mttt::WholeFile moved(std::move(file));
   CHECK(moved.text() == content);
-  CHECK(map.bytes().empty());
+  CHECK(file.bytes().empty());
 
   mttt::write_file_atomically(path, [](mttt::FileSink& sink) {
     sink.write("one ");
@@ -25,10 +25,10 @@ TEST_CASE("a file is written whole and mapped back", "[io]") {
     CHECK(sink.written() == 7);
   });
   CHECK(content_of(path) == "one two");
-  CHECK(moved.text() == content);  // the map still sees the file it opened
+  CHECK(moved.text() == content);  // a copy
 
   mttt::write_file_atomically(path, "");
-  CHECK(mttt::MappedFile(path).bytes().empty());
+  CHECK(mttt::WholeFile(path).bytes().empty());
 }
 
 TEST_CASE("a failed write leaves the old file and no temporary", "[io]") {
@@ -84,12 +84,12 @@ TEST_CASE("links and permissions of the old file survive", "[io]") {
   CHECK(std::filesystem::status(target).permissions() == std::filesystem::perms(0640));
 }
 
-TEST_CASE("what cannot be mapped is refused", "[io]") {
+TEST_CASE("what cannot be read whole is refused", "[io]") {
   Scratch scratch;
-  check_refused([&] { mttt::MappedFile(scratch / "none"); }, "no such file");
-  check_refused([&] { mttt::MappedFile(scratch.folder); }, "a folder");
+  check_refused([&] { mttt::WholeFile(scratch / "none"); }, "no such file");
+  check_refused([&] { mttt::WholeFile(scratch.folder); }, "a folder");
   REQUIRE(::mkfifo((scratch / "pipe").c_str(), 0600) == 0);
-  check_refused([&] { mttt::MappedFile(scratch / "pipe"); }, "a pipe or a device");
+  check_refused([&] { mttt::WholeFile(scratch / "pipe"); }, "a pipe or a device");
 }
 
 TEST_CASE("JSON lines survive half lines and full disks", "[io]") {

@@ -139,7 +139,7 @@ TEST_CASE("all types and the metadata survive a round trip", "[io]") {
   std::memcpy(&header, first.data(), 8);
   CHECK(header % 8 == 0);
   for (const auto& entry : file.tensors()) {
-    CHECK(reinterpret_cast<std::uintptr_t>(entry.bytes.data()) % mttt::dtype_size(entry.dtype) == 0);
+    CHECK(entry.begin % mttt::dtype_size(entry.dtype) == 0);  // for readers that map the file
   }
 
   CHECK(read_all<std::uint8_t>(file, "u8") == u8);
@@ -165,9 +165,7 @@ TEST_CASE("all types and the metadata survive a round trip", "[io]") {
   CHECK(read_all<float>(file, "bf16") == std::vector<float>{1.5f, -0.0f, 0, INFINITY, 3.140625f, -65536.0f});
   CHECK(read_all<double>(file, "bf16").at(4) == 3.140625);
 
-  const auto view = file.view<float>(file.at("f32"));
-  CHECK(std::equal(view.begin(), view.end(), f32.begin(), f32.end()));
-  check_refused([&] { file.view<double>(file.at("f32")); }, "found F32; expected F64");
+  CHECK(file.read<float>(file.at("f32")) == f32);
   check_refused([&] { read_all<float>(file, "f64"); }, "1e+300 at element 1");
   check_refused([&] { read_all<float>(file, "i64"); }, "tensor 'i64': found I64; expected F32");
   check_refused([&] { read_all<std::int64_t>(file, "f16"); }, "found F16; expected I64");
@@ -217,7 +215,6 @@ TEST_CASE("the reference files of the published implementations are read", "[io]
       if (entry.dtype != DType::F32) continue;
       const auto values = read_all<float>(file, entry.name);
       CHECK(std::all_of(values.begin(), values.end(), [](float value) { return std::isfinite(value); }));
-      CHECK(file.view<float>(entry).size() == values.size());
     }
   };
   check("mimi_tiny.safetensors", 126, 7);
@@ -378,7 +375,7 @@ TEST_CASE("every truncation and every flipped byte of a file is survived", "[io]
     error_of([&] {
       const SafetensorsFile file(scratch.put("flip.safetensors", flipped));
       std::size_t total = 0;
-      for (const auto& entry : file.tensors()) total += entry.bytes.size();
+      for (const auto& entry : file.tensors()) total += entry.bytes;
       CHECK(total == 15);
       ++opened;
     });
@@ -395,11 +392,6 @@ TEST_CASE("data of a foreign file need not be aligned", "[io]") {
     const float wanted = std::bit_cast<float>(0x64646464u);
     CHECK(read_all<float>(file, "b") == std::vector<float>{wanted});
     CHECK(read_all<double>(file, "b") == std::vector<double>{wanted});
-    if ((8 + header.size() + pad + 1) % 4 == 0) {
-      CHECK(file.view<float>(file.at("b"))[0] == wanted);
-    } else {
-      check_refused([&] { file.view<float>(file.at("b")); }, "not aligned");
-    }
   }
 }
 

@@ -4,7 +4,7 @@
 // forward pass leaves what its Saved refers to; the caller's Scope around forward and backward releases it.
 //
 // Shapes:  none.   Units: bytes; pieces are aligned to 64.
-// Errors:  what the backend's memory throws when it is exhausted.
+// Errors:  what the backend's memory throws when it is exhausted; extents below 0 or beyond all machines.
 // Not supported: freeing single pieces, use from several threads at once.
 // Source:  none.
 #pragma once
@@ -89,9 +89,8 @@ Tensor<T, E...> make_tensor(Arena<Memory>& arena, N... dims) {
   const Index given[sizeof...(N) + 1]{static_cast<Index>(dims)..., 0};
   std::array<Index, sizeof...(E)> extents{E...};
   std::size_t next = 0;
-  Index n = 1;
-  for (Index& extent : extents) n *= extent == dyn ? extent = given[next++] : extent;
-  return {static_cast<T*>(arena.alloc(n * static_cast<Index>(sizeof(T)))), extents};
+  for (Index& extent : extents) extent = extent == dyn ? given[next++] : extent;
+  return {static_cast<T*>(arena.alloc(counted_bytes(extents, sizeof(T), MemoryUse::activations))), extents};
 }
 
 }  // namespace mttt

@@ -54,7 +54,7 @@
 //
 // Shapes:  matrices are row-major planes with a leading dimension (core/tensor.hpp).
 // Units:   elements, unless bytes are named.
-// Errors:  Error or std::bad_alloc for memory that cannot be had.
+// Errors:  Error for memory that cannot be had.
 // Not supported: run-time choice of backend; it is a type.
 // Source:  BLAS for the products; Kokkos' team policies for the rows.
 #pragma once

@@ -85,7 +85,7 @@ class Store {
             of_sessions_ = true;
           }
           tensor = Tens(reinterpret_cast<T*>(base == nullptr ? nullptr : base + offset), extents);
-          const Index end = offset + tensor.size() * static_cast<Index>(sizeof(T));
+          const Index end = offset + counted_bytes(extents, sizeof(T), MemoryUse::sessions);
           offset = (end + alignment - 1) / alignment * alignment;
         },
         aggregate_);

@@ -24,7 +24,7 @@ inline std::filesystem::path sidecar_of(std::filesystem::path recording) {
 
 inline std::vector<Word> read_alignment(const std::filesystem::path& path) {
   constexpr std::string_view form = R"(["word", [start, end], "speaker"])";
-  const MappedFile file(path);
+  const WholeFile file(path);
   nlohmann::json json;
   try {
     json = nlohmann::json::parse(file.text());

@@ -54,24 +54,25 @@ inline void check_finite(std::string_view subject, std::span<const float> sample
 
 /// libsndfile shortens what a truncated wav promises without a word, so the promise is read here. Unknown
 /// lengths (a wav written to a pipe says 2 or 4 GiB) pass.
-inline void check_wav_complete(const std::string& path, std::span<const std::byte> file) {
-  const auto load = [&]<class T>(std::size_t at, T value) {
-    if (at + sizeof value <= file.size()) std::memcpy(&value, file.data() + at, sizeof value);
+inline void check_wav_complete(const std::string& path, const FileReader& file) {
+  const auto load = [&]<class T>(std::uint64_t at, T value) {
+    if (at + sizeof value <= file.bytes()) file.read(at, std::as_writable_bytes(std::span(&value, 1)));
     return std::uint64_t{value};
   };
-  const auto tag = [&](std::size_t at) {
-    return std::string_view(reinterpret_cast<const char*>(file.data()), file.size())
-        .substr(std::min(at, file.size()), 4);
+  const auto tag = [&](std::uint64_t at) {
+    std::string text(at + 4 <= file.bytes() ? 4 : 0, ' ');
+    file.read(at, std::as_writable_bytes(std::span(text)));
+    return text;
   };
   if ((tag(0) != "RIFF" && tag(0) != "RF64") || tag(8) != "WAVE") return;
   std::uint64_t wide_size = 0;  // of the data chunk of an RF64 file
-  for (std::uint64_t at = 12; at + 8 <= file.size();) {
+  for (std::uint64_t at = 12; at + 8 <= file.bytes();) {
     std::uint64_t size = load(at + 4, std::uint32_t{0});
     if (tag(at) == "ds64") wide_size = load(at + 16, std::uint64_t{0});
     if (tag(at) == "data") {
       const bool unknown = size >= 0x7ffff000u && wide_size == 0;
       if (size == 0xffffffffu && wide_size != 0) size = wide_size;
-      const std::uint64_t held = file.size() - at - 8;
+      const std::uint64_t held = file.bytes() - at - 8;
       if (unknown || size <= held) return;
       fail(path, cat(held, " bytes of sound"), cat(size, " bytes, as its header says"),
            "the file is truncated: fetch or record it again");
@@ -86,15 +87,15 @@ inline void check_wav_complete(const std::string& path, std::span<const std::byt
 class AudioReader {
  public:
   explicit AudioReader(const std::filesystem::path& path) : path_(path.string()) {
-    const MappedFile map(path);
-    if (map.bytes().empty()) fail(path_, "an empty file", "a sound file", "record or fetch it again");
+    const FileReader file(path);
+    if (file.bytes() == 0) fail(path_, "an empty file", "a sound file", "record or fetch it again");
     file_.reset(sf_open(path.c_str(), SFM_READ, &info_));
     if (!file_) {
       fail(path_, detail::cat("'", sf_strerror(nullptr), "'"),
            "a wav, flac or other file that libsndfile reads",
            "check that it is a complete sound file, or convert it to wav");
     }
-    detail::check_wav_complete(path_, map.bytes());
+    detail::check_wav_complete(path_, file);
     if (info_.channels < 1 || info_.samplerate < 1) {
       fail(path_, detail::format_text(info_.samplerate, info_.channels), "a rate and channels above 0",
            "the header is damaged");

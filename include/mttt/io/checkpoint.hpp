@@ -9,7 +9,9 @@
 // Shapes:  equal up to leading extents of 1: (1, 1, C) is (C).
 // Units:   none.
 // Errors:  all missing, extra, misshapen, mistyped and non-finite tensors of a file in one message. A
-//          load that fails leaves parameters and state as they were. Files are replaced whole or not at all.
+//          load that finds any leaves parameters and state as they were. Where the disk fails or another
+//          program shortens the file after all was found good, the Error leaves parameters partly loaded,
+//          the state of a stream as it was. Files are replaced whole or not at all.
 // Not supported: sharded files; quantised weights.
 // Source:  kyutai-labs/moshi, modules/transformer.py, StreamingMultiheadAttention._load_hook.
 #pragma once
@@ -68,8 +70,7 @@ inline bool same_shape(const Shape& a, const Shape& b) {
 template <class T>
 void read_into(const SafetensorsFile& file, const TensorEntry& entry, T* out) {
   if constexpr (std::same_as<T, bf16>) {  // from floats of any width
-    std::vector<float> values(entry.count());
-    file.read(entry, values.data(), values.size());
+    const auto values = file.read<float>(entry);
     std::transform(values.begin(), values.end(), out, [](float x) { return bf16(x); });
   } else {
     file.read(entry, out, entry.count());
@@ -181,9 +182,10 @@ class Matcher {
     found.first_row = static_cast<std::int64_t>(k) * shape[0];
     found.fits = entry.shape[0] % shape[0] == 0 && found.first_row < entry.shape[0];
     if (!found.fits) return found;
-    const std::size_t bytes = entry.bytes.size() / static_cast<std::size_t>(blocks);
+    const std::uint64_t bytes = entry.bytes / static_cast<std::uint64_t>(blocks);
     found.shape[0] = found.pieces[0].shape[0] = shape[0];
-    found.pieces[0].bytes = entry.bytes.subspan(k * bytes, bytes);
+    found.pieces[0].begin = entry.begin + k * bytes;
+    found.pieces[0].bytes = bytes;
     return found;
   }
 
@@ -234,18 +236,16 @@ class Matcher {
     }
     with_storage_type(piece.dtype, [&](auto zero) {
       using Stored = decltype(zero);
-      for (std::size_t i = 0; i < piece.count(); ++i) {
-        Stored stored;
-        std::memcpy(&stored, piece.bytes.data() + i * sizeof stored, sizeof stored);
-        const auto value = widen(stored);
+      file_.template for_each_stored<Stored>(piece, [&](std::size_t i, auto value) {
         bool good = representable<T>(value);
         if constexpr (std::is_floating_point_v<decltype(value)>)
           good = good && (std::isfinite(value) || !options_.check_finite);
-        if (good) continue;
-        problems_.add("tensor ", quote(piece.name), ": found ", +value, " at index ",
-                      index_text(piece.shape, i), ", expected ", dtype_name(dtype_of<T>()), " and finite");
-        return;
-      }
+        if (!good) {
+          problems_.add("tensor ", quote(piece.name), ": found ", +value, " at index ",
+                        index_text(piece.shape, i), ", expected ", dtype_name(dtype_of<T>()), " and finite");
+        }
+        return good;
+      });
     });
   }
 
@@ -263,6 +263,18 @@ class Matcher {
   std::unordered_map<std::string, std::size_t> used_;  // elements, by name in the file
   Problems problems_;
 };
+
+/// Refuses finite values that `dtype` would round to infinity, which no load would take.
+template <class T>
+void check_rounded(const std::string& name, DType dtype, std::span<const T> values) {
+  const double least = dtype == DType::F16 ? 65520 : dtype == DType::BF16 ? 0x1.ffp127 : 0x1.ffffffp127;
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    const double value = static_cast<double>(values[i]);
+    if (!std::isfinite(value) || std::abs(value) < least) continue;
+    fail(cat("tensor ", quote(name)), cat(value, " at element ", i),
+         cat("a value that ", dtype_name(dtype), " holds"), "save in a wider type");
+  }
+}
 
 /// Adds the tensors of an aggregate to a writer; `kept` holds copies until the file is written.
 template <class B, class P>
@@ -293,6 +305,7 @@ void add_tensors(B& be, SafetensorsWriter& writer, const P& aggregate, const std
         const Shape shape = shape_of(tensor, published);
         const std::string full = prefix + std::string(name);
         if (!dtype || *dtype == dtype_of<T>() || !StorageType<T>) return writer.add(full, shape, values);
+        check_rounded(full, *dtype, values);
         if constexpr (std::same_as<T, float>) {
           writer.add_rounded(full, *dtype, shape, values);
         } else {
@@ -396,10 +409,11 @@ void save_state(const std::filesystem::path& path, B& be, const Store<S, B>& sta
   writer.write(path);
 }
 
-/// Refuses the state of another model, of another number of sessions or of another element type.
+/// Refuses the state of another model, of another number of sessions or of another element type; and NaN and
+/// infinity, with which a conversation would go on without a word that it is lost.
 template <class S, class B>
 void load_state(const std::filesystem::path& path, B& be, Store<S, B>& state,
-                const nlohmann::json& config = {}) {
+                const nlohmann::json& config = {}, bool check_finite = true) {
   const SafetensorsFile file(path);
   detail::expect_kind(file, "state");
   if (!config.is_null()) expect_config(file.path(), file.metadata(), config);
@@ -423,12 +437,31 @@ void load_state(const std::filesystem::path& path, B& be, Store<S, B>& state,
   if (known < file.tensors().size()) problems.add(file.tensors().size() - known, " tensors of another model");
   problems.stop(file.path(), "the state of this model, for " + std::to_string(state.batch()) + " sessions",
                 "load the state into the model and the batch that saved it");
+  // All of it is read before any of it counts: conversations that go on must not see half a state.
+  std::vector<std::vector<std::byte>> read;
   for_each_tensor(
-      [&](std::string_view name, auto& tensor) {
+      [&](std::string_view name, const auto& tensor) {
         using T = typename std::remove_cvref_t<decltype(tensor)>::value_type;
-        std::vector<T> values(static_cast<std::size_t>(tensor.size()));
-        detail::read_into(file, file.at(name), values.data());
-        be.to_device(values.data(), tensor.data(), tensor.size());
+        read.emplace_back(static_cast<std::size_t>(tensor.size()) * sizeof(T));
+        T* const values = reinterpret_cast<T*>(read.back().data());
+        detail::read_into(file, file.at(name), values);
+        if constexpr (StorageType<T>) {
+          const T* const end = values + tensor.size();
+          const T* const bad =
+              std::find_if<const T*>(values, end, [](T x) { return !std::isfinite(wide(x)); });
+          if (check_finite && bad != end) {
+            fail(file.path(),
+                 detail::cat("tensor ", detail::quote(name), ": ", wide(*bad), " at element ", bad - values),
+                 "finite numbers", "start the conversation anew, or load an earlier state of it");
+          }
+        }
+      },
+      *state);
+  auto next = read.begin();
+  for_each_tensor(
+      [&](std::string_view, auto& tensor) {
+        using T = typename std::remove_cvref_t<decltype(tensor)>::value_type;
+        be.to_device(reinterpret_cast<const T*>((next++)->data()), tensor.data(), tensor.size());
       },
       *state);
 }

@@ -22,17 +22,22 @@ namespace mttt {
 inline std::string content_id(std::span<const std::filesystem::path> paths) {
   std::uint64_t hash = 0xcbf29ce484222325u;
   const auto mix = [&](std::uint64_t value) { hash = (hash ^ value) * 0x100000001b3u; };
+  std::vector<std::byte> block(std::size_t{1} << 20);  // whole words
   for (const auto& path : paths) {
-    const MappedFile file(path);
-    const auto bytes = file.bytes();
-    std::size_t at = 0;
-    for (std::uint64_t word; at + sizeof word <= bytes.size(); at += sizeof word) {
-      std::memcpy(&word, bytes.data() + at, sizeof word);
-      mix(word);
-      hash ^= hash >> 32;  // a product moves bits up only: bring the high ones down
+    const FileReader file(path);
+    const std::uint64_t size = file.bytes();
+    for (std::uint64_t first = 0; first < size; first += block.size()) {
+      const auto bytes = std::span(block).first(std::min<std::uint64_t>(block.size(), size - first));
+      file.read(first, bytes);
+      std::size_t at = 0;
+      for (std::uint64_t word; at + sizeof word <= bytes.size(); at += sizeof word) {
+        std::memcpy(&word, bytes.data() + at, sizeof word);
+        mix(word);
+        hash ^= hash >> 32;  // a product moves bits up only: bring the high ones down
+      }
+      for (; at < bytes.size(); ++at) mix(static_cast<std::uint64_t>(bytes[at]));
     }
-    for (; at < bytes.size(); ++at) mix(static_cast<std::uint64_t>(bytes[at]));
-    mix(bytes.size());
+    mix(size);
   }
   char text[17];
   std::snprintf(text, sizeof text, "%016llx", static_cast<unsigned long long>(hash));

@@ -1,19 +1,24 @@
-// Files: read whole by memory map, written whole or not at all.
+// Files: read by pieces or whole into memory, written whole or not at all.
+//
+// Nothing is mapped: a map of a file that another process shortens ends the reader with SIGBUS; a read that
+// comes back short is an Error.
 //
 // write_file_atomically fills a temporary file in the target's folder, forces it to disk, renames it over
 // the target and forces the folder to disk. Whatever fails on the way, the temporary is removed and an older
-// file stays as it was. Only a killed process leaves a temporary behind, `.NAME.PID-N.tmp`.
+// file stays as it was. Only a killed process leaves a temporary behind, `.NAME.PID-N.mttt-tmp`; the next
+// process that writes into that folder removes it. A lock tells which temporaries are still being written.
 //
 // Shapes:  none.   Units: bytes.
-// Errors:  missing or unreadable files, folders and devices in place of a file, a full disk: Error. What the
-//          callback of write_file_atomically throws passes through, after the temporary is removed.
-// Not supported: systems without POSIX; pipes; a file that another process shortens while it is mapped, which
-//          ends this process with SIGBUS.
-// Source:  POSIX.1-2017 rename, fsync, mmap.
+// Errors:  missing or unreadable files, folders and devices in place of a file, a file that became shorter
+//          while it was read, a full disk: Error. What the callback of write_file_atomically throws passes
+//          through, after the temporary is removed.
+// Not supported: systems without POSIX; pipes (they are refused at once, not waited for); leftovers on disks
+//          that know no locks, which stay.
+// Source:  POSIX.1-2017 rename, fsync, pread; flock(2).
 #pragma once
 
 #include <fcntl.h>
-#include <sys/mman.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -25,6 +30,10 @@
 #include <cstdint>
 #include <cstring>
 #include <filesystem>
+#include <memory>
+#include <mutex>
+#include <new>
+#include <set>
 #include <span>
 #include <sstream>
 #include <string>
@@ -94,8 +103,9 @@ inline Descriptor open_for_reading(const std::filesystem::path& path, std::uint6
   struct stat status {};
   if (::fstat(file.get(), &status) != 0) fail_system(path, "reading its size", errno);
   if (!S_ISREG(status.st_mode)) {
-    fail(path.string(), S_ISDIR(status.st_mode) ? "a folder" : "a pipe or a device", "a regular file",
-         "name the file itself");
+    fail(
+        path.string(), S_ISDIR(status.st_mode) ? "a folder" : "a pipe or a device", "a regular file",
+        S_ISDIR(status.st_mode) ? "name the file itself" : "write what it delivers to a file, and name that");
   }
   bytes = static_cast<std::uint64_t>(status.st_size);
   return file;
@@ -103,31 +113,65 @@ inline Descriptor open_for_reading(const std::filesystem::path& path, std::uint6
 
 }  // namespace detail
 
-/// A whole file, read only, mapped into memory for as long as this object lives.
-class MappedFile {
+/// A regular file, open for reading at any place, from several threads too.
+class FileReader {
  public:
-  explicit MappedFile(const std::filesystem::path& path) {
-    std::uint64_t bytes = 0;
-    const detail::Descriptor file = detail::open_for_reading(path, bytes);
-    if (bytes == 0) return;  // an empty map is not allowed
-    void* data = ::mmap(nullptr, bytes, PROT_READ, MAP_PRIVATE, file.get(), 0);
-    if (data == MAP_FAILED) detail::fail_system(path, "mapping it into memory", errno);
-    bytes_ = {static_cast<const std::byte*>(data), bytes};
-  }
-  MappedFile(MappedFile&& other) noexcept : bytes_(std::exchange(other.bytes_, {})) {}
-  MappedFile& operator=(MappedFile&& other) noexcept {
-    std::swap(bytes_, other.bytes_);
-    return *this;
-  }
-  ~MappedFile() {
-    if (!bytes_.empty()) ::munmap(const_cast<std::byte*>(bytes_.data()), bytes_.size());
-  }
+  explicit FileReader(const std::filesystem::path& path)
+      : path_(path), file_(detail::open_for_reading(path, bytes_)) {}
 
-  std::span<const std::byte> bytes() const { return bytes_; }
-  std::string_view text() const { return {reinterpret_cast<const char*>(bytes_.data()), bytes_.size()}; }
+  /// At its opening.
+  std::uint64_t bytes() const { return bytes_; }
+
+  /// Fills `out` with what stands from byte `at` on.
+  void read(std::uint64_t at, std::span<std::byte> out) const {
+    while (!out.empty()) {
+      const auto got = ::pread(file_.get(), out.data(), std::min(out.size(), std::size_t{1} << 30),
+                               static_cast<off_t>(at));
+      if (got < 0 && errno == EINTR) continue;
+      if (got < 0) detail::fail_system(path_, detail::cat("reading after ", at, " bytes"), errno);
+      if (got == 0) {
+        fail(path_.string(), detail::cat("the end of the file after ", at, " bytes"),
+             detail::cat(bytes_, " bytes, as at its opening"),
+             "another program shortened it while it was read: replace files by renaming, never in place");
+      }
+      at += static_cast<std::uint64_t>(got);
+      out = out.subspan(static_cast<std::size_t>(got));
+    }
+  }
 
  private:
-  std::span<const std::byte> bytes_;
+  std::filesystem::path path_;
+  std::uint64_t bytes_ = 0;  // before file_, whose opening sets it
+  detail::Descriptor file_;
+};
+
+/// A whole file, copied into memory.
+class WholeFile {
+ public:
+  explicit WholeFile(const std::filesystem::path& path) {
+    const FileReader reader(path);
+    const auto size = static_cast<std::size_t>(reader.bytes());
+    data_.reset(new (std::nothrow) std::byte[std::max<std::size_t>(size, 1)]);
+    if (data_ == nullptr) {
+      fail(path.string(), detail::cat("no memory for its ", size, " bytes"), "a file that fits into memory",
+           "end other programs, or name a smaller file");
+    }
+    reader.read(0, {data_.get(), size});
+    size_ = size;
+  }
+  WholeFile(WholeFile&& other) noexcept
+      : data_(std::move(other.data_)), size_(std::exchange(other.size_, 0)) {}
+  WholeFile& operator=(WholeFile&& other) noexcept {
+    std::swap(data_, other.data_), std::swap(size_, other.size_);
+    return *this;
+  }
+
+  std::span<const std::byte> bytes() const { return {data_.get(), size_}; }
+  std::string_view text() const { return {reinterpret_cast<const char*>(data_.get()), size_}; }
+
+ private:
+  std::unique_ptr<std::byte[]> data_;
+  std::size_t size_ = 0;
 };
 
 /// Where the callback of write_file_atomically writes to.
@@ -158,19 +202,44 @@ class FileSink {
 
 namespace detail {
 
+inline constexpr std::string_view temporary_ending = ".mttt-tmp";
+
+/// Removes what killed processes left in a folder: temporaries that nobody holds a lock on.
+inline void remove_leftovers(const std::filesystem::path& folder) {
+  std::error_code ignored;  // whatever cannot be listed, opened or removed stays
+  for (std::filesystem::directory_iterator it(folder, ignored), end; !ignored && it != end;
+       it.increment(ignored)) {
+    const std::string name = it->path().filename().string();
+    if (!name.starts_with('.') || !name.ends_with(temporary_ending)) continue;
+    // For writing, since some network disks lock nothing else.
+    const Descriptor file(::open(it->path().c_str(), O_RDWR | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC));
+    struct stat status {};
+    if (file.get() >= 0 && ::fstat(file.get(), &status) == 0 && S_ISREG(status.st_mode) &&
+        ::flock(file.get(), LOCK_EX | LOCK_NB) == 0)
+      ::unlink(it->path().c_str());
+  }
+}
+
+/// The same, once a process and folder: later leftovers wait for the next process.
+inline void remove_leftovers_once(const std::filesystem::path& folder) {
+  static std::mutex mutex;
+  static std::set<std::filesystem::path> done;
+  std::error_code ignored;
+  const auto whole = std::filesystem::weakly_canonical(folder, ignored);
+  const std::lock_guard guard(mutex);
+  if (done.insert(whole).second) remove_leftovers(folder);
+}
+
 /// A new file next to `target`, removed again unless it is renamed over it by commit().
 class TemporaryFile {
  public:
   explicit TemporaryFile(std::filesystem::path target) : target_(std::move(target)) {
-    static std::atomic<unsigned> counter{0};
     const auto folder = target_.has_parent_path() ? target_.parent_path() : std::filesystem::path(".");
     folder_ = Descriptor(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
     if (folder_.get() < 0) fail_system(target_, cat("opening its folder ", folder), errno);
-    do {  // a name left by a killed process of the same number is stepped over
-      path_ = folder / cat(".", target_.filename().string(), ".", ::getpid(), "-", counter++, ".tmp");
-      file_ = Descriptor(::open(path_.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666));
-    } while (file_.get() < 0 && errno == EEXIST);
-    if (file_.get() < 0) fail_system(target_, "creating a temporary file beside it", errno);
+    remove_leftovers_once(folder);
+    do create(folder);
+    while (!lock());
     struct stat old {};
     if (::stat(target_.c_str(), &old) == 0)
       (void)!::fchmod(file_.get(), old.st_mode & 07777);  // as good as it gets
@@ -185,6 +254,7 @@ class TemporaryFile {
 
   void commit() {
     if (::fsync(file_.get()) != 0) fail_system(target_, "forcing it to disk", errno);
+    const Descriptor locked(::fcntl(file_.get(), F_DUPFD_CLOEXEC, 0));  // keeps the lock until it is renamed
     if (const int error = file_.close(); error != 0) fail_system(target_, "closing it", error);
     if (::rename(path_.c_str(), target_.c_str()) != 0) fail_system(target_, "renaming it into place", errno);
     committed_ = true;
@@ -194,12 +264,46 @@ class TemporaryFile {
   }
 
  private:
+  void create(const std::filesystem::path& folder) {
+    static std::atomic<unsigned> counter{0};
+    do {  // a name left by a killed process of the same number is stepped over
+      path_ =
+          folder / cat(".", target_.filename().string(), ".", ::getpid(), "-", counter++, temporary_ending);
+      file_ = Descriptor(::open(path_.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666));
+    } while (file_.get() < 0 && errno == EEXIST);
+    if (file_.get() < 0) fail_system(target_, "creating a temporary file beside it", errno);
+  }
+
+  /// False: another process took the new file for a leftover, before it was locked.
+  bool lock() {
+    if (::flock(file_.get(), LOCK_EX | LOCK_NB) != 0) return errno != EWOULDBLOCK;
+    struct stat status {};
+    return ::fstat(file_.get(), &status) != 0 || status.st_nlink > 0;
+  }
+
   std::filesystem::path target_, path_;
   Descriptor folder_, file_;
   bool committed_ = false;
 };
 
 }  // namespace detail
+
+/// Makes a folder and those above it, on disk when this returns.
+inline void make_folders(const std::filesystem::path& folder) {
+  std::error_code error;
+  if (folder.empty() || std::filesystem::is_directory(folder, error)) return;
+  const auto parent = folder.has_filename() ? folder.parent_path() : folder.parent_path().parent_path();
+  make_folders(parent);
+  std::filesystem::create_directory(folder, error);
+  if (error) {
+    fail(folder.string(), detail::quote(error.message()), "a folder that can be made",
+         "choose another, or check the permissions");
+  }
+  const detail::Descriptor above(
+      ::open(parent.empty() ? "." : parent.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (above.get() >= 0 && ::fsync(above.get()) != 0 && errno != EINVAL)
+    detail::fail_system(folder, "forcing the folder above it to disk", errno);
+}
 
 /// Calls `fill(sink)` and puts what it wrote in the place of `path`; follows a symbolic link.
 template <std::invocable<FileSink&> Fill>

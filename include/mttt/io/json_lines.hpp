@@ -20,8 +20,8 @@ class JsonLines {
   explicit JsonLines(std::filesystem::path path) : path_(std::move(path)) {
     file_ = detail::Descriptor(::open(path_.c_str(), O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC, 0666));
     if (file_.get() < 0) detail::fail_system(path_, "opening it", errno);
-    const MappedFile map(path_);
-    const std::string_view text = map.text();
+    const WholeFile file(path_);
+    const std::string_view text = file.text();
     const std::size_t end = text.rfind('\n') + 1;  // npos + 1 == 0
     size_ = text.size();
     if (end == size_) return;

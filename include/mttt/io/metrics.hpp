@@ -55,7 +55,7 @@ struct Metrics {
 };
 
 inline Metrics read_metrics(const std::filesystem::path& path, std::string name) {
-  const MappedFile file(path);
+  const WholeFile file(path);
   Metrics run{std::move(name), {}, {}};
   std::string_view rest = file.text();
   for (std::size_t number = 1; !rest.empty(); ++number) {

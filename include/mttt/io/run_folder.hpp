@@ -38,10 +38,7 @@ class RunFolder {
     char name[64];
     std::snprintf(name, sizeof name, "step_%06lld.safetensors", static_cast<long long>(trainer.adam.step));
     save_training(folder_ / name, be, trainer, config);
-    const auto all = checkpoints();
-    if (keep_ <= 0) return;
-    for (std::size_t i = 0; i + static_cast<std::size_t>(keep_) < all.size(); ++i)
-      std::filesystem::remove(all[i].second);
+    remove_old();
   }
 
   /// The checkpoint of the highest step; nothing in a fresh folder.
@@ -56,6 +53,7 @@ class RunFolder {
     const auto path = newest();
     if (!path) return false;
     load_training(*path, be, trainer, config);
+    remove_old();         // a run that was killed may have left one too many
     nlohmann::json line;  // not braces in the call, which nvcc garbles
     line["resumed_at"] = trainer.adam.step;
     metrics_.append(line);  // later lines replace earlier ones past this step
@@ -64,11 +62,15 @@ class RunFolder {
 
  private:
   static std::filesystem::path made(std::filesystem::path folder) {
-    std::error_code error;
-    std::filesystem::create_directories(folder, error);
-    if (error)
-      fail(folder.string(), detail::quote(error.message()), "a folder that can be made", "choose another");
+    make_folders(folder);
     return folder;
+  }
+
+  void remove_old() const {
+    const auto all = checkpoints();
+    if (keep_ <= 0) return;
+    for (std::size_t i = 0; i + static_cast<std::size_t>(keep_) < all.size(); ++i)
+      std::filesystem::remove(all[i].second);
   }
 
   std::vector<std::pair<long long, std::filesystem::path>> checkpoints() const {

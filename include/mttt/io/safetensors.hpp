@@ -1,4 +1,4 @@
-// The safetensors file format: named tensors after a JSON header. Reader (memory-mapped), writer (atomic).
+// The safetensors file format: named tensors after a JSON header. Reader (tensor by tensor), writer (atomic).
 //
 // Layout:  uint64 header length N, little endian | N bytes of JSON | the tensors, row-major, without gaps.
 //          {"__metadata__": {"key": "text"},
@@ -6,8 +6,8 @@
 // Shapes:  as stored, any rank up to 64; rank 0 is one element.   Units: bytes, elements.
 // Errors:  the reader takes every file for hostile: lengths, nesting, repeated names, types, shapes, offsets,
 //          overlaps and holes are checked on opening, so that a SafetensorsFile that exists is sound. Values
-//          that the wanted type cannot hold are refused on reading. The writer leaves an older file alone
-//          when anything fails.
+//          that the wanted type cannot hold are refused on reading, and so is a file that another program
+//          shortens after the opening. The writer leaves an older file alone when anything fails.
 // Not supported: big-endian machines; 8-bit floats; index files of sharded checkpoints.
 // Source:  huggingface/safetensors, README "Format".
 #pragma once
@@ -28,14 +28,14 @@ namespace mttt {
 
 static_assert(std::endian::native == std::endian::little, "mttt: safetensors needs a little-endian machine");
 
-/// One stored tensor; `bytes` points into the mapped file.
+/// One stored tensor: `bytes` bytes of the file from byte `begin` on.
 struct TensorEntry {
   std::string name;
   DType dtype{};
   std::vector<std::int64_t> shape;
-  std::span<const std::byte> bytes;
+  std::uint64_t begin = 0, bytes = 0;
 
-  std::size_t count() const { return bytes.size() / dtype_size(dtype); }
+  std::size_t count() const { return static_cast<std::size_t>(bytes) / dtype_size(dtype); }
 };
 
 using SafetensorsMetadata = std::map<std::string, std::string>;
@@ -274,29 +274,33 @@ bool representable(From from) {
     // The largest double that still rounds to the largest float.
     return !(std::isfinite(from) && std::abs(from) >= 0x1.ffffffp127);
   }
+  if constexpr (std::is_same_v<To, bf16> && std::is_floating_point_v<From>) {
+    return !(std::isfinite(from) && std::abs(from) >= From{0x1.ffp127f});
+  }
   return true;
 }
 
 }  // namespace detail
 
-/// A checked safetensors file, mapped into memory for as long as this object lives.
+/// A checked safetensors file, open as long as this object lives. May be read from several threads.
 class SafetensorsFile {
  public:
-  explicit SafetensorsFile(const std::filesystem::path& path) : path_(path.string()), map_(path) {
-    const auto bytes = map_.bytes();
-    if (bytes.size() < 8) refuse(detail::cat("a file of ", bytes.size(), " bytes"), "at least 8");
+  explicit SafetensorsFile(const std::filesystem::path& path) : path_(path.string()), file_(path) {
+    if (file_.bytes() < 8) refuse(detail::cat("a file of ", file_.bytes(), " bytes"), "at least 8");
     std::uint64_t length = 0;
-    std::memcpy(&length, bytes.data(), sizeof length);
+    file_.read(0, std::as_writable_bytes(std::span(&length, 1)));
     if (length > detail::safetensors_header_limit) {
       refuse(detail::cat("a header of ", length, " bytes"),
              detail::cat("at most ", detail::safetensors_header_limit));
     }
-    if (length > bytes.size() - 8) {
-      refuse(detail::cat("a header of ", length, " bytes in a file of ", bytes.size()),
+    if (length > file_.bytes() - 8) {
+      refuse(detail::cat("a header of ", length, " bytes in a file of ", file_.bytes()),
              "a header that ends inside the file");
     }
-    detail::SafetensorsHeader header(path_, map_.text().substr(8, length));
-    place(header.items, bytes.subspan(8 + length));
+    std::string text(static_cast<std::size_t>(length), ' ');
+    file_.read(8, std::as_writable_bytes(std::span(text)));
+    detail::SafetensorsHeader header(path_, text);
+    place(header.items, 8 + length, file_.bytes() - 8 - length);
     metadata_ = std::move(header.metadata);
     tensors_.reserve(header.items.size());
     for (auto& item : header.items) tensors_.push_back(std::move(item.entry));
@@ -341,37 +345,41 @@ class SafetensorsFile {
       using Stored = decltype(zero);
       using Wide = decltype(detail::widen(zero));
       if constexpr (std::is_same_v<Stored, T>) {
-        if (n > 0) std::memcpy(out, entry.bytes.data(), entry.bytes.size());
+        file_.read(entry.begin, std::as_writable_bytes(std::span(out, n)));
       } else if constexpr (std::is_floating_point_v<Wide> != std::is_floating_point_v<T>) {
         fail(where(entry), dtype_name(entry.dtype), dtype_name(dtype_of<T>()),
              "read it into a type of its own kind");
       } else {
-        for (std::size_t i = 0; i < n; ++i) {
-          Stored stored;  // copied, because nothing aligns the data of a foreign file
-          std::memcpy(&stored, entry.bytes.data() + i * sizeof stored, sizeof stored);
-          const Wide value = detail::widen(stored);
+        for_each_stored<Stored>(entry, [&](std::size_t i, Wide value) {
           if (!detail::representable<T>(value)) {
             fail(where(entry), detail::cat(+value, " at element ", i),
                  detail::cat("a value that ", dtype_name(dtype_of<T>()), " holds"),
                  "read it into a wider type");
           }
           out[i] = static_cast<T>(value);
-        }
+          return true;
+        });
       }
     });
   }
-
-  /// The stored elements in place, without a copy; needs the stored type, and data aligned for it.
   template <class T>
-  std::span<const T> view(const TensorEntry& entry) const {
-    if (dtype_of<T>() != entry.dtype) {
-      fail(where(entry), dtype_name(entry.dtype), dtype_name(dtype_of<T>()), "use read(), which converts");
+  std::vector<T> read(const TensorEntry& entry) const {
+    std::vector<T> values(entry.count());
+    read(entry, values.data(), values.size());
+    return values;
+  }
+
+  /// Calls f(index, value) for the elements of a tensor, which are stored as `Stored`, until f is false.
+  template <class Stored, class F>
+  void for_each_stored(const TensorEntry& entry, F&& f) const {
+    std::vector<Stored> block(std::min<std::size_t>(entry.count(), 1 << 16));
+    for (std::size_t first = 0; first < entry.count(); first += block.size()) {
+      const std::span<Stored> part(block.data(), std::min(block.size(), entry.count() - first));
+      file_.read(entry.begin + first * sizeof(Stored), std::as_writable_bytes(part));
+      for (std::size_t i = 0; i < part.size(); ++i) {
+        if (!f(first + i, detail::widen(part[i]))) return;
+      }
     }
-    if (reinterpret_cast<std::uintptr_t>(entry.bytes.data()) % alignof(T) != 0) {
-      fail(where(entry), "data that is not aligned for its type", detail::cat("a multiple of ", alignof(T)),
-           "use read(), or write the file again with SafetensorsWriter");
-    }
-    return {reinterpret_cast<const T*>(entry.bytes.data()), entry.count()};
   }
 
  private:
@@ -382,21 +390,24 @@ class SafetensorsFile {
     return path_ + ", tensor " + detail::quote(entry.name);
   }
 
-  /// Checks sizes, then that the tensors tile the data exactly; fills `bytes` of every entry.
-  void place(std::vector<detail::SafetensorsHeader::Item>& items, std::span<const std::byte> data) const {
+  /// Checks sizes, then that the tensors tile the `size` bytes of data from `start` on exactly; says in every
+  /// entry where it lies.
+  void place(std::vector<detail::SafetensorsHeader::Item>& items, std::uint64_t start,
+             std::uint64_t size) const {
     std::vector<const detail::SafetensorsHeader::Item*> order;
     for (auto& [entry, begin, end] : items) {
       const std::string subject = "tensor " + detail::quote(entry.name);
       const std::string range = detail::cat("bytes ", begin, " to ", end);
-      if (begin > end || end > data.size())
-        refuse(subject + " at " + range, detail::cat("a range within the ", data.size(), " bytes of data"));
+      if (begin > end || end > size)
+        refuse(subject + " at " + range, detail::cat("a range within the ", size, " bytes of data"));
       const auto bytes = detail::tensor_bytes(entry.dtype, entry.shape);
       if (bytes != end - begin) {
         refuse(subject + " at " + range,
                detail::cat(bytes ? std::to_string(*bytes) : "more than 2^64", " bytes for shape ",
                            detail::shape_text(entry.shape), " of ", dtype_name(entry.dtype)));
       }
-      entry.bytes = data.subspan(begin, end - begin);
+      entry.begin = start + begin;
+      entry.bytes = end - begin;
     }
     for (const auto& item : items) order.push_back(&item);
     std::sort(order.begin(), order.end(),
@@ -410,12 +421,12 @@ class SafetensorsFile {
       }
       covered = item->end;
     }
-    if (covered != data.size())
-      refuse(detail::cat(data.size() - covered, " unused bytes at the end"), "data without holes");
+    if (covered != size)
+      refuse(detail::cat(size - covered, " unused bytes at the end"), "data without holes");
   }
 
   std::string path_;
-  MappedFile map_;
+  FileReader file_;
   SafetensorsMetadata metadata_;
   std::vector<TensorEntry> tensors_;
   std::unordered_map<std::string_view, std::size_t> index_;  // keys point into tensors_, which never changes

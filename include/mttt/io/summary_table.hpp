@@ -226,7 +226,7 @@ tr.group th{color:var(--ink);font-weight:600;padding-top:16px}
 
 /// Reads a file that holds one JSON object.
 inline nlohmann::ordered_json read_summary(const std::filesystem::path& path) {
-  const MappedFile file(path);
+  const WholeFile file(path);
   auto summary = nlohmann::ordered_json::parse(file.text(), nullptr, false);
   if (!summary.is_object()) {
     fail(path.string(), summary.is_discarded() ? detail::quote(file.text()) : "JSON that is no object",

@@ -20,7 +20,7 @@ namespace mttt {
 class TextTokenizer {
  public:
   static TextTokenizer load(const std::filesystem::path& path) {
-    const MappedFile file(path);
+    const WholeFile file(path);
     TextTokenizer out(path.string());
     if (file.bytes().empty()) out.garbage("an empty file");
     out.run([&] { return out.processor_->LoadFromSerializedProto(file.text()); });

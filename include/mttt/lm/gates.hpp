@@ -69,6 +69,7 @@ inline Index layer_in(std::string_view name) {
 /// Sets alpha of the gates of the given layers; 0 in all gives the model of the base weights, to the bit.
 template <class B, class P>
 void force_gating_alpha(B& be, P& params, double alpha, LayerSet layers = LayerSet::range(0, 63)) {
+  if (!std::isfinite(alpha)) fail("force_gating_alpha", std::to_string(alpha), "a finite number");
   int gates = 0;
   for_each_tensor(
       [&](std::string_view name, auto& t) {

@@ -32,10 +32,12 @@ class OneCycle {
 
   explicit OneCycle(const Options& o) : o_(o) {
     if (o.total_steps < 1 || !(o.pct_start >= 0 && o.pct_start <= 1) || !(o.div_factor > 0) ||
-        !(o.final_div_factor > 0)) {
+        !(o.final_div_factor > 0) || !std::isfinite(o.max_lr)) {
       fail("one-cycle schedule",
-           std::to_string(o.total_steps) + " steps, pct_start " + std::to_string(o.pct_start),
-           "at least 1 step, pct_start from 0 to 1, positive factors", "correct the training options");
+           std::to_string(o.total_steps) + " steps, pct_start " + std::to_string(o.pct_start) +
+               ", highest rate " + std::to_string(o.max_lr),
+           "at least 1 step, pct_start from 0 to 1, positive factors, a finite rate",
+           "correct the training options");
     }
   }
 

@@ -6,8 +6,9 @@
 //
 // Formula, shapes: see backend/backend.hpp.
 // Units:   elements.
-// Errors:  std::bad_alloc when the machine has no memory left.
-// Not supported: use of one Cpu object from several threads at once; give each its own.
+// Errors:  Error when the machine has no memory left: for what, how much was wanted, what to lower.
+// Not supported: use of one Cpu object from several threads at once; give each its own. Where the system
+//          promises memory that it does not have (overcommit, the limit of a container), it ends the process.
 // Source:  none.
 #pragma once
 
@@ -23,14 +24,23 @@
 #include "mttt/backend/arena.hpp"
 #include "mttt/backend/backend.hpp"
 #include "mttt/backend/cpu/matmul.hpp"
+#include "mttt/core/error.hpp"
+#include "mttt/core/memory_use.hpp"
 
 namespace mttt {
 
 /// Zeroed bytes aligned for the widest vectors.
 class CpuMemory {
  public:
-  explicit CpuMemory(Index bytes, MemoryUse = MemoryUse::other)
-      : data_(::operator new (static_cast<std::size_t>(bytes), std::align_val_t{64})) {
+  explicit CpuMemory(Index bytes, MemoryUse use = MemoryUse::other) {
+    if (bytes >= 0)
+      data_ = ::operator new (static_cast<std::size_t>(bytes), std::align_val_t{64}, std::nothrow);
+    if (data_ == nullptr) {
+      fail("memory of this machine for " + std::string(name_of(use)), "no room",
+           bytes < 0 ? "a size that can be counted"
+                     : detail::binary_size(static_cast<double>(bytes)) + " more",
+           advice_of(use));
+    }
     std::memset(data_, 0, static_cast<std::size_t>(bytes));
   }
   template <class B>
@@ -45,7 +55,7 @@ class CpuMemory {
   const void* data() const { return data_; }
 
  private:
-  void* data_;
+  void* data_ = nullptr;
 };
 
 /// A row's team on the CPU: one thread, vectorised loops.

@@ -7,7 +7,6 @@
 // Source:  CUDA Runtime API, cudaMalloc.
 #pragma once
 
-#include <cstdio>
 #include <utility>
 
 #include "mttt/backend/cuda/check.cuh"
@@ -17,14 +16,6 @@
 namespace mttt {
 
 namespace detail {
-
-/// "1.5 GiB", below one "512.0 MiB".
-inline std::string binary_size(double bytes) {
-  const bool large = bytes >= 1 << 30;
-  char text[32];
-  std::snprintf(text, sizeof text, "%.1f %s", bytes / (large ? 1 << 30 : 1 << 20), large ? "GiB" : "MiB");
-  return text;
-}
 
 [[noreturn]] inline void out_of_gpu_memory(Index wanted, MemoryUse use) {
   cudaGetLastError();  // the next call must not report this one
