@@ -1,5 +1,6 @@
-// Whole programs in trouble: full disks, places where nothing can be written, signals at any moment, pipes that
-// stall, NaN, sound of any kind, no memory. Each ends with one clear line or goes on; none leaves half a file.
+// Whole programs in trouble: full disks, places where nothing can be written, signals at any moment, pipes
+// that stall, NaN, sound of any kind, no memory. Each ends with one clear line or goes on; none leaves half a
+// file.
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -160,7 +161,7 @@ TEST_CASE("a training that is killed at any moment resumes and ends with the sam
   for (int status = -1; status != 0; ++kills) {
     REQUIRE(kills < 200);
     const pid_t child = p.start(command + "killed-often --resume");
-    // About a fourth of the whole at a time; from the tenth kill on ever more, so that it ends on any machine.
+    // About a fourth of the whole at a time; from the tenth kill on ever more, so that it ends everywhere.
     const double share =
         (0.05 + 0.4 * static_cast<double>(random() % 100) / 100) * (kills < 10 ? 1 : kills / 8.0);
     ::usleep(static_cast<useconds_t>(1e6 * whole * share));

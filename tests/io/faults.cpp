@@ -277,12 +277,17 @@ TEST_CASE("a full disk: every writer says so, and every file is the old one or t
   // A disk of 64 KiB, in a child that has a view of the file system of its own.
   const std::string message = in_child([&]() -> std::string {
     if (::unshare(CLONE_NEWNS) != 0) {
-      const std::string self = std::to_string(::getuid()) + " " + std::to_string(::getuid()) + " 1";
+      // Allowed to nobody but in a user namespace, where this user is the only one.
+      const auto map = [](unsigned id) { return std::to_string(id) + " " + std::to_string(id) + " 1"; };
+      const std::string user = map(::geteuid()), group = map(::getegid());
       if (::unshare(CLONE_NEWUSER | CLONE_NEWNS) != 0) return "not allowed";
-      std::ofstream("/proc/self/uid_map") << self;
+      std::ofstream("/proc/self/setgroups") << "deny";
+      std::ofstream("/proc/self/uid_map") << user;
+      std::ofstream("/proc/self/gid_map") << group;
     }
     ::mount(nullptr, "/", nullptr, MS_REC | MS_PRIVATE, nullptr);
     if (::mount("tmpfs", scratch.folder.c_str(), "tmpfs", 0, "size=64k") != 0) return "not allowed";
+    if (!std::ofstream(scratch / "small").put('x')) return "not allowed";
     write_file_atomically(scratch / "small", "old");
     std::string said;
     for (const auto& [name, save] : writers(run, scratch.folder)) {
