@@ -17,6 +17,23 @@ namespace mttt::testing {
 
 inline constexpr Index members = 3;  // divides no usual width
 
+/// Part of a team: one member alone.
+class EmulatedPart {
+ public:
+  template <class F>
+  void for_each(Index n, const F& f) const {
+    for (Index i = 0; i < n; ++i) f(i);
+  }
+  template <class A, class F>
+  A sum(Index n, const F& f) const {
+    A total = 0;
+    for (Index i = 0; i < n; ++i) total += f(i);
+    return total;
+  }
+  void sync() const {}
+  bool leader() const { return true; }
+};
+
 class EmulatedTeam {
  public:
   struct Shared {
@@ -67,6 +84,10 @@ class EmulatedTeam {
       const A x = f(a), y = f(b);
       return y > x || (y == x && b < a) ? b : a;
     });
+  }
+  template <class F>
+  void rows(Index n, const F& f) const {
+    for (Index r = member_; r < n; r += members) f(EmulatedPart{}, r);
   }
   template <class F>
   void histogram(Index n, Index bins, const F& f, std::int32_t* counts) const {

@@ -34,6 +34,9 @@
 //   team.sum<A>(n, g, in...)        the sum of g(in[i]...)
 //   team.max<A>(n, g)               the largest g(i)
 //   team.argmax<A>(n, g)            the first index of the largest
+//   team.rows(n, g)                 g(part, r) for r in [0, n): parts of the team, a GPU's warps, take rows that need
+//                                   not wait for each other. A part has for_each, sum, sync and leader; the
+//                                   team waits after all rows where it wants to read what they wrote
 //   team.histogram(n, bins, g, counts)
 //                                   counts[j] = how many i have g(i) = j, for j in [0, bins); others are not
 //                                   counted. counts in scratch

@@ -166,12 +166,15 @@ struct TttForward {
 
       detail::descend(team, model, n, W, target, gamma, beta, scan.eps, pass);
       detail::answer(team, scan, head, m, n, W, pass, query);
-      for (Index r = 0; r < n; ++r) {  // o = q + LN(Zbar)
-        A* z = query.Z[model.layers - 1] + r * F;
-        detail::inner_norm(team, z, gamma, beta, z, F, scan.eps);
-        const A* q = query.X[0] + r * F;
-        team.for_each(F, [=](Index i) { z[i] += q[i]; });
-      }
+      A* answers = query.Z[model.layers - 1];  // o = q + LN(Zbar)
+      const A *queries = query.X[0], eps = scan.eps;
+      team.rows(n, [=](auto part, Index r) {
+        A* z = answers + r * F;
+        detail::inner_norm(part, z, gamma, beta, z, F, eps);
+        const A* q = queries + r * F;
+        part.for_each(F, [=](Index i) { z[i] += q[i]; });
+      });
+      team.sync();
       scan.store(team, query.Z[model.layers - 1], head, m, n, out);
       if (n == scan.mini_batch) update(team, head, m, n, W, pass, scaled);
       team.sync();
@@ -218,7 +221,7 @@ struct TttBackward {
     Index d = 0;  // dX, dZ, dG of all layers
     for (Index l = 0; l < model.layers; ++l) d += n * (model.in(l) + 2 * model.out(l));
     return detail::InnerPass<A>::scratch(model, n) + detail::QueryPass<A>::scratch(model, n) + d +
-           n * (3 * model.width + 3 * model.widest() + n);
+           n * (3 * model.width + 3 * model.widest() + 2 * n);
   }
 
   template <class Team>
@@ -242,6 +245,7 @@ struct TttBackward {
       A* dZbar = dXbar + n * model.widest();
       A* wide = dZbar + n * model.widest();
       A* dP = wide + n * model.widest();
+      A* dots = dP + n * n;
 
       // The mini-batch again.
       scan.load(team, scan.k, head, m, n, pass.X[0]);
@@ -259,20 +263,23 @@ struct TttBackward {
       const bool updated = n == scan.mini_batch;
       for (Index l = 0; l <= last; ++l) {
         if (updated) {
-          carried(team, head, m, n, dW, pass, d, l, wide);
+          carried(team, head, m, n, dW, pass, d, l, wide, dP);
         } else {
           zero(team, d.X[l], n * model.in(l));
           zero(team, d.G[l], n * model.out(l));
         }
       }
       // 2. o = q + LN(Zbar_L), and back through the queries' layers.
-      for (Index r = 0; r < n; ++r) {
-        detail::inner_norm_backward(team, query.Z[last] + r * F, gamma, dO + r * F, dZbar + r * F,
-                                    dgamma + head * F, dbeta + head * F, F, scan.eps);
-      }
+      const A *answers = query.Z[last], eps = scan.eps;
+      team.rows(n, [=](auto part, Index r) {
+        const Index at = r * F;
+        detail::inner_norm_backward(part, answers + at, gamma, dO + at, dZbar + at, wide + at, F, eps);
+      });
       team.sync();
+      detail::add_column_sums(team, detail::plane<const A>(wide, n, F), dgamma + head * F);
+      detail::add_column_sums(team, detail::plane<const A>(dO, n, F), dbeta + head * F);
       for (Index l = last; l >= 0; --l) {
-        queried(team, head, m, n, W, dW, pass, query, d, l, dXbar, dZbar, dP);
+        queried(team, head, m, n, W, dW, pass, query, d, l, dXbar, dZbar, dP, dots);
         if (l > 0) {
           const A* z = query.Z[l - 1];
           team.for_each(n * model.in(l), [=](Index i) { dZbar[i] = dXbar[i] * GeluTanh::df(z[i]); });
@@ -284,13 +291,16 @@ struct TttBackward {
       scan.store(team, dXbar, head, m, n, dq);
       // 3. Back through the closed-form gradients g_1 ... g_L, then through the keys' layers.
       inner_gradients(team, n, W, dW, pass, d, wide);
-      for (Index r = 0; r < n; ++r) {
+      const A *z_last = pass.Z[last], *dg_last = d.G[last];
+      A* shares = dXbar;  // which has served
+      team.rows(n, [=](auto part, Index r) {
         const Index at = r * F;
-        detail::inner_loss_gradient_backward(team, pass.Z[last] + at, target + at, gamma, beta,
-                                             d.G[last] + at, wide + at, dtarget_here + at, dgamma + head * F,
-                                             dbeta + head * F, F, scan.eps);
-      }
+        detail::inner_loss_gradient_backward(part, z_last + at, target + at, gamma, beta, dg_last + at,
+                                             wide + at, dtarget_here + at, shares + at, F, eps);
+      });
       team.sync();
+      detail::add_column_sums(team, detail::plane<const A>(shares, n, F), dgamma + head * F);
+      detail::add_column_sums(team, detail::plane<const A>(dtarget_here, n, F), dbeta + head * F, A(-1));
       add(team, wide, d.Z[last], n * F);
       team.sync();
       inner_layers(team, n, W, dW, pass, d);
@@ -314,7 +324,7 @@ struct TttBackward {
   ///   dG = -rate U,  d rate_s = -g_s . u_s,  dX = -rate G dW'^T
   template <class Team>
   MTTT_HD void carried(Team team, Index head, Index m, Index n, const A* dW, const detail::InnerPass<A>& pass,
-                       const detail::InnerPass<A>& d, Index l, A* scaled) const {
+                       const detail::InnerPass<A>& d, Index l, A* scaled, A* products) const {
     const InnerModel model = scan.model;
     const Index out = model.out(l);
     const A last_scale = scan.scale[n - 1];
@@ -323,22 +333,32 @@ struct TttBackward {
     team.sync();
     detail::add_bias(team, model.bias(dW, l), detail::plane(d.G[l], n, out));
     team.sync();
-    for (Index s = 0; s < n; ++s) {
-      const A* g = pass.G[l] + s * out;
-      A* u = d.G[l] + s * out;
+    const A* gradients = pass.G[l];
+    A* updates = d.G[l];
+    const A* lr = scan.lr + scan.lr_at(head, m, 0);
+    A* drate = dlr + scan.lr_at(head, m, 0);
+    const Index stride = scan.heads;
+    team.rows(n, [=](auto part, Index s) {
+      const A* g = gradients + s * out;
+      A* u = updates + s * out;
       A* row = scaled + s * out;
-      const A rate = scan.lr[scan.lr_at(head, m, s)];
-      const A product = team.template sum<A>(out, [=](Index i) { return g[i] * u[i]; });
-      if (team.leader()) {
-        dlr[scan.lr_at(head, m, s)] -= last_scale * product;
-        dscale[head * scan.mini_batch + n - 1] -= rate * product;
+      const A rate = lr[s * stride];
+      const A product = part.template sum<A>(out, [=](Index i) { return g[i] * u[i]; });
+      if (part.leader()) {
+        drate[s * stride] -= last_scale * product;
+        products[s] = rate * product;
       }
-      team.for_each(out, [=](Index i) {
+      part.for_each(out, [=](Index i) {
         u[i] *= -last_scale * rate;
         row[i] = -last_scale * rate * g[i];
       });
-    }
+    });
     team.sync();
+    if (team.leader()) {
+      A total = 0;
+      for (Index s = 0; s < n; ++s) total += products[s];
+      dscale[head * scan.mini_batch + n - 1] -= total;
+    }
     team.matmul(detail::plane<const A>(scaled, n, out), model.weight(dW, l).t(),
                 detail::plane(d.X[l], n, model.in(l)));
     team.sync();
@@ -348,7 +368,8 @@ struct TttBackward {
   template <class Team>
   MTTT_HD void queried(Team team, Index head, Index m, Index n, const A* W, A* dW,
                        const detail::InnerPass<A>& pass, const detail::QueryPass<A>& query,
-                       const detail::InnerPass<A>& d, Index l, A* dXbar, const A* dZbar, A* dP) const {
+                       const detail::InnerPass<A>& d, Index l, A* dXbar, const A* dZbar, A* dP,
+                       A* dots) const {
     const InnerModel model = scan.model;
     const Index in = model.in(l), out = model.out(l);
     const auto dZ = detail::plane<const A>(dZbar, n, out);
@@ -359,25 +380,29 @@ struct TttBackward {
     detail::add_column_sums(team, dZ, model.bias(dW, l));
     team.sync();
     // P_ts = -scale_t lr_s (a_ts + 1). The rates are bounded away from zero (a sigmoid), a scale may be zero:
-    // so a_ts + 1 is computed again instead of divided out.
+    // so a_ts is computed again instead of divided out.
+    team.matmul(detail::plane<const A>(query.X[l], n, in), detail::plane<const A>(pass.X[l], n, in).t(),
+                detail::plane(dots, n, n));
+    team.sync();
+    const A *scale = scan.scale, *lr = scan.lr + scan.lr_at(head, m, 0);
+    const Index stride = scan.heads;
+    A *drate = dlr + scan.lr_at(head, m, 0), *to_scale = dscale + head * scan.mini_batch;
+    team.for_each(n, [=](Index s) {  // down column s, which begins at the diagonal
+      A sum = 0;
+      for (Index t = s; t < n; ++t) sum += scale[t] * (A(1) + dots[t * n + s]) * dP[t * n + s];
+      drate[s * stride] -= sum;
+    });
+    team.for_each(n, [=](Index t) {
+      A sum = 0;
+      for (Index s = 0; s <= t; ++s) sum += lr[s * stride] * (A(1) + dots[t * n + s]) * dP[t * n + s];
+      to_scale[t] -= sum;
+    });
+    team.sync();
     for (Index t = 0; t < n; ++t) {
-      const A* x = query.X[l] + t * in;
       A* row = dP + t * n;
-      const A scale = scan.scale[t];
-      A by_scale = 0;
-      for (Index s = 0; s <= t; ++s) {
-        const A* key = pass.X[l] + s * in;
-        const A a = A(1) + team.template sum<A>(in, [=](Index i) { return x[i] * key[i]; });
-        const A rate = scan.lr[scan.lr_at(head, m, s)];
-        by_scale -= rate * a * row[s];
-        if (team.leader()) dlr[scan.lr_at(head, m, s)] -= scale * a * row[s];
-      }
-      team.sync();
-      if (team.leader()) dscale[head * scan.mini_batch + t] += by_scale;
-      const A* lr = scan.lr + scan.lr_at(head, m, 0);
-      const Index stride = scan.heads;
-      team.for_each(n,
-                    [=](Index s) { row[s] = s <= t ? -scale * lr[s * stride] * row[s] : A(0); });  // now dA
+      const A row_scale = scale[t];
+      team.for_each(
+          n, [=](Index s) { row[s] = s <= t ? -row_scale * lr[s * stride] * row[s] : A(0); });  // now dA
     }
     team.sync();
     team.matmul(detail::plane<const A>(dP, n, n), detail::plane<const A>(pass.X[l], n, in),

@@ -78,10 +78,10 @@ MTTT_HD void inner_norm(Team team, const A* z, const A* gamma, const A* beta, A*
   team.for_each(F, [=](Index i) { y[i] = gamma[i] * (z[i] - m.mean) * m.rstd + beta[i]; });
 }
 
-/// dz of inner_norm; adds to dgamma, dbeta.
+/// dz of inner_norm, and the row's share of dgamma; that of dbeta is dy itself.
 template <class A, class Team>
 MTTT_HD void inner_norm_backward(Team team, const A* z, const A* gamma, const A* dy, A* dz, A* dgamma,
-                                 A* dbeta, Index F, A eps) {
+                                 Index F, A eps) {
   const auto m = moments(team, z, F, eps);
   const auto hat = [=](Index i) { return (z[i] - m.mean) * m.rstd; };
   const A mean_d = team.template sum<A>(F, [=](Index i) { return dy[i] * gamma[i]; }) / static_cast<A>(F);
@@ -89,8 +89,7 @@ MTTT_HD void inner_norm_backward(Team team, const A* z, const A* gamma, const A*
       team.template sum<A>(F, [=](Index i) { return dy[i] * gamma[i] * hat(i); }) / static_cast<A>(F);
   team.for_each(F, [=](Index i) {
     const A x = hat(i);
-    dgamma[i] += dy[i] * x;
-    dbeta[i] += dy[i];
+    dgamma[i] = dy[i] * x;
     dz[i] = m.rstd * (dy[i] * gamma[i] - mean_d - x * mean_dx);
   });
 }
@@ -107,12 +106,12 @@ MTTT_HD void inner_loss_gradient(Team team, const A* z, const A* target, const A
   team.for_each(F, [=](Index i) { g[i] = m.rstd * (h(i) - mean_h - hat(i) * mean_hx); });
 }
 
-/// inner_loss_gradient backwards: from dg to dz and dtarget; adds to dgamma and dbeta.
+/// inner_loss_gradient backwards: from dg to dz, dtarget and the row's share of dgamma; that of dbeta is -dtarget.
 /// With x = hat(z), e = gamma x + beta - target, h = e gamma:  g = rstd (h - mean(h) - x mean(h x)).
 template <class A, class Team>
 MTTT_HD void inner_loss_gradient_backward(Team team, const A* z, const A* target, const A* gamma,
-                                          const A* beta, const A* dg, A* dz, A* dtarget, A* dgamma, A* dbeta,
-                                          Index F, A eps) {
+                                          const A* beta, const A* dg, A* dz, A* dtarget, A* dgamma, Index F,
+                                          A eps) {
   const A inv = A(1) / static_cast<A>(F);
   const auto m = moments(team, z, F, eps);
   const auto hat = [=](Index i) { return (z[i] - m.mean) * m.rstd; };
@@ -132,8 +131,7 @@ MTTT_HD void inner_loss_gradient_backward(Team team, const A* z, const A* target
   const A mean_dhat_x = inv * team.template sum<A>(F, [=](Index i) { return dhat(i) * hat(i); });
   team.for_each(F, [=](Index i) {
     const A x = hat(i), de = dh(i) * gamma[i];
-    dgamma[i] += dh(i) * e(i) + de * x;
-    dbeta[i] += de;
+    dgamma[i] = dh(i) * e(i) + de * x;
     dtarget[i] = -de;
     dz[i] = m.rstd * (dhat(i) - mean_dhat - x * mean_dhat_x) - drstd * m.rstd * m.rstd * x * inv;
   });
@@ -148,12 +146,12 @@ MTTT_HD void add_bias(Team team, const A* row, Matrix<A> y) {
   }
 }
 
-/// row += column sums of y
+/// row += factor * column sums of y
 template <class A, class Team>
-MTTT_HD void add_column_sums(Team team, Matrix<const A> y, A* row) {
+MTTT_HD void add_column_sums(Team team, Matrix<const A> y, A* row, A factor = 1) {
   for (Index r = 0; r < y.rows; ++r) {
     const A* in = y.data + r * y.ld;
-    team.for_each(y.cols, [=](Index i) { row[i] += in[i]; });
+    team.for_each(y.cols, [=](Index i) { row[i] += factor * in[i]; });
   }
 }
 
@@ -200,11 +198,12 @@ MTTT_HD void descend(Team team, InnerModel model, Index n, const A* weights, con
     }
     team.sync();
   }
-  for (Index r = 0; r < n; ++r) {
-    const Index at = r * model.width;
-    inner_loss_gradient(team, pass.Z[last] + at, target + at, gamma, beta, pass.G[last] + at, model.width,
-                        eps);
-  }
+  const A* z_last = pass.Z[last];
+  A* g_last = pass.G[last];
+  const Index F = model.width;
+  team.rows(n, [=](auto part, Index r) {
+    inner_loss_gradient(part, z_last + r * F, target + r * F, gamma, beta, g_last + r * F, F, eps);
+  });
   team.sync();
   for (Index l = last - 1; l >= 0; --l) {
     team.matmul(plane<const A>(pass.G[l + 1], n, model.out(l + 1)), model.weight(weights, l + 1).t(),

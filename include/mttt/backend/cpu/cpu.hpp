@@ -112,6 +112,10 @@ class CpuTeam {
     return best;
   }
   template <class F>
+  void rows(Index n, const F& f) const {
+    for (Index r = 0; r < n; ++r) f(*this, r);
+  }
+  template <class F>
   void histogram(Index n, Index bins, const F& f, std::int32_t* counts) const {
     std::fill_n(counts, bins, 0);
     for (Index i = 0; i < n; ++i) {

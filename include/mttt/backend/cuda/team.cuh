@@ -18,6 +18,25 @@
 
 namespace mttt {
 
+/// Part of a team: a warp. Its members go step by step, so that a sum costs five shuffles.
+class CudaWarp {
+ public:
+  template <class F>
+  __device__ void for_each(Index n, const F& f) const {
+    for (Index i = threadIdx.x % 32; i < n; i += 32) f(i);
+  }
+  template <class A, class F>
+  __device__ A sum(Index n, const F& f) const {
+    A part = 0;
+    for (Index i = threadIdx.x % 32; i < n; i += 32) part += f(i);
+    for (int distance = 16; distance > 0; distance /= 2)
+      part += __shfl_xor_sync(0xffffffffu, part, distance);  // both of a pair add the same two: the same bits
+    return part;
+  }
+  __device__ void sync() const { __syncwarp(); }
+  __device__ bool leader() const { return threadIdx.x % 32 == 0; }
+};
+
 class CudaTeam {
  public:
   __device__ explicit CudaTeam(void* scratch) : scratch_(scratch) {}
@@ -69,6 +88,11 @@ class CudaTeam {
     for (Index i = threadIdx.x + blockDim.x; i < n; i += blockDim.x)
       part = Earlier{}(part, Place<A>{static_cast<A>(f(i)), i});
     return reduce(part, Earlier{}).index;
+  }
+
+  template <class F>
+  __device__ void rows(Index n, const F& f) const {
+    for (Index r = threadIdx.x / 32; r < n; r += blockDim.x / 32) f(CudaWarp{}, r);
   }
 
   /// Whole numbers: their sums do not depend on the order.
