@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "mttt/backend/cpu/cpu.hpp"
+#include "mttt/backend/member_matmul.hpp"
 
 namespace mttt::testing {
 
@@ -110,15 +111,7 @@ class EmulatedTeam {
   template <class T>
   void matmul(Matrix<const T> a, std::type_identity_t<Matrix<const T>> b, std::type_identity_t<Matrix<T>> c,
               std::type_identity_t<T> alpha = 1, std::type_identity_t<T> beta = 0) const {
-    const auto at = [](const auto& m, Index i, Index j) {
-      return m.transposed ? m.data[j * m.ld + i] : m.data[i * m.ld + j];
-    };
-    for_each(c.rows * c.cols, [&](Index i) {
-      T total = 0;
-      for (Index k = 0; k < a.cols; ++k) total += at(a, i / c.cols, k) * at(b, k, i % c.cols);
-      T& out = c.data[i / c.cols * c.ld + i % c.cols];
-      out = beta == T(0) ? alpha * total : alpha * total + beta * out;
-    });
+    detail::member_matmul<T>(static_cast<int>(member_), static_cast<int>(members), a, b, c, alpha, beta);
   }
   template <class T>
   void matmul(Matrix<T> a, std::type_identity_t<Matrix<const T>> b, std::type_identity_t<Matrix<T>> c,

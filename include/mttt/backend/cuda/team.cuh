@@ -14,6 +14,7 @@
 #pragma once
 
 #include "mttt/backend/cuda/pack.cuh"
+#include "mttt/backend/member_matmul.hpp"
 #include "mttt/core/tensor.hpp"
 
 namespace mttt {
@@ -132,20 +133,13 @@ class CudaTeam {
     sync();
   }
 
-  /// C = alpha A B + beta C, one element a member at a time.
+  /// C = alpha A B + beta C. Not inlined: a scan calls it a dozen times.
   template <class T>
-  __device__ void matmul(Matrix<const T> a, std::type_identity_t<Matrix<const T>> b,
-                         std::type_identity_t<Matrix<T>> c, std::type_identity_t<T> alpha = 1,
-                         std::type_identity_t<T> beta = 0) const {
-    const Index a_row = a.transposed ? 1 : a.ld, a_column = a.transposed ? a.ld : 1;
-    const Index b_row = b.transposed ? 1 : b.ld, b_column = b.transposed ? b.ld : 1;
-    for (Index i = threadIdx.x; i < c.rows * c.cols; i += blockDim.x) {
-      const T *row = a.data + i / c.cols * a_row, *column = b.data + i % c.cols * b_column;
-      T total = 0;
-      for (Index k = 0; k < a.cols; ++k) total += row[k * a_column] * column[k * b_row];
-      T& out = c.data[i / c.cols * c.ld + i % c.cols];
-      out = beta == T(0) ? alpha * total : alpha * total + beta * out;
-    }
+  __device__ __noinline__ void matmul(Matrix<const T> a, std::type_identity_t<Matrix<const T>> b,
+                                      std::type_identity_t<Matrix<T>> c, std::type_identity_t<T> alpha = 1,
+                                      std::type_identity_t<T> beta = 0) const {
+    detail::member_matmul<T>(static_cast<int>(threadIdx.x), static_cast<int>(blockDim.x), a, b, c, alpha,
+                             beta);
   }
   template <class T>
   __device__ void matmul(Matrix<T> a, std::type_identity_t<Matrix<const T>> b,
