@@ -527,7 +527,7 @@ TEST_CASE("pipes that stall are refused at once") {
       {"lines", [&] { JsonLines{pipe}; }}};
   for (const auto& [name, read] : readers) {
     INFO(name);
-    const std::string message = in_child([&] { return error_of(read); });
+    const std::string message = in_child([&, read = read] { return error_of(read); });
     CHECK_THAT(message, contains("found a pipe or a device; expected a regular file") &&
                             contains("write what it delivers to a file, and name that"));
   }
