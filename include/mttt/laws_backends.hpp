@@ -75,7 +75,7 @@ Tensor<T, E...> send(Device& gpu, Tensor<T, E...> t) {
 
 /// All tensors of two aggregates in host memory; whole numbers must be equal.
 template <class P, class Q>
-void compare(const P& gpu, const Q& cpu, Worst& worst, std::string prefix) {
+void compare(const P& gpu, const Q& cpu, Worst& worst, const std::string& prefix) {
   for_each_tensor(
       [&](std::string_view name, const auto& a, const auto& b) {
         using T = std::remove_const_t<typename std::remove_cvref_t<decltype(b)>::value_type>;
