@@ -19,7 +19,7 @@ std::string preset_of(const std::filesystem::path& checkpoint) {
   const auto found = file.metadata().find("config");
   const auto config = found == file.metadata().end() ? nlohmann::json()
                                                      : nlohmann::json::parse(found->second, nullptr, false);
-  const std::string preset = config.is_object() ? config.value("preset", "") : "";
+  std::string preset = config.is_object() ? config.value("preset", "") : "";
   if (preset != "tiny" && preset != "tiny_without_ttt") {
     mttt::fail(checkpoint.string(),
                preset.empty() ? "no preset in its metadata" : "the preset '" + preset + "'",

@@ -87,9 +87,8 @@ Tensor<T, E...> make_tensor(Arena<Memory>& arena, N... dims) {
   static_assert(sizeof...(N) == (Index(E == dyn) + ... + 0),
                 "make<T, E...>(dims...) takes one number for each dyn");
   const Index given[sizeof...(N) + 1]{static_cast<Index>(dims)..., 0};
-  std::array<Index, sizeof...(E)> extents{E...};
-  std::size_t next = 0;
-  for (Index& extent : extents) extent = extent == dyn ? given[next++] : extent;
+  [[maybe_unused]] std::size_t next = 0;
+  const std::array<Index, sizeof...(E)> extents{(E == dyn ? given[next++] : E)...};
   return {static_cast<T*>(arena.alloc(counted_bytes(extents, sizeof(T), MemoryUse::activations))), extents};
 }
 
