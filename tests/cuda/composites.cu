@@ -1,5 +1,4 @@
 #include "agreement.cuh"
-#include "agreement_in.cuh"
 #include "laws/composites.hpp"
 #include "mttt/nn/activation.hpp"
 #include "mttt/nn/attention.hpp"

@@ -1,4 +1,4 @@
-#include "agreement_in.cuh"
+#include "agreement.cuh"
 #include "mttt/codec/conv_transpose1d.hpp"
 
 namespace {

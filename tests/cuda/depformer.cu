@@ -1,6 +1,6 @@
 #include "mttt/lm/depformer.hpp"
 
-#include "agreement_in.cuh"
+#include "agreement.cuh"
 
 namespace {
 using namespace mttt;

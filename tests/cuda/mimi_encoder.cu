@@ -1,4 +1,4 @@
-#include "agreement_in.cuh"
+#include "agreement.cuh"
 #include "laws/mimi_small.hpp"
 
 namespace {

@@ -1,6 +1,6 @@
 #include "mttt/codec/seanet.hpp"
 
-#include "agreement_in.cuh"
+#include "agreement.cuh"
 
 namespace {
 using namespace mttt;

@@ -1,7 +1,7 @@
 // A Temporal of three layers, the middle one with TTT, small enough for every placement.
 #pragma once
 
-#include "agreement_in.cuh"
+#include "agreement.cuh"
 #include "mttt/lm/temporal.hpp"
 
 namespace mttt::testing {

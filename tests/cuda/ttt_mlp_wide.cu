@@ -1,4 +1,4 @@
-#include "agreement_in.cuh"
+#include "agreement.cuh"
 #include "mttt/ttt/ttt.hpp"
 
 namespace {
