@@ -90,7 +90,7 @@ void scans(bench::Suite& suite, Index heads, InnerModel model, Index mini_batch,
     suite.run(name("forward", heads, model) + of, {.threads = threads, .flops = blocks * counts.forward(n)},
               [&] {
                 be.copy(start.data(), d.weights.data(), start.size());
-                be.rows(heads, Forward{scan, d.weights.data(), d.out.data()},
+                be.rows(heads, Forward{scan, d.weights.data(), nullptr, d.out.data()},
                         Forward::scratch(model, mini_batch) * 4, steps * model.size() * 4);
               });
     const auto dscale = be.make<float, dyn>(heads * mini_batch),

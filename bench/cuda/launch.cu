@@ -12,6 +12,7 @@ void maps(Cuda<bf16>& be, Index n, int processors) {
   const auto a = be.make<bf16, dyn>(n), b = be.make<bf16, dyn>(n), y = be.make<bf16, dyn>(n);
   be.fill(a.data(), n, bf16(1));
   be.fill(b.data(), n, bf16(2));
+  using Arrays = mttt::detail::MapArrays<mttt::detail::Sum, bf16, bf16, bf16>;
   for (const int threads : {128, 256, 512}) {
     for (const int blocks : {4, 8, 16, 32}) {
       const Index wanted = (n / 8 + threads - 1) / threads;
@@ -22,7 +23,7 @@ void maps(Cuda<bf16>& be, Index n, int processors) {
                     bench::milliseconds(be,
                                         [&] {
                                           mttt::detail::map_arrays_kernel<<<grid, threads, 0, be.stream()>>>(
-                                              n, mttt::detail::Sum{}, y.data(), a.data(), b.data());
+                                              n, Arrays{{}, y.data(), {a.data(), b.data()}});
                                         }),
                     0, 6.0 * static_cast<double>(n));
     }

@@ -35,8 +35,9 @@ struct TttScan {
   const A* lr;              // (B, T, H)
   const A* scale;           // (C)
   const A *gamma, *beta;    // (H, F)
-  A* checkpoints;           // (mini-batches, B, H, size): the weights that each mini-batch started from
+  A* checkpoints;           // (groups, B, H, size): the weights that each group of mini-batches started from
   A eps;
+  Index group = 1;  // mini-batches between two checkpoints; the scans of this file know groups of one
 
   MTTT_HD Index mini_batches() const { return (steps + mini_batch - 1) / mini_batch; }
   MTTT_HD Index tokens(Index m) const {
@@ -137,7 +138,9 @@ template <class T, class A>
 struct TttForward {
   TttScan<T, A> scan;
   A* weights;  // (B, H, size): the first weights on entry, the last ones on return
-  T* out;      // (B, T, H F)
+  A* gradients;  // (B, H, size), null if nobody wants them: what a last mini-batch that is not whole has gathered,
+                 // sum over s of lr_s dl(W; s) / dW; zero after a whole one
+  T* out;        // (B, T, H F)
 
   static constexpr Index scratch(InnerModel model, Index n) {
     return detail::InnerPass<A>::scratch(model, n) + detail::QueryPass<A>::scratch(model, n) +
@@ -151,6 +154,10 @@ struct TttForward {
     A* W = weights + head * size;
     const A* gamma = scan.gamma + head % scan.heads * F;
     const A* beta = scan.beta + head % scan.heads * F;
+    if (gradients != nullptr) {
+      A* none = gradients + head * size;
+      team.for_each(size, [=](Index i) { none[i] = 0; });
+    }
     for (Index m = 0; m < scan.mini_batches(); ++m) {
       const Index n = scan.tokens(m);
       detail::InnerPass<A> pass;
@@ -176,31 +183,35 @@ struct TttForward {
       });
       team.sync();
       scan.store(team, query.Z[model.layers - 1], head, m, n, out);
-      if (n == scan.mini_batch) update(team, head, m, n, W, pass, scaled);
+      if (n == scan.mini_batch) {
+        learn(team, head, m, n, W, -scan.scale[n - 1], pass, scaled);
+      } else if (gradients != nullptr) {
+        learn(team, head, m, n, gradients + head * size, A(1), pass, scaled);
+      }
       team.sync();
     }
   }
 
  private:
-  /// W_l -= scale_C (lr X_l)^T G_l
+  /// W_l += factor (lr X_l)^T G_l
   template <class Team>
-  MTTT_HD void update(Team team, Index head, Index m, Index n, A* W, const detail::InnerPass<A>& pass,
-                      A* scaled) const {
+  MTTT_HD void learn(Team team, Index head, Index m, Index n, A* W, A factor,
+                     const detail::InnerPass<A>& pass, A* scaled) const {
     const InnerModel model = scan.model;
     for (Index l = 0; l < model.layers; ++l) {
       for (Index s = 0; s < n; ++s) {  // rates go to the gradients, so that weight and bias share the product
-        const A rate = scan.scale[n - 1] * scan.lr[scan.lr_at(head, m, s)];
+        const A rate = factor * scan.lr[scan.lr_at(head, m, s)];
         const A* g = pass.G[l] + s * model.out(l);
         A* row = scaled + s * model.out(l);
         A* bias = model.bias(W, l);
         team.for_each(model.out(l), [=](Index i) {
           row[i] = rate * g[i];
-          bias[i] -= row[i];
+          bias[i] += row[i];
         });
       }
       team.sync();
       team.matmul(detail::plane<const A>(pass.X[l], n, model.in(l)).t(),
-                  detail::plane<const A>(scaled, n, model.out(l)), model.weight(W, l), -1, 1);
+                  detail::plane<const A>(scaled, n, model.out(l)), model.weight(W, l), 1, 1);
       team.sync();
     }
   }

@@ -153,7 +153,7 @@ struct Ttt {
 
   struct Saved {
     Inputs inputs;
-    Tensor<A, dyn, dyn, H, size> checkpoints;  // (mini-batches, B, H, size)
+    Tensor<A, dyn, dyn, H, size> checkpoints;  // (groups of mini-batches, B, H, size)
     typename Projection::Saved q, k, v, o;
     typename PostNorm::Saved post_norm;
   };
@@ -179,15 +179,18 @@ struct Ttt {
     saved.inputs = prepare(be, p, x, nullptr, &saved);
     const auto scan_out = be.template make<T, dyn, dyn, C.dim>(batch, steps);
     const auto normed = be.template make<T, dyn, dyn, C.dim>(batch, steps);
-    saved.checkpoints = be.template make<A, dyn, dyn, H, size>(mini_batches(steps), batch);
+    saved.checkpoints = be.template make<A, dyn, dyn, H, size>(groups(steps), batch);
     {
       const auto scope = be.scope();
       const auto weights = be.template make<A, dyn, H, size>(batch);
       start(be, p, weights.data(), batch, Mask{});
-      using Scan = TttForward<T, A>;
-      be.rows(batch * H,
-              Scan{scan_of(saved.inputs, saved.checkpoints.data()), weights.data(), scan_out.data()},
-              Scan::scratch(model, C.mini_batch_size) * bytes, steps * size * 4);
+      const TttForward<T, A> scan{scan_of(saved.inputs, saved.checkpoints.data()), weights.data(), nullptr,
+                                  scan_out.data()};
+      if constexpr (fused) {
+        be.template ttt_forward<F, model.hidden, C.layers, C.mini_batch_size>(scan);
+      } else {
+        be.rows(batch * H, scan, scan.scratch(model, C.mini_batch_size) * bytes, steps * size * 4);
+      }
     }
     PostNorm::forward(be, p.post_norm, scan_out, normed, saved.post_norm);
     Projection::forward(be, p.o, normed, y, saved.o);
@@ -206,11 +209,21 @@ struct Ttt {
     const auto dscale = zeros<H, C.mini_batch_size>(be, batch);
     const auto dgamma = zeros<H, F>(be, batch), dbeta = zeros<H, F>(be, batch);
     const auto dweights = zeros<H, size>(be, batch);
-    using Scan = TttBackward<T, A>;
-    be.rows(batch * H,
-            Scan{scan_of(saved.inputs, saved.checkpoints.data()), dscan.data(), dq.data(), dk.data(),
-                 dtarget.data(), dlr.data(), dscale.data(), dgamma.data(), dbeta.data(), dweights.data()},
-            Scan::scratch(model, C.mini_batch_size) * bytes, steps * size * 12);
+    const TttBackward<T, A> scan{scan_of(saved.inputs, saved.checkpoints.data()),
+                                 dscan.data(),
+                                 dq.data(),
+                                 dk.data(),
+                                 dtarget.data(),
+                                 dlr.data(),
+                                 dscale.data(),
+                                 dgamma.data(),
+                                 dbeta.data(),
+                                 dweights.data()};
+    if constexpr (fused) {
+      be.template ttt_backward<F, model.hidden, C.layers, C.mini_batch_size>(scan);
+    } else {
+      be.rows(batch * H, scan, scan.scratch(model, C.mini_batch_size) * bytes, steps * size * 12);
+    }
 
     const auto draw_q = make(), draw_k = make(), dv = make(), part = make();
     using Back = detail::PrepareBackward<C.variant, T, A>;
@@ -271,8 +284,15 @@ struct Ttt {
  private:
   static constexpr Index bytes = static_cast<Index>(sizeof(A));
 
-  static constexpr Index mini_batches(Index steps) {
-    return (steps + C.mini_batch_size - 1) / C.mini_batch_size;
+  /// Whether the backend has kernels for this layer's scans. They keep the weights of every 16th mini-batch
+  /// and compute those between again, where the composed scans of ttt/dual.hpp keep them all.
+  static constexpr bool fused = requires {
+    requires B::template fuses_ttt<F, model.hidden, C.layers, C.mini_batch_size>;
+  };
+  static constexpr Index group = fused ? 16 : 1;
+
+  static constexpr Index groups(Index steps) {
+    return (steps + group * C.mini_batch_size - 1) / (group * C.mini_batch_size);
   }
 
   template <Index... E>
@@ -367,7 +387,8 @@ struct Ttt {
             i.gamma.data(),
             i.beta.data(),
             checkpoints,
-            static_cast<A>(C.inner_eps)};
+            static_cast<A>(C.inner_eps),
+            group};
   }
 
   static Matrix<const T> lr_weight(const Params& p) {
