@@ -74,23 +74,26 @@ using namespace mttt::testing;
 using laws::detail::fetch;
 using laws::detail::send;
 
-/// Of one product: the sum, in the type to compute in, of the exact products of what A and B hold, in any
-/// order; then one rounding to what C holds, which is relative to the number itself. `scale` is the root of
-/// the sum of the squares of what is added. Tensor cores, which multiply bfloat16, cut what they add instead
-/// of rounding it: on an H200 about 2^-19 of the scale was lost; sums held in bfloat16 would lose 2^-9.
+/// By how many times what it may err a product errs: at most 1 is right. Of one product: the sum, in the type
+/// to compute in, of the exact products of what A and B hold, in any order; then one rounding to what C holds,
+/// which is relative to the number itself. `scale` is the root of the sum of the squares of what is added.
+/// Tensor cores, which multiply bfloat16, cut what they add instead of rounding it: on an H200 about 2^-19 of
+/// the scale was lost; sums held in bfloat16 would lose 2^-9. A product that is added up in C from several
+/// parts is rounded after each, where a sum of fewer terms lies within a few times the scale.
 template <class T, class V>
-bool is_rounded_sum(double found, double exact, double scale, Index K) {
+double error_of_sum(double found, double exact, double scale, Index K, Index parts = 1) {
   const double cut = std::is_same_v<T, Wide<T>> ? 0 : 0x1p-16 * scale;
-  const double sums = laws::agreement<Wide<T>>(static_cast<double>(K) + 1, 4) + cut;
   const double rounding = std::is_same_v<V, Wide<T>> ? 0 : epsilon<V>() / 2;
-  return std::abs(found - exact) <= sums + rounding * (std::abs(exact) + sums);
+  const double sums = laws::agreement<Wide<T>>(static_cast<double>(K) + 1, 4) + cut +
+                      static_cast<double>(parts - 1) * rounding * 3 * scale;
+  return std::abs(found - exact) / (sums + rounding * (std::abs(exact) + sums));
 }
 
 /// One product of every kind: the planes lie in buffers of random numbers, `ld` wider than they are. A and B
 /// hold T, C holds V.
 template <class T, class V = T>
 void multiply(Cpu<T>& cpu, Cuda<T>& gpu, Rng& rng, Index M, Index N, Index K, bool ta, bool tb, Index a_ld,
-              Index b_ld, Index c_ld, Wide<T> alpha, Wide<T> beta) {
+              Index b_ld, Index c_ld, Wide<T> alpha, Wide<T> beta, Index parts = 1) {
   INFO(M << " x " << N << " x " << K << ", transposed " << ta << tb << ", ld " << a_ld << " " << b_ld << " "
          << c_ld << ", alpha " << alpha << ", beta " << beta);
   constexpr Index outer = 2, inner = 3;
@@ -115,7 +118,7 @@ void multiply(Cpu<T>& cpu, Cuda<T>& gpu, Rng& rng, Index M, Index N, Index K, bo
   gpu.matmul_grid(outer, inner, grid(ga.data(), M, K, a_ld, ta), grid(gb.data(), K, N, b_ld, tb),
                   MatrixGrid<V>{{gc.data(), M, N, c_ld}, 20000, 5000}, alpha, beta);
   const auto got = fetch(cpu, gpu, gc);
-  Index wrong = 0;
+  double worst = 0;
   for (Index o = 0; o < outer; ++o) {
     for (Index p = 0; p < inner; ++p) {
       for (Index i = 0; i < M; ++i) {
@@ -133,13 +136,13 @@ void multiply(Cpu<T>& cpu, Cuda<T>& gpu, Rng& rng, Index M, Index N, Index K, bo
           const double exact = static_cast<double>(alpha) * sum + static_cast<double>(beta) * before;
           const double scale =
               std::hypot(static_cast<double>(alpha) * std::sqrt(squares), static_cast<double>(beta) * before);
-          wrong += !is_rounded_sum<T, V>(static_cast<double>(found), exact, scale, K);
+          worst = std::max(worst, error_of_sum<T, V>(static_cast<double>(found), exact, scale, K, parts));
           found = out;
         }
       }
     }
   }
-  CHECK(wrong == 0);
+  CHECK(worst <= 1);
   CHECK(laws::detail::same_bits(got.data(), c.data(), c.size()));  // nothing beside the planes was written
 }
 }  // namespace
@@ -192,7 +195,9 @@ TEMPLATE_TEST_CASE("CUDA: products of bfloat16, of every kind, into", "", bf16, 
           multiply<bf16, V>(cpu, gpu, rng, M, 1, 70, ta, tb, 70, 70, 1, 1.0f, beta);
         }
       }
-      multiply<bf16, V>(cpu, gpu, rng, 17, 33, 20, ta, tb, 3, 60, 40, 1.5f, 0.0f);  // rows that overlap
+      multiply<bf16, V>(
+          cpu, gpu, rng, 17, 33, 20, ta, tb, 3, 60, 40, 1.5f, 0.0f,
+          ta || !std::is_same_v<V, bf16> ? 1 : 7);  // rows that overlap: 20 columns in strips of 3
     }
   }
 }
@@ -215,7 +220,7 @@ TEMPLATE_TEST_CASE("CUDA: long sums of bfloat16 are taken in float32, into", "",
     const auto gc = send(gpu, c);
     gpu.matmul(ga.matrix(), gb.matrix().t(), gc.matrix());
     const auto got = fetch(cpu, gpu, gc);
-    Index wrong = 0;
+    double worst = 0;
     for (Index i = 0; i < M; ++i) {
       for (Index j = 0; j < N; ++j) {
         double sum = 0, squares = 0;
@@ -224,10 +229,11 @@ TEMPLATE_TEST_CASE("CUDA: long sums of bfloat16 are taken in float32, into", "",
           sum += term;
           squares += term * term;
         }
-        wrong += !is_rounded_sum<bf16, V>(static_cast<double>(got(i, j)), sum, std::sqrt(squares), K);
+        worst = std::max(worst,
+                         error_of_sum<bf16, V>(static_cast<double>(got(i, j)), sum, std::sqrt(squares), K));
       }
     }
-    CHECK(wrong == 0);
+    CHECK(worst <= 1);
   }
 }
 

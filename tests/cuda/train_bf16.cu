@@ -13,12 +13,14 @@ TEST_CASE("CUDA: mixed precision learns, follows float32 and gives the same bits
   const auto got = mixed.losses(40), second = again.losses(40), expected = exact.losses(40);
   CHECK(got == second);
   CHECK(mixed.weights() == again.weights());
+  // A rounding of 1 in 256 at each of some 30 operations of the model. They are roundings of logits: a loss
+  // that comes near zero does not take them with it.
   double worst = 0;
   for (std::size_t i = 0; i < got.size(); ++i)
-    worst = std::max(worst, std::abs(got[i] - expected[i]) / expected[i]);
+    worst = std::max(worst, std::abs(got[i] - expected[i]) / std::max(expected[i], 0.1 * expected[0]));
   INFO("losses: first " << got.front() << ", last " << got.back() << ", float32 " << expected.back()
                         << ", largest relative difference " << worst);
-  CHECK(worst < 0.05);  // a rounding of 1 in 256 at each of some 30 operations of the model
+  CHECK(worst < 0.05);
   CHECK(std::abs(got[0] - expected[0]) < 0.01 * expected[0]);
   CHECK(got.back() < 0.7 * got.front());
 }

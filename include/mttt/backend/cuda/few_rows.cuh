@@ -74,6 +74,15 @@ struct RowWeights {
   Index ld, jump = 0;
   int segment;
   __device__ Index at(int k) const { return jump == 0 ? k : k + k / segment * jump; }
+  /// A pack of `row` from depth k on. One that is not aligned may reach over the end of a segment.
+  template <bool aligned>
+  __device__ Packed<T> load(const T* row, int k, int depth) const {
+    if (aligned || jump == 0) return load_weights<aligned>(row + at(k), depth - k);
+    Packed<T> pack;
+#pragma unroll
+    for (int j = 0; j < pack_width<T>; ++j) pack.of[j] = k + j < depth ? row[at(k + j)] : T(0);
+    return pack;
+  }
 };
 
 /// Rows as they are, or through a LayerNorm.
@@ -301,9 +310,8 @@ __global__ void __launch_bounds__(tuning::few_rows_threads, TM* TN <= 32 ? 2 : 1
 #pragma unroll
     for (int u = 0; u < unroll; ++u) {
       const int k = base + u * k_step;
-      const Index at = weights.at(k);
 #pragma unroll
-      for (int n = 0; n < TN; ++n) factor[u][n] = load_weights<aligned>(w[n] + at, depth - k);
+      for (int n = 0; n < TN; ++n) factor[u][n] = weights.template load<aligned>(w[n], k, depth);
     }
 #pragma unroll
     for (int u = 0; u < unroll; ++u) {

@@ -49,7 +49,11 @@ class Gemm {
     // A workspace of ours: cuBLAS then allocates nothing, and takes the same algorithm every time.
     check(cublasSetWorkspace(handle_.value, workspace_.data(), tuning::cublas_workspace),
           "setting a workspace");
-    check(cublasSetMathMode(handle_.value, CUBLAS_DEFAULT_MATH), "choosing full precision");
+    // Without the flag, parts of a long sum may meet in bf16.
+    check(cublasSetMathMode(handle_.value,
+                            static_cast<cublasMath_t>(CUBLAS_DEFAULT_MATH |
+                                                      CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION)),
+          "choosing full precision");
   }
 
   /// A and B hold T; C holds V, which is T or, for bf16, float.
