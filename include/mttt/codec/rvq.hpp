@@ -230,6 +230,14 @@ struct SplitRvq {
     const auto residual = be.template make<T, dyn, C.codebook_dim>(rows);
     const auto scores = be.template make<T, dyn, C.card>(rows < at_once ? rows : at_once);
     be.matmul(x.matrix(), part.project_in().t(), residual.matrix());
+    if constexpr (requires(const T* table, std::int32_t* code) {
+                    be.nearest_levels(table, table, n, n, n, residual.data(), n, code, n, n);
+                  }) {
+      if (be.nearest_levels(tables.embedding[first].data(), tables.half_norm[first].data(), last - first,
+                            C.card, C.codebook_dim, residual.data(), rows, codes.data() + first * steps,
+                            steps, n * steps))
+        return;
+    }
     for (Index q = first; q < last; ++q) {
       for (Index row = 0; row < rows; row += at_once) {
         const Index count = rows - row < at_once ? rows - row : at_once;

@@ -13,17 +13,24 @@
 //
 // Formula: y = post_norm(o) Wo, with q, k, v = x Wq, x Wk, x Wv before preparation. net is one linear layer
 //          (layers = 1: TTT-Linear) or a GELU network (layers = 2 to 5: TTT-MLP).
+//          A segment of a long recording may start from the State that the one before it left, and leave its
+//          own (core/carry.hpp); gradients go back through both. A State is one for streams too: `step` goes on
+//          from it, at any place.
 // Shapes:  x, y (B, T, dim). State per session: fast weights and accumulated gradients (H, size), position.
 //          Its size is constant for any length of stream. The learned start (Params) is never written by a
 //          stream.
 // Units:   positions in tokens.
-// Errors:  a config that contradicts itself fails to compile.
-// Not supported: bidirectional mini-batches; gradients through a carried-in state.
+// Errors:  a config that contradicts itself fails to compile; carried states of another batch; forward from a State
+//          inside of a mini-batch (on a GPU its numbers become NaN, unless check_carry is asked first); a
+//          gradient of what an unfinished mini-batch left.
+// Not supported: bidirectional mini-batches; segments that start inside of a mini-batch.
 // Source:  Sun et al. 2024; ttt-lm-pytorch ttt.py: TTTLinear, TTTMLP; ttt-video-dit ttt_layer.py. Different
 //          from the latter: both masks of the dual form are lower triangular here.
 #pragma once
 
+#include "mttt/core/carry.hpp"
 #include "mttt/nn/norm.hpp"
+#include "mttt/ttt/carry.hpp"
 #include "mttt/ttt/dual.hpp"
 #include "mttt/ttt/prepare.hpp"
 #include "mttt/ttt/primal.hpp"
@@ -140,6 +147,13 @@ struct Ttt {
     }
   };
 
+  using Carried = State;
+  struct CarriedGradient {
+    Tensor<A, dyn, H, size> weights;
+    static void visit(auto&& f, auto&&... s) { f("weights", s.weights...); }
+  };
+  static constexpr Index carry_multiple = C.mini_batch_size;
+
   /// What the inner loop reads, of one stretch of tokens.
   struct Inputs {
     Sequence<T, C.dim> raw_q, raw_k, v, q, k, target;
@@ -154,6 +168,8 @@ struct Ttt {
   struct Saved {
     Inputs inputs;
     Tensor<A, dyn, dyn, H, size> checkpoints;  // (groups of mini-batches, B, H, size)
+    bool carried = false;                      // the sessions in `continuing` started from a carried State
+    Mask continuing;
     typename Projection::Saved q, k, v, o;
     typename PostNorm::Saved post_norm;
   };
@@ -174,17 +190,23 @@ struct Ttt {
         p.inner);
   }
 
-  static void forward(B& be, const Params& p, Sequence<const T, in> x, Sequence<T, out> y, Saved& saved) {
+  static void forward(B& be, const Params& p, Sequence<const T, in> x, Sequence<T, out> y, Saved& saved,
+                      const Carry<State>& carry = {}) {
     const Index batch = x.extent(0), steps = x.extent(1);
+    check_carry(be, carry, batch, C.mini_batch_size, host_reads);
+    saved.carried = carry.from != nullptr;
+    saved.continuing = detail::keep(be, carry.continuing);
     saved.inputs = prepare(be, p, x, nullptr, &saved);
     const auto scan_out = be.template make<T, dyn, dyn, C.dim>(batch, steps);
     const auto normed = be.template make<T, dyn, dyn, C.dim>(batch, steps);
     saved.checkpoints = be.template make<A, dyn, dyn, H, size>(groups(steps), batch);
     {
       const auto scope = be.scope();
-      const auto weights = be.template make<A, dyn, H, size>(batch);
-      start(be, p, weights.data(), batch, Mask{});
-      const TttForward<T, A> scan{scan_of(saved.inputs, saved.checkpoints.data()), weights.data(), nullptr,
+      const auto weights =
+          carry.to != nullptr ? carry.to->weights : be.template make<A, dyn, H, size>(batch);
+      enter(be, p, carry, weights.data(), batch);
+      const TttForward<T, A> scan{scan_of(saved.inputs, saved.checkpoints.data()), weights.data(),
+                                  carry.to != nullptr ? carry.to->gradients.data() : nullptr,
                                   scan_out.data()};
       if constexpr (fused) {
         be.template ttt_forward<F, model.hidden, C.layers, C.mini_batch_size>(scan);
@@ -192,14 +214,19 @@ struct Ttt {
         be.rows(batch * H, scan, scan.scratch(model, C.mini_batch_size) * bytes, steps * size * 4);
       }
     }
+    if (carry.to != nullptr) {
+      be.for_each(batch, detail::LeavePosition{carry.from == nullptr ? nullptr : carry.from->position.data(),
+                                               carry.continuing.data(), carry.to->position.data(), steps});
+    }
     PostNorm::forward(be, p.post_norm, scan_out, normed, saved.post_norm);
     Projection::forward(be, p.o, normed, y, saved.o);
   }
 
   static void backward(B& be, const Params& p, const Saved& saved, Sequence<const T, out> dy,
-                       Sequence<T, in> dx, auto& grad) {
+                       Sequence<T, in> dx, auto& grad, const CarryGradient<CarriedGradient>& carry = {}) {
     const auto scope = be.scope();
     const Index batch = dy.extent(0), steps = dy.extent(1), n = batch * steps;
+    check_gradient(carry, batch, steps);
     const auto make = [&] { return be.template make<T, dyn, dyn, C.dim>(batch, steps); };
     const auto dnormed = make(), dscan = make(), dq = make(), dk = make(), dtarget = make();
     Projection::backward(be, p.o, saved.o, dy, dnormed, grad.o);
@@ -209,6 +236,7 @@ struct Ttt {
     const auto dscale = zeros<H, C.mini_batch_size>(be, batch);
     const auto dgamma = zeros<H, F>(be, batch), dbeta = zeros<H, F>(be, batch);
     const auto dweights = zeros<H, size>(be, batch);
+    if (carry.to != nullptr) be.copy(carry.to->weights.data(), dweights.data(), dweights.size());
     const TttBackward<T, A> scan{scan_of(saved.inputs, saved.checkpoints.data()),
                                  dscan.data(),
                                  dq.data(),
@@ -223,6 +251,13 @@ struct Ttt {
       be.template ttt_backward<F, model.hidden, C.layers, C.mini_batch_size>(scan);
     } else {
       be.rows(batch * H, scan, scan.scratch(model, C.mini_batch_size) * bytes, steps * size * 12);
+    }
+    if (saved.carried || carry.from != nullptr) {
+      be.rows(batch * H,
+              detail::DivideGradient<A>{dweights.data(),
+                                        carry.from == nullptr ? nullptr : carry.from->weights.data(),
+                                        saved.continuing.data(), saved.carried, H, size},
+              0, 2 * size);
     }
 
     const auto draw_q = make(), draw_k = make(), dv = make(), part = make();
@@ -300,6 +335,35 @@ struct Ttt {
     const auto t = be.template make<A, dyn, E...>(batch);
     be.fill(t.data(), t.size(), A(0));
     return t;
+  }
+
+  static constexpr bool host_reads = requires { requires B::host_memory; };
+
+  /// A gradient arrives where the segment ended; what an unfinished mini-batch has gathered gets none.
+  static void check_gradient(const CarryGradient<CarriedGradient>& carry, Index batch, Index steps) {
+    for (const CarriedGradient* one : {carry.to, carry.from}) {
+      if (one == nullptr || one->weights.extent(0) == batch) continue;
+      fail("Ttt: gradient of a carried state", std::to_string(one->weights.extent(0)) + " sessions",
+           std::to_string(batch), "use one of as many sessions as the batch");
+    }
+    if (carry.to == nullptr || steps % C.mini_batch_size == 0) return;
+    fail("Ttt: gradient of the state after a segment", std::to_string(steps) + " steps",
+         "a multiple of mini_batch_size = " + std::to_string(C.mini_batch_size),
+         "cut recordings into segments of whole mini-batches; only the last may have any length");
+  }
+
+  /// The weights that a segment starts from, carried in or learned.
+  static void enter(B& be, const Params& p, const Carry<State>& carry, A* weights, Index batch) {
+    if (carry.from == nullptr) {
+      start(be, p, weights, batch, Mask{});
+      return;
+    }
+    const auto learned = be.template make<A, H, size>();
+    start(be, p, learned.data(), 1, Mask{});
+    be.rows(batch * H,
+            detail::EnterWeights<A>{learned.data(), carry.from->weights.data(), carry.from->position.data(),
+                                    carry.continuing.data(), weights, H, size, C.mini_batch_size},
+            0, size);
   }
 
   /// The learned start into the fast weights of the active sessions.

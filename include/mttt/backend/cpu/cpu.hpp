@@ -155,6 +155,7 @@ class Cpu {
   using Accum = Wide<T>;
   using Memory = CpuMemory;
   using Team = CpuTeam;
+  static constexpr bool host_memory = true;  // the host may read what blocks wrote, without waiting
 
   /// 0 threads: as many as OpenMP offers (1 without OpenMP).
   explicit Cpu(int threads = 0)

@@ -23,6 +23,7 @@
 #include "mttt/backend/cuda/attention_step.cuh"
 #include "mttt/backend/cuda/gemm.cuh"
 #include "mttt/backend/cuda/memory.cuh"
+#include "mttt/backend/cuda/nearest.cuh"
 #include "mttt/backend/cuda/rotated_attention.cuh"
 #include "mttt/backend/cuda/sort.cuh"
 #include "mttt/backend/cuda/stream.cuh"
@@ -292,6 +293,13 @@ class Cuda {
                            const std::int64_t* contexts, double max_period) {
     return detail::rotated_attend(context_->launch, shape, batch, steps, q, k, v, strides, cache_k, cache_v,
                                   positions, mask, out, out_strides, contexts, max_period);
+  }
+
+  /// The codes of a chain of residual codebooks for few rows; false, and nothing done, for others.
+  bool nearest_levels(const T* embedding, const T* half_norm, Index levels, Index card, Index dim,
+                      T* residual, Index rows, std::int32_t* codes, Index steps, Index session_stride) {
+    return detail::nearest_levels(*this, context_->launch, embedding, half_norm, levels, card, dim, residual,
+                                  rows, codes, steps, session_stride);
   }
 
  private:

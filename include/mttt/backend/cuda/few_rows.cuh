@@ -77,11 +77,15 @@ struct RowWeights {
   /// A pack of `row` from depth k on. One that is not aligned may reach over the end of a segment.
   template <bool aligned>
   __device__ Packed<T> load(const T* row, int k, int depth) const {
-    if (aligned || jump == 0) return load_weights<aligned>(row + at(k), depth - k);
-    Packed<T> pack;
+    if constexpr (!aligned) {
+      if (jump != 0) {
+        Packed<T> pack;
 #pragma unroll
-    for (int j = 0; j < pack_width<T>; ++j) pack.of[j] = k + j < depth ? row[at(k + j)] : T(0);
-    return pack;
+        for (int j = 0; j < pack_width<T>; ++j) pack.of[j] = k + j < depth ? row[at(k + j)] : T(0);
+        return pack;
+      }
+    }
+    return load_weights<aligned>(row + at(k), depth - k);
   }
 };
 

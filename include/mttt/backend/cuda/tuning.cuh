@@ -43,6 +43,10 @@ inline constexpr int rotated_threads = 512, rotated_context = 512, rotated_dim =
 /// Scratch of cuBLAS; the size that its manual recommends for Hopper.
 inline constexpr Index cublas_workspace = Index{32} << 20;
 
+/// Codes of residual codebooks: threads of a block, the codes it scores, the most rows.
+inline constexpr int nearest_threads = 256, nearest_codes = 16;
+inline constexpr Index nearest_rows = 64;
+
 /// Attention of sequences: queries and keys of a tile, threads of a block, blocks a multiprocessor.
 /// On an H200, 32 heads of 128, 2048 steps: forward 0.086 ms (128 keys by 256 threads: 0.100 ms), backward
 /// 0.281 ms (dq by 64 keys and 256 threads: 0.279 ms, but 0.472 against 0.423 ms by single warps).
