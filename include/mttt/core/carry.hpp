@@ -36,8 +36,9 @@ struct Carry {
 
 template <class G>
 struct CarryGradient {
-  const G* to = nullptr;    // of the state that the segment left; null: 0
-  const G* from = nullptr;  // overwritten with that of the state it started from; null: not wanted. It may be *to
+  const G* to = nullptr;  // of the state that the segment left; null: 0
+  const G* from =
+      nullptr;  // overwritten with that of the state it started from; null: not wanted. It may be *to
 };
 
 template <class Block>
@@ -124,8 +125,8 @@ template <class B, class S>
 void check_carry(B& be, const Carry<S>& carry, Index batch, Index multiple, bool positions = true) {
   const auto check_batch = [&](std::string_view name, const auto& t) {
     if (t.extent(0) == batch) return;
-    fail("carried state: " + std::string(name), std::to_string(t.extent(0)) + " sessions", std::to_string(batch),
-         "use a state of as many sessions as the batch");
+    fail("carried state: " + std::string(name), std::to_string(t.extent(0)) + " sessions",
+         std::to_string(batch), "use a state of as many sessions as the batch");
   };
   if (carry.to != nullptr) for_each_tensor(check_batch, *carry.to);
   if (carry.continuing.data() != nullptr) check_batch("continuing", carry.continuing);

@@ -6,10 +6,15 @@
 //            a + tanh(alpha) ttt(a),  a = attention(n)     after_attention
 //            attention(n + tanh(alpha) ttt(n))             before_attention
 //            ttt(n)                                        instead_of_attention
+//          In training a segment may start from the fast weights that the one before it left (core/carry.hpp).
+//          Attention carries nothing: its window starts anew with every segment, and as RoPE turns by the distance
+//          of two frames alone, it may count frames from the segment's start or the recording's, all the same.
+//          TTT turns by the place in the mini-batch, where segments start at 0.
 // Shapes:  x, y (B, T, dim). State per session: key-value rings of `context` steps and fast weights.
 // Units:   contexts and positions in frames (80 ms each).
 // Errors:  a config that contradicts itself fails to compile.
-// Not supported: LayerScale, cross attention (the published Moshi has neither).
+// Not supported: LayerScale, cross attention (the published Moshi has neither); gradients through the keys and
+//          values of an earlier segment.
 // Source:  kyutai-labs/moshi modules/transformer.py StreamingTransformerLayer; placements: ttt-video-dit
 //          SeqModelingBlock (after_attention), ttt-lm-pytorch Block (instead_of_attention).
 #pragma once
@@ -130,6 +135,22 @@ struct TemporalLayer {
     }
   };
 
+  /// Of the State, what segments in training hand on: the fast weights. A layer without TTT has none.
+  struct Carried {
+    typename Learner::Carried ttt;
+    static void visit(auto&& f, auto&&... s) {
+      if constexpr (with_ttt) f("ttt", s.ttt...);
+    }
+  };
+  struct CarriedGradient {
+    typename Learner::CarriedGradient ttt;
+    static void visit(auto&& f, auto&&... s) {
+      if constexpr (with_ttt) f("ttt", s.ttt...);
+    }
+  };
+  static constexpr Index carry_multiple = with_ttt ? Learner::carry_multiple : 1;
+  static Carried carried(const State& state) { return {state.ttt}; }
+
   static void init(Params& p, Rng& rng) {
     Norm::init(p.norm1, rng);
     if constexpr (attends) SelfAttention::init(p.self_attn, rng);
@@ -139,10 +160,11 @@ struct TemporalLayer {
     if constexpr (with_ttt && !attends) Learner::init(p.ttt.inner, rng);
   }
 
-  static void forward(B& be, const Params& p, Sequence<const T, dim> x, Sequence<T, dim> y, Saved& saved) {
+  static void forward(B& be, const Params& p, Sequence<const T, dim> x, Sequence<T, dim> y, Saved& saved,
+                      const Carry<Carried>& carry = {}) {
     const auto n = like(be, x), h = like(be, x), m = like(be, x);
     Norm::forward(be, p.norm1, x, n, saved.norm1);
-    mix(be, p, n, h, saved);
+    mix(be, p, n, h, saved, detail::part_of<typename Learner::Carried>(carry, OfTtt{}));
     add_to(be, x.data(), h.data(), h.size());
     Norm::forward(be, p.norm2, h, m, saved.norm2);
     Gating::forward(be, p.gating, m, y, saved.gating);
@@ -150,13 +172,14 @@ struct TemporalLayer {
   }
 
   static void backward(B& be, const Params& p, const Saved& saved, Sequence<const T, dim> dy,
-                       Sequence<T, dim> dx, auto& grad) {
+                       Sequence<T, dim> dx, auto& grad, const CarryGradient<CarriedGradient>& carry = {}) {
     const auto scope = be.scope();
     const auto dm = like(be, dy), dh = like(be, dy), dn = like(be, dy);
     Gating::backward(be, p.gating, saved.gating, dy, dm, grad.gating);
     Norm::backward(be, p.norm2, saved.norm2, dm, dh, grad.norm2);
     add_to(be, dy.data(), dh.data(), dh.size());
-    mix_backward(be, p, saved, dh, dn, grad);
+    mix_backward(be, p, saved, dh, dn, grad,
+                 detail::gradient_part_of<typename Learner::CarriedGradient>(carry, OfTtt{}));
     Norm::backward(be, p.norm1, saved.norm1, dn, dx, grad.norm1);
     add_to(be, dh.data(), dx.data(), dx.size());
   }
@@ -180,45 +203,51 @@ struct TemporalLayer {
   }
 
  private:
+  struct OfTtt {
+    auto& operator()(auto& carried) const { return carried.ttt; }
+  };
+
   template <class U>
   static Sequence<T, dim> like(B& be, Sequence<U, dim> x) {
     return be.template make<T, dyn, dyn, dim>(x.extent(0), x.extent(1));
   }
 
-  static void mix(B& be, const Params& p, Sequence<const T, dim> n, Sequence<T, dim> y, Saved& saved) {
+  static void mix(B& be, const Params& p, Sequence<const T, dim> n, Sequence<T, dim> y, Saved& saved,
+                  [[maybe_unused]] const Carry<typename Learner::Carried>& carry) {
     if constexpr (!with_ttt) {
       SelfAttention::forward(be, p.self_attn, n, y, saved.self_attn);
     } else if constexpr (placement == Placement::instead_of_attention) {
-      Learner::forward(be, p.ttt.inner, n, y, saved.ttt.inner);
+      Learner::forward(be, p.ttt.inner, n, y, saved.ttt.inner, carry);
     } else if constexpr (placement == Placement::before_attention) {
       const auto heard = like(be, n);
-      GatedLearner::forward(be, p.ttt, n, heard, saved.ttt);
+      GatedLearner::forward(be, p.ttt, n, heard, saved.ttt, carry);
       SelfAttention::forward(be, p.self_attn, heard, y, saved.self_attn);
     } else {
       const auto a = like(be, n);
       SelfAttention::forward(be, p.self_attn, n, a, saved.self_attn);
-      GatedLearner::forward_onto(be, p.ttt, a, placement == Placement::parallel ? n : a, y, saved.ttt);
+      GatedLearner::forward_onto(be, p.ttt, a, placement == Placement::parallel ? n : a, y, saved.ttt, carry);
     }
   }
 
   static void mix_backward(B& be, const Params& p, const Saved& saved, Sequence<const T, dim> dy,
-                           Sequence<T, dim> dn, auto& grad) {
+                           Sequence<T, dim> dn, auto& grad,
+                           [[maybe_unused]] const CarryGradient<typename Learner::CarriedGradient>& carry) {
     if constexpr (!with_ttt) {
       SelfAttention::backward(be, p.self_attn, saved.self_attn, dy, dn, grad.self_attn);
     } else if constexpr (placement == Placement::instead_of_attention) {
-      Learner::backward(be, p.ttt.inner, saved.ttt.inner, dy, dn, grad.ttt.inner);
+      Learner::backward(be, p.ttt.inner, saved.ttt.inner, dy, dn, grad.ttt.inner, carry);
     } else if constexpr (placement == Placement::before_attention) {
       const auto dheard = like(be, dy);
       SelfAttention::backward(be, p.self_attn, saved.self_attn, dy, dheard, grad.self_attn);
-      GatedLearner::backward(be, p.ttt, saved.ttt, dheard, dn, grad.ttt);
+      GatedLearner::backward(be, p.ttt, saved.ttt, dheard, dn, grad.ttt, carry);
     } else if constexpr (placement == Placement::parallel) {
       const auto part = like(be, dy);
       SelfAttention::backward(be, p.self_attn, saved.self_attn, dy, dn, grad.self_attn);
-      GatedLearner::backward_onto(be, p.ttt, saved.ttt, dy, part, grad.ttt);
+      GatedLearner::backward_onto(be, p.ttt, saved.ttt, dy, part, grad.ttt, carry);
       add_to(be, part.data(), dn.data(), dn.size());
     } else {
       const auto da = like(be, dy);
-      GatedLearner::backward(be, p.ttt, saved.ttt, dy, da, grad.ttt);
+      GatedLearner::backward(be, p.ttt, saved.ttt, dy, da, grad.ttt, carry);
       SelfAttention::backward(be, p.self_attn, saved.self_attn, da, dn, grad.self_attn);
     }
   }
@@ -294,29 +323,46 @@ struct Temporal {
     std::array<typename Plain::Saved, without> plain;
     std::array<typename Learning::Saved, with_ttt> learning;
   };
+  using Carried = Layers<typename Plain::Carried, typename Learning::Carried>;
+  using CarriedGradient = Layers<typename Plain::CarriedGradient, typename Learning::CarriedGradient>;
+  static constexpr Index carry_multiple = with_ttt > 0 ? Learning::carry_multiple : 1;
+
+  /// What segments in training hand on, of the state of a stream, in place.
+  static Carried carried(const State& state) {
+    Carried part;
+    for (std::size_t i = 0; i < with_ttt; ++i)
+      part.learning[i] = TemporalLayer<C, true, B>::carried(state.learning[i]);
+    return part;
+  }
 
   static void init(Params& p, Rng& rng) {
     each([&](auto layer, auto member, std::size_t i) { decltype(layer)::Block::init(member(p)[i], rng); });
   }
 
-  static void forward(B& be, const Params& p, Sequence<const T, dim> x, Sequence<T, dim> y, Saved& saved) {
+  static void forward(B& be, const Params& p, Sequence<const T, dim> x, Sequence<T, dim> y, Saved& saved,
+                      const Carry<Carried>& carry = {}) {
     Index left = C.num_layers;
     each([&](auto layer, auto member, std::size_t i) {
       const auto to = --left == 0 ? y : be.template make<T, dyn, dyn, dim>(x.extent(0), x.extent(1));
-      decltype(layer)::Block::forward(be, member(p)[i], x, to, member(saved)[i]);
+      using Block = typename decltype(layer)::Block;
+      const auto part = [&](auto& all) -> auto& { return member(all)[i]; };
+      Block::forward(be, part(p), x, to, part(saved), detail::part_of<typename Block::Carried>(carry, part));
       x = to;
     });
   }
 
   static void backward(B& be, const Params& p, const Saved& saved, Sequence<const T, dim> dy,
-                       Sequence<T, dim> dx, auto& grad) {
+                       Sequence<T, dim> dx, auto& grad, const CarryGradient<CarriedGradient>& carry = {}) {
     const auto scope = be.scope();
     const std::array ping{be.template make<T, dyn, dyn, dim>(dy.extent(0), dy.extent(1)),
                           be.template make<T, dyn, dyn, dim>(dy.extent(0), dy.extent(1))};
     Index left = C.num_layers;
     each_reversed([&](auto layer, auto member, std::size_t i) {
       const auto to = --left == 0 ? dx : ping[static_cast<std::size_t>(left % 2)];
-      decltype(layer)::Block::backward(be, member(p)[i], member(saved)[i], dy, to, member(grad)[i]);
+      using Block = typename decltype(layer)::Block;
+      const auto part = [&](auto& all) -> auto& { return member(all)[i]; };
+      Block::backward(be, part(p), part(saved), dy, to, part(grad),
+                      detail::gradient_part_of<typename Block::CarriedGradient>(carry, part));
       dy = to;
     });
   }

@@ -12,15 +12,22 @@
 
 namespace mttt {
 
-/// Has the parameter names of Inner. Best around a whole layer: what it holds between the passes is x.
+/// Has the parameter names of Inner. Best around a whole layer: what it holds between the passes is x, and a copy
+/// of the state that was carried in.
 template <class Inner>
 struct Recompute {
   using T = typename Inner::T;
   static constexpr Index in = Inner::in, out = Inner::out, time_multiple = mttt::time_multiple<Inner>();
 
   using Params = typename Inner::Params;
+  using Carried = typename detail::CarriedOf<Inner>::State;
+  using CarriedGradient = typename detail::CarriedOf<Inner>::Gradient;
+  static constexpr Index carry_multiple = detail::CarriedOf<Inner>::multiple;
   struct Saved {
     Sequence<const T, in> x;
+    bool carried = false;
+    Carried from;
+    Mask continuing;
   };
   using State = typename detail::StateOf<Inner>::type;
 
@@ -29,21 +36,26 @@ struct Recompute {
   static void init(Params& p, Rng& rng) { Inner::init(p, rng); }
 
   template <class B>
-  static void forward(B& be, const Params& p, Sequence<const T, in> x, Sequence<T, out> y, Saved& saved) {
+  static void forward(B& be, const Params& p, Sequence<const T, in> x, Sequence<T, out> y, Saved& saved,
+                      const Carry<Carried>& carry = {}) {
     saved.x = x;
+    saved.carried = carry.from != nullptr;
+    if (saved.carried) saved.from = detail::keep_state(be, *carry.from);
+    saved.continuing = detail::keep(be, carry.continuing);
     const auto scope = be.scope();
     typename Inner::Saved forgotten;
-    Inner::forward(be, p, x, y, forgotten);
+    detail::forward_carried<Inner>(be, p, x, y, forgotten, carry);
   }
 
   template <class B>
   static void backward(B& be, const Params& p, const Saved& saved, Sequence<const T, out> dy,
-                       Sequence<T, in> dx, auto& grad) {
+                       Sequence<T, in> dx, auto& grad, const CarryGradient<CarriedGradient>& carry = {}) {
     const auto scope = be.scope();
     const auto y = be.template make<T, dyn, dyn, out>(dy.extent(0), dy.extent(1));
     typename Inner::Saved inner;
-    Inner::forward(be, p, saved.x, y, inner);
-    Inner::backward(be, p, inner, dy, dx, grad);
+    const Carry<Carried> carried{saved.carried ? &saved.from : nullptr, nullptr, saved.continuing};
+    detail::forward_carried<Inner>(be, p, saved.x, y, inner, carried);
+    detail::backward_carried<Inner>(be, p, inner, dy, dx, grad, carry);
   }
 
   template <class B>

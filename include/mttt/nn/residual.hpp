@@ -9,7 +9,7 @@
 #pragma once
 
 #include "mttt/backend/fused.hpp"
-#include "mttt/core/concepts.hpp"
+#include "mttt/core/carry.hpp"
 #include "mttt/nn/elementwise.hpp"
 
 namespace mttt {
@@ -63,21 +63,25 @@ struct Residual {
   using Params = typename Inner::Params;
   using Saved = typename Inner::Saved;
   using State = typename detail::StateOf<Inner>::type;
+  using Carried = typename detail::CarriedOf<Inner>::State;
+  using CarriedGradient = typename detail::CarriedOf<Inner>::Gradient;
+  static constexpr Index carry_multiple = detail::CarriedOf<Inner>::multiple;
 
   static void init(Params& p, Rng& rng) { Inner::init(p, rng); }
 
   template <class B>
-  static void forward(B& be, const Params& p, Sequence<const T, in> x, Sequence<T, out> y, Saved& saved) {
+  static void forward(B& be, const Params& p, Sequence<const T, in> x, Sequence<T, out> y, Saved& saved,
+                      const Carry<Carried>& carry = {}) {
     // Inner's output stays in the arena: its Saved may refer to it, and y must hold the sum.
     const auto branch = be.template make<T, dyn, dyn, out>(x.extent(0), x.extent(1));
-    Inner::forward(be, p, x, branch, saved);
+    detail::forward_carried<Inner>(be, p, x, branch, saved, carry);
     sum<B, T>(be, x.data(), branch.data(), y.data(), y.size());
   }
 
   template <class B>
   static void backward(B& be, const Params& p, const Saved& saved, Sequence<const T, out> dy,
-                       Sequence<T, in> dx, auto& grad) {
-    Inner::backward(be, p, saved, dy, dx, grad);
+                       Sequence<T, in> dx, auto& grad, const CarryGradient<CarriedGradient>& carry = {}) {
+    detail::backward_carried<Inner>(be, p, saved, dy, dx, grad, carry);
     add_to<B, T>(be, dy.data(), dx.data(), dx.size());
   }
 

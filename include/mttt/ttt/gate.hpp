@@ -12,7 +12,7 @@
 
 #include <cmath>
 
-#include "mttt/core/concepts.hpp"
+#include "mttt/core/carry.hpp"
 #include "mttt/nn/linear.hpp"
 
 namespace mttt {
@@ -95,33 +95,38 @@ struct Gated {
     Sequence<const T, dim> base, t;  // t = inner(x)
   };
   using State = typename Inner::State;
+  using Carried = typename detail::CarriedOf<Inner>::State;
+  using CarriedGradient = typename detail::CarriedOf<Inner>::Gradient;
+  static constexpr Index carry_multiple = detail::CarriedOf<Inner>::multiple;
 
   static void init(Params& p, Rng& rng) {
     Inner::init(p.inner, rng);
     init_constant(p.alpha, C.initial_alpha);
   }
 
-  static void forward(B& be, const Params& p, Sequence<const T, dim> x, Sequence<T, dim> y, Saved& saved) {
-    forward_onto(be, p, x, x, y, saved);
+  static void forward(B& be, const Params& p, Sequence<const T, dim> x, Sequence<T, dim> y, Saved& saved,
+                      const Carry<Carried>& carry = {}) {
+    forward_onto(be, p, x, x, y, saved, carry);
   }
   /// y = base + tanh(alpha) inner(x)
   static void forward_onto(B& be, const Params& p, Sequence<const T, dim> base, Sequence<const T, dim> x,
-                           Sequence<T, dim> y, Saved& saved) {
+                           Sequence<T, dim> y, Saved& saved, const Carry<Carried>& carry = {}) {
     const auto t = be.template make<T, dyn, dyn, dim>(x.extent(0), x.extent(1));
-    Inner::forward(be, p.inner, x, t, saved.inner);
+    detail::forward_carried<Inner>(be, p.inner, x, t, saved.inner, carry);
     saved.base = base;
     saved.t = t;
     add(be, p, base, t, y);
   }
 
   static void backward(B& be, const Params& p, const Saved& saved, Sequence<const T, dim> dy,
-                       Sequence<T, dim> dx, auto& grad) {
-    backward_onto(be, p, saved, dy, dx, grad);
+                       Sequence<T, dim> dx, auto& grad, const CarryGradient<CarriedGradient>& carry = {}) {
+    backward_onto(be, p, saved, dy, dx, grad, carry);
     add_to(be, dy.data(), dx.data(), dx.size());
   }
   /// dx of the inner block's input alone; that of base is dy itself.
   static void backward_onto(B& be, const Params& p, const Saved& saved, Sequence<const T, dim> dy,
-                            Sequence<T, dim> dx, auto& grad) {
+                            Sequence<T, dim> dx, auto& grad,
+                            const CarryGradient<CarriedGradient>& carry = {}) {
     const auto scope = be.scope();
     const Index rows = dy.flat_rows().extent(0);
     const auto dt = be.template make<T, dyn, dyn, dim>(dy.extent(0), dy.extent(1));
@@ -131,7 +136,7 @@ struct Gated {
     using G = typename decltype(grad.alpha)::value_type;
     be.for_each(
         dim, detail::AlphaGradient<A, G>{h.data(), {parts.data(), grad.alpha.data(), parts.extent(0), dim}});
-    Inner::backward(be, p.inner, saved.inner, dt, dx, grad.inner);
+    detail::backward_carried<Inner>(be, p.inner, saved.inner, dt, dx, grad.inner, carry);
   }
 
   static void step(B& be, const Params& p, State& state, Sequence<const T, dim> x, Sequence<T, dim> y,

@@ -202,8 +202,7 @@ struct Ttt {
     saved.checkpoints = be.template make<A, dyn, dyn, H, size>(groups(steps), batch);
     {
       const auto scope = be.scope();
-      const auto weights =
-          carry.to != nullptr ? carry.to->weights : be.template make<A, dyn, H, size>(batch);
+      const auto weights = carry.to != nullptr ? carry.to->weights : be.template make<A, dyn, H, size>(batch);
       enter(be, p, carry, weights.data(), batch);
       const TttForward<T, A> scan{scan_of(saved.inputs, saved.checkpoints.data()), weights.data(),
                                   carry.to != nullptr ? carry.to->gradients.data() : nullptr,
