@@ -282,6 +282,52 @@ Verdict storage(B& be, const Options& options = {}) {
   return detail::judge(worst, 1, ("bf16 storage, share of the allowed error, " + where).c_str());
 }
 
+namespace detail {
+
+/// Central differences of a loss against gradients, of many tensors; remembers the worst.
+class Differences {
+ public:
+  Differences(const Options& options, Rng& rng) : options_(options), rng_(rng) {}
+
+  /// `loss` reads `values`.
+  template <class T, class Loss>
+  void check(std::string_view name, T* values, const T* gradients, Index n, const Loss& loss) {
+    double scale = 0, error = 0;
+    for (Index i = 0; i < n; ++i) scale = std::max(scale, std::abs(static_cast<double>(gradients[i])));
+    for (Index k = 0; k < std::min(n, options_.checked_elements); ++k) {
+      const Index i =
+          n <= options_.checked_elements ? k : static_cast<Index>(rng_.below(static_cast<std::uint64_t>(n)));
+      const T kept = values[i];
+      const double h = 1e-5 * std::max(1.0, std::abs(static_cast<double>(kept)));
+      values[i] = static_cast<T>(static_cast<double>(kept) + h);
+      const double above = loss();
+      values[i] = static_cast<T>(static_cast<double>(kept) - h);
+      const double below = loss();
+      values[i] = kept;
+      const double numeric = (above - below) / (2 * h);
+      scale = std::max(scale, std::abs(numeric));
+      const double difference = std::abs(numeric - static_cast<double>(gradients[i]));
+      error = std::isfinite(difference) ? std::max(error, difference) : INFINITY;
+    }
+    const double relative = n == 0 ? 0 : error / std::max(scale, 1e-3);
+    if (!(relative <= worst_)) {
+      worst_ = relative;
+      says_ = std::string("gradient of ") + std::string(name);
+    }
+  }
+  Verdict verdict() const {
+    return judge(worst_, options_.tolerance, says_.empty() ? "gradient" : says_.c_str());
+  }
+
+ private:
+  const Options& options_;
+  Rng& rng_;
+  double worst_ = 0;
+  std::string says_;
+};
+
+}  // namespace detail
+
 /// backward == central differences, for the input and every parameter.
 template <class Block, class B>
 requires Trainable<Block, B> Verdict gradient(B& be, const Options& options = {}) {
@@ -319,36 +365,12 @@ requires Trainable<Block, B> Verdict gradient(B& be, const Options& options = {}
         *grad);
   }
 
-  std::string says;
-  double worst = 0;
-  const auto check = [&](std::string_view name, T* values, const T* gradients, Index n) {
-    double scale = 0, error = 0;
-    for (Index i = 0; i < n; ++i) scale = std::max(scale, std::abs(static_cast<double>(gradients[i])));
-    for (Index k = 0; k < std::min(n, options.checked_elements); ++k) {
-      const Index i =
-          n <= options.checked_elements ? k : static_cast<Index>(rng.below(static_cast<std::uint64_t>(n)));
-      const T kept = values[i];
-      const double h = 1e-5 * std::max(1.0, std::abs(static_cast<double>(kept)));
-      values[i] = static_cast<T>(static_cast<double>(kept) + h);
-      const double above = loss();
-      values[i] = static_cast<T>(static_cast<double>(kept) - h);
-      const double below = loss();
-      values[i] = kept;
-      const double numeric = (above - below) / (2 * h);
-      scale = std::max(scale, std::abs(numeric));
-      const double difference = std::abs(numeric - static_cast<double>(gradients[i]));
-      error = std::isfinite(difference) ? std::max(error, difference) : INFINITY;
-    }
-    const double relative = n == 0 ? 0 : error / std::max(scale, 1e-3);
-    if (!(relative <= worst)) {
-      worst = relative;
-      says = std::string("gradient of ") + std::string(name);
-    }
-  };
-  check("the input", x.data(), dx.data(), x.size());
-  for_each_tensor([&](std::string_view name, auto& p, auto& g) { check(name, p.data(), g.data(), p.size()); },
+  detail::Differences differences(options, rng);
+  differences.check("the input", x.data(), dx.data(), x.size(), loss);
+  for_each_tensor([&](std::string_view name, auto& p,
+                      auto& g) { differences.check(name, p.data(), g.data(), p.size(), loss); },
                   *params, *grad);
-  return detail::judge(worst, options.tolerance, says.empty() ? "gradient" : says.c_str());
+  return differences.verdict();
 }
 
 /// step over random chunks == forward.
