@@ -340,7 +340,8 @@ struct Ttt {
 
   /// A gradient arrives where the segment ended; what an unfinished mini-batch has gathered gets none.
   static void check_gradient(const CarryGradient<CarriedGradient>& carry, Index batch, Index steps) {
-    for (const CarriedGradient* one : {carry.to, carry.from}) {
+    const CarriedGradient* const both[] = {carry.to, carry.from};  // nvcc 13 misreads a list in the loop's head
+    for (const CarriedGradient* one : both) {
       if (one == nullptr || one->weights.extent(0) == batch) continue;
       fail("Ttt: gradient of a carried state", std::to_string(one->weights.extent(0)) + " sessions",
            std::to_string(batch), "use one of as many sessions as the batch");
