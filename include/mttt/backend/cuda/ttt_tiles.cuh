@@ -1,0 +1,454 @@
+// What the fused scans of TTT layers share: products of tiles by single warps, and the inner model's row
+// functions on what such products leave in registers.
+//
+// A tile of R tokens is cut into pieces, one a warp: 16 rows, and one of S slices of the F columns. Sums over
+// a row are taken in a warp by shuffles, and between the warps of a row's slices through shared memory, in
+// the order of the slices: one order whatever the batch.
+//
+// Formula: see ttt/inner_model.hpp: inner_norm, inner_loss_gradient and their backwards.
+// Shapes:  a piece c[N / 8][4], N = F / S, holds in lane l row l / 4 (elements 0, 1) and l / 4 + 8 (2, 3),
+//          columns 8 j + 2 (l % 4) and the one after. Arrays [2] are of these two rows.
+// Units:   rows, columns in elements; chunks of 8 columns; addresses in bytes of the shared window.
+// Errors:  none.
+// Not supported: what mma.cuh does not.
+// Source:  PTX ISA: mma.sync.m16n8k16, ldmatrix, bar. Chan et al. 1983 for moments of parts.
+#pragma once
+
+#include "mttt/backend/cuda/mma.cuh"
+
+namespace mttt::detail {
+
+extern __shared__ __align__(1024) unsigned char ttt_memory[];
+
+__device__ inline int lane_of_warp() { return static_cast<int>(threadIdx.x) % 32; }
+
+/// A barrier of some of a block's warps. Number 0 is that of __syncthreads.
+struct NamedBarrier {
+  int number, threads;
+  __device__ void sync() const { asm volatile("bar.sync %0, %1;" ::"r"(number), "r"(threads) : "memory"); }
+  /// Says that this warp has come, without waiting for the others.
+  __device__ void arrive() const {
+    asm volatile("bar.arrive %0, %1;" ::"r"(number), "r"(threads) : "memory");
+  }
+};
+
+// Factors of a product: `left` gives 16 rows by 16 terms of sum, step k; `right` 16 terms by 16 columns,
+// block n.
+
+/// Tile T as it lies, from a row and a chunk on: rows of the left factor, or columns of the right one.
+template <class T>
+struct ByRows {
+  std::uint32_t tile;
+  int row, chunk;
+  __device__ void left(std::uint32_t (&a)[4], int k) const {
+    const int lane = lane_of_warp();
+    load_matrices(a, T::at(tile, row + lane % 16, chunk + 2 * k + lane / 16));
+  }
+  __device__ void right(std::uint32_t (&b)[4], int k, int n) const {
+    const int lane = lane_of_warp();
+    load_matrices(b, T::at(tile, row + 16 * n + lane % 8 + lane / 16 * 8, chunk + 2 * k + lane / 8 % 2));
+  }
+};
+/// Tile T with its rows as terms of the sum: the left factor is T transposed, the right one T.
+template <class T>
+struct ByColumns {
+  std::uint32_t tile;
+  int row, chunk;
+  __device__ void left(std::uint32_t (&a)[4], int k) const {
+    const int lane = lane_of_warp();
+    load_transposed(a, T::at(tile, row + 16 * k + lane / 16 * 8 + lane % 8, chunk + lane / 8 % 2));
+  }
+  __device__ void right(std::uint32_t (&b)[4], int k, int n) const {
+    const int lane = lane_of_warp();
+    load_transposed(b, T::at(tile, row + 16 * k + lane % 16, chunk + 2 * n + lane / 16));
+  }
+};
+/// A piece of K columns, rounded.
+template <int K>
+struct Packed {
+  std::uint32_t a[K / 16][4];
+  __device__ void pack(const float (&c)[K / 8][4]) {
+#pragma unroll
+    for (int k = 0; k < K / 16; ++k) pack_factor(a[k], c[2 * k], c[2 * k + 1]);
+  }
+  __device__ void left(std::uint32_t (&to)[4], int k) const {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) to[i] = a[k][i];
+  }
+};
+/// Ones: the product is the sum over the right factor's rows, the same in all rows.
+struct Ones {
+  __device__ void left(std::uint32_t (&a)[4], int) const {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) a[i] = 0x3f803f80u;
+  }
+};
+
+struct Steps {
+  int first, end;
+};
+/// c (16 x N) += left (16 x K) right (K x N): of the steps of K only `steps`, of the columns' blocks of 16
+/// only those before `columns`. Both must be the same in a warp; they spare what a triangular mask makes
+/// zero.
+template <int K, int N, class Left, class Right>
+__device__ void add_product(float (&c)[N / 8][4], const Left& left, const Right& right,
+                            Steps steps = {0, K / 16}, int columns = N / 16) {
+#pragma unroll
+  for (int k = 0; k < K / 16; ++k) {
+    if (k < steps.first || k >= steps.end) continue;
+    std::uint32_t a[4];
+    left.left(a, k);
+#pragma unroll
+    for (int n = 0; n < N / 16; ++n) {
+      if (n >= columns) continue;
+      std::uint32_t b[4];
+      right.right(b, k, n);
+      multiply(c[2 * n], a, b[0], b[1]);
+      multiply(c[2 * n + 1], a, b[2], b[3]);
+    }
+  }
+}
+
+template <int N>
+__device__ void clear(float (&c)[N][4]) {
+#pragma unroll
+  for (int j = 0; j < N; ++j) c[j][0] = c[j][1] = c[j][2] = c[j][3] = 0;
+}
+
+/// f(j, half) for the pairs of neighbouring columns of a piece: c[j][2 half] and the one after.
+template <int N, class Function>
+__device__ void for_pairs(Function f) {
+#pragma unroll
+  for (int j = 0; j < N / 8; ++j) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) f(j, half);
+  }
+}
+
+__device__ inline float2 read_pair(std::uint32_t at) {
+  std::uint32_t both;
+  asm volatile("ld.shared.b32 %0, [%1];" : "=r"(both) : "r"(at));
+  return {__uint_as_float(both << 16), __uint_as_float(both & 0xffff0000u)};
+}
+__device__ inline void write_pair(std::uint32_t at, float low, float high) {
+  asm volatile("st.shared.b32 [%0], %1;" ::"r"(at), "r"(pack_bf16(low, high)) : "memory");
+}
+
+__device__ inline float sum_of_quad(float x) {
+  x += __shfl_xor_sync(0xffffffffu, x, 1);
+  return x + __shfl_xor_sync(0xffffffffu, x, 2);
+}
+
+/// Where a warp's piece lies, and how it meets the other slices of its rows. Every sum of a mini-batch has a
+/// `place` in `exchange` of its own; between two uses of a place must stand a barrier of these warps.
+template <int R_, int F_, int S_>
+struct Piece {
+  static constexpr int R = R_, F = F_, S = S_, N = F / S;
+  static_assert(R % 16 == 0 && N % 16 == 0);
+  static constexpr int place_floats = S > 1 ? S* R * 4 : 0;
+
+  int first_row, slice;  // of the warp: rows first_row and 15 more
+  float* exchange;       // in shared memory: place_floats a place
+  NamedBarrier barrier;  // of all warps of the tile
+
+  __device__ int row(int half) const { return first_row + lane_of_warp() / 4 + 8 * half; }
+  __device__ int chunk() const { return slice * N / 8; }
+  __device__ int column(int j) const { return slice * N + 8 * j + lane_of_warp() % 4 * 2; }
+  /// Address in tile T, which has F columns, of the pair (j, half).
+  template <class T>
+  __device__ std::uint32_t pair_at(std::uint32_t tile, int j, int half) const {
+    return T::at(tile, row(half), chunk() + j) + static_cast<std::uint32_t>(lane_of_warp() % 4 * 4);
+  }
+
+  /// Sums over whole rows of V <= 4 numbers a row.
+  template <int V>
+  __device__ void sum(float (&s)[2][V], int place) const {
+    static_assert(V <= 4);
+#pragma unroll
+    for (int i = 0; i < 2 * V; ++i) s[i / V][i % V] = sum_of_quad(s[i / V][i % V]);
+    if constexpr (S > 1) {
+      float* at = exchange + place * place_floats;
+      if (lane_of_warp() % 4 == 0) {
+#pragma unroll
+        for (int i = 0; i < 2 * V; ++i) at[(slice * R + row(i / V)) * 4 + i % V] = s[i / V][i % V];
+      }
+      barrier.sync();
+#pragma unroll
+      for (int i = 0; i < 2 * V; ++i) {
+        float total = 0;
+#pragma unroll
+        for (int of = 0; of < S; ++of) total += at[(of * R + row(i / V)) * 4 + i % V];
+        s[i / V][i % V] = total;
+      }
+    }
+  }
+
+  /// z <- (z - mean) rstd of its row.
+  __device__ void normalise(float (&z)[N / 8][4], float (&rstd)[2], float eps, int place) const {
+    float mean[2] = {}, square[2] = {};
+    for_pairs<N>([&](int j, int half) { mean[half] += z[j][2 * half] + z[j][2 * half + 1]; });
+#pragma unroll
+    for (int half = 0; half < 2; ++half) mean[half] = sum_of_quad(mean[half]) * (1.0f / N);
+    for_pairs<N>([&](int j, int half) {
+      const float x = z[j][2 * half] - mean[half], y = z[j][2 * half + 1] - mean[half];
+      square[half] += x * x + y * y;
+    });
+#pragma unroll
+    for (int half = 0; half < 2; ++half) square[half] = sum_of_quad(square[half]);
+    if constexpr (S > 1) combine(mean, square, place);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) rstd[half] = rsqrtf(square[half] * (1.0f / F) + eps);
+    for_pairs<N>([&](int j, int half) {
+      z[j][2 * half] = (z[j][2 * half] - mean[half]) * rstd[half];
+      z[j][2 * half + 1] = (z[j][2 * half + 1] - mean[half]) * rstd[half];
+    });
+  }
+
+ private:
+  /// Mean and sum of squared deviations of the row, from those of its slices.
+  __device__ void combine(float (&mean)[2], float (&square)[2], int place) const {
+    float* at = exchange + place * place_floats;
+    if (lane_of_warp() % 4 == 0) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half)
+        *reinterpret_cast<float2*>(at + (slice * R + row(half)) * 4) = {mean[half], square[half]};
+    }
+    barrier.sync();
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float2 of[S];
+      float total = 0, spread = 0;
+#pragma unroll
+      for (int i = 0; i < S; ++i) {
+        of[i] = *reinterpret_cast<const float2*>(at + (i * R + row(half)) * 4);
+        total += of[i].x;
+      }
+      total *= 1.0f / S;
+#pragma unroll
+      for (int i = 0; i < S; ++i) spread += of[i].y + N * (of[i].x - total) * (of[i].x - total);
+      mean[half] = total, square[half] = spread;
+    }
+  }
+};
+
+/// Sums over the rows of pieces, added up over many pieces in float32: a lane keeps `kept` columns of the
+/// slice.
+template <int N>
+struct ColumnSums {
+  static constexpr int values = N / 4, kept = N >= 32 ? N / 32 : 1;
+  float sum[kept] = {};
+
+  /// share: a lane's columns as in a piece, both rows added.
+  __device__ void add(float (&share)[N / 8][2]) {
+    float v[values];
+#pragma unroll
+    for (int i = 0; i < values; ++i) v[i] = share[i / 2][i % 2];
+    halve<values, 16>(v);
+    halve<values / 2, 8>(v);
+    if constexpr (values / 4 > 1) {
+      halve<values / 4, 4>(v);
+    } else {
+      v[0] += __shfl_xor_sync(0xffffffffu, v[0], 4);
+    }
+#pragma unroll
+    for (int i = 0; i < kept; ++i) sum[i] += v[i];
+  }
+  /// Whether this lane is the one to write its columns, and which column of the slice is sum[i].
+  __device__ static bool writes() { return values > 4 || lane_of_warp() / 4 % 2 == 0; }
+  __device__ static int column(int i) {
+    const int lane = lane_of_warp();
+    int at = lane / 16 * (values / 2) + lane / 8 % 2 * (values / 4) + i;
+    if constexpr (values > 4) at += lane / 4 % 2 * (values / 8);
+    return at / 2 * 8 + lane % 4 * 2 + at % 2;
+  }
+
+ private:
+  /// Lanes with the bit `mask` keep the upper half of the sums of both, the others the lower.
+  template <int n, int mask>
+  __device__ static void halve(float (&v)[values]) {
+    const bool upper = (lane_of_warp() & mask) != 0;
+#pragma unroll
+    for (int i = 0; i < n / 2; ++i) {
+      const float give = upper ? v[i] : v[i + n / 2], keep = upper ? v[i + n / 2] : v[i];
+      v[i] = keep + __shfl_xor_sync(0xffffffffu, give, mask);
+    }
+  }
+};
+
+/// The learned scale and shift of a head's norm, float32 in shared memory.
+struct NormWeights {
+  const float *gamma, *beta;
+  __device__ float2 scale(int column) const { return *reinterpret_cast<const float2*>(gamma + column); }
+  __device__ float2 shift(int column) const { return *reinterpret_cast<const float2*>(beta + column); }
+};
+
+/// inner_loss_gradient of rows x that are normalised already: g = rstd (h - mean(h) - x mean(h x)), and
+/// means[half] = {mean(h), mean(h x)} for the way back. Takes one place.
+template <class T, class P>
+__device__ void loss_gradient(const P& piece, const NormWeights& norm, std::uint32_t target,
+                              const float (&rstd)[2], float (&x)[P::N / 8][4], float (&g)[P::N / 8][4],
+                              float (&means)[2][2], int place) {
+  float sums[2][2] = {};
+  for_pairs<P::N>([&](int j, int half) {
+    const float2 gamma = norm.scale(piece.column(j)), beta = norm.shift(piece.column(j));
+    const float2 wanted = read_pair(piece.template pair_at<T>(target, j, half));
+    const float a = x[j][2 * half], b = x[j][2 * half + 1];
+    const float ha = (gamma.x * a + (beta.x - wanted.x)) * gamma.x;
+    const float hb = (gamma.y * b + (beta.y - wanted.y)) * gamma.y;
+    sums[half][0] += ha + hb;
+    sums[half][1] += ha * a + hb * b;
+    g[j][2 * half] = ha, g[j][2 * half + 1] = hb;
+  });
+  piece.sum(sums, place);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) means[i / 2][i % 2] = sums[i / 2][i % 2] * (1.0f / P::F);
+  for_pairs<P::N>([&](int j, int half) {
+#pragma unroll
+    for (int e = 2 * half; e < 2 * half + 2; ++e)
+      g[j][e] = rstd[half] * (g[j][e] - means[half][0] - x[j][e] * means[half][1]);
+  });
+}
+
+/// inner_loss_gradient_backward, of rate g: from d = dl / d(rate g), and x and `means` as loss_gradient
+/// leaves them, to dz (in d), dtarget, drate, and a lane's share of dgamma, both rows added; that of dbeta is
+/// -dtarget. Takes two places.
+template <class T, class P>
+__device__ void loss_gradient_backward(const P& piece, const NormWeights& norm, std::uint32_t target,
+                                       const float (&rstd)[2], const float (&rate)[2],
+                                       const float (&means)[2][2], const float (&x)[P::N / 8][4],
+                                       float (&d)[P::N / 8][4], float (&dtarget)[P::N / 8][4],
+                                       float (&drate)[2], float (&dgamma)[P::N / 8][2], int place) {
+  constexpr float inv = 1.0f / P::F;
+  // e = gamma x + beta - target, of a pair
+  const auto error = [&](int j, int half) -> float2 {
+    const float2 gamma = norm.scale(piece.column(j)), beta = norm.shift(piece.column(j));
+    const float2 wanted = read_pair(piece.template pair_at<T>(target, j, half));
+    return {gamma.x * x[j][2 * half] + (beta.x - wanted.x),
+            gamma.y * x[j][2 * half + 1] + (beta.y - wanted.y)};
+  };
+  float sums[2][3] = {};  // of d, d x, d h
+  for_pairs<P::N>([&](int j, int half) {
+    const float2 gamma = norm.scale(piece.column(j)), e = error(j, half);
+    const float da = d[j][2 * half], db = d[j][2 * half + 1];
+    sums[half][0] += da + db;
+    sums[half][1] += da * x[j][2 * half] + db * x[j][2 * half + 1];
+    sums[half][2] += da * (e.x * gamma.x) + db * (e.y * gamma.y);
+  });
+  piece.sum(sums, place);
+  float mean_d[2], mean_dx[2], shrink[2];
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const float gathered = sums[half][2] - means[half][0] * sums[half][0] - means[half][1] * sums[half][1];
+    drate[half] = rstd[half] * gathered;
+    mean_d[half] = inv * rate[half] * rstd[half] * sums[half][0];
+    mean_dx[half] = inv * rate[half] * rstd[half] * sums[half][1];
+    shrink[half] = inv * rate[half] * gathered * rstd[half] * rstd[half];  // drstd rstd^2 / F
+  }
+  // dh = rstd dg - mean_d - x mean_dx;  dx = dh gamma^2 - rstd dg mean(h x) - h mean_dx
+  float totals[2][2] = {};  // of dx, dx x
+  for_pairs<P::N>([&](int j, int half) {
+    const float2 gammas = norm.scale(piece.column(j)), es = error(j, half);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const float gamma = i == 0 ? gammas.x : gammas.y, e = i == 0 ? es.x : es.y, a = x[j][2 * half + i];
+      const float dg = rstd[half] * rate[half] * d[j][2 * half + i];
+      const float dh = dg - mean_d[half] - a * mean_dx[half], de = dh * gamma;
+      const float da = de * gamma - dg * means[half][1] - e * gamma * mean_dx[half];
+      dgamma[j][i] = (half == 0 ? 0 : dgamma[j][i]) + dh * e + de * a;
+      dtarget[j][2 * half + i] = -de;
+      d[j][2 * half + i] = da;
+      totals[half][0] += da;
+      totals[half][1] += da * a;
+    }
+  });
+  piece.sum(totals, place + 1);
+  for_pairs<P::N>([&](int j, int half) {
+#pragma unroll
+    for (int e = 2 * half; e < 2 * half + 2; ++e) {
+      d[j][e] = rstd[half] * (d[j][e] - inv * totals[half][0] - x[j][e] * (inv * totals[half][1])) -
+                shrink[half] * x[j][e];
+    }
+  });
+}
+
+/// inner_norm_backward with x normalised: from dy to dz, both in d, and a lane's shares of dgamma and dbeta,
+/// both rows added. Takes one place.
+template <class P>
+__device__ void norm_backward(const P& piece, const NormWeights& norm, const float (&rstd)[2],
+                              const float (&x)[P::N / 8][4], float (&d)[P::N / 8][4],
+                              float (&dgamma)[P::N / 8][2], float (&dbeta)[P::N / 8][2], int place) {
+  float sums[2][2] = {};
+  for_pairs<P::N>([&](int j, int half) {
+    const float2 gammas = norm.scale(piece.column(j));
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const float dy = d[j][2 * half + i], a = x[j][2 * half + i], dx = dy * (i == 0 ? gammas.x : gammas.y);
+      dgamma[j][i] = (half == 0 ? 0 : dgamma[j][i]) + dy * a;
+      dbeta[j][i] = (half == 0 ? 0 : dbeta[j][i]) + dy;
+      d[j][2 * half + i] = dx;
+      sums[half][0] += dx;
+      sums[half][1] += dx * a;
+    }
+  });
+  piece.sum(sums, place);
+  for_pairs<P::N>([&](int j, int half) {
+#pragma unroll
+    for (int e = 2 * half; e < 2 * half + 2; ++e) {
+      d[j][e] =
+          rstd[half] * (d[j][e] - sums[half][0] * (1.0f / P::F) - x[j][e] * (sums[half][1] * (1.0f / P::F)));
+    }
+  });
+}
+
+/// Writes a piece, rounded, into tile T of F columns.
+template <class T, class P>
+__device__ void write_piece(const P& piece, std::uint32_t tile, const float (&c)[P::N / 8][4]) {
+  for_pairs<P::N>([&](int j, int half) {
+    write_pair(piece.template pair_at<T>(tile, j, half), c[j][2 * half], c[j][2 * half + 1]);
+  });
+}
+/// The same on to global memory, rows before `valid`; no other warp may read these numbers of the tile
+/// meanwhile.
+template <class T, class P>
+__device__ void store_piece(const P& piece, std::uint32_t tile, const float (&c)[P::N / 8][4], bf16* to,
+                            Index step, int valid) {
+  constexpr int chunks = P::N / 8;
+  __syncwarp();
+  write_piece<T>(piece, tile, c);
+  __syncwarp();
+#pragma unroll
+  for (int i = 0; i < chunks / 2; ++i) {
+    const int at = i * 32 + lane_of_warp(), row = piece.first_row + at / chunks,
+              chunk = piece.chunk() + at % chunks;
+    if (row >= valid) continue;
+    uint4 eight;
+    asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(eight.x), "=r"(eight.y), "=r"(eight.z), "=r"(eight.w)
+                 : "r"(T::at(tile, row, chunk))
+                 : "memory");
+    *reinterpret_cast<uint4*>(to + row * step + chunk * 8) = eight;
+  }
+  __syncwarp();
+}
+
+/// Starts to copy a tile by `threads` threads, of which this is number `thread`; rows from `valid` on are
+/// zeros. Row 0 must be valid.
+template <int R, int D, int threads>
+__device__ void copy_rows(std::uint32_t tile, const bf16* from, Index step, int valid, int thread) {
+  constexpr int chunks = D / 8, pass = threads / chunks;
+  static_assert(threads % chunks == 0 && R % pass == 0);
+#pragma unroll
+  for (int i = 0; i < R / pass; ++i) {
+    const int row = thread / chunks + i * pass, chunk = thread % chunks;
+    const bool in = row < valid;
+    copy_async(Tile<R, D>::at(tile, row, chunk), from + (in ? row * step : 0) + chunk * 8, in);
+  }
+}
+/// 4 bytes from global to shared memory, or zeros.
+__device__ inline void copy_number(float* to, const float* from, bool valid) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(to)), "l"(from),
+               "r"(valid ? 4 : 0)
+               : "memory");
+}
+
+}  // namespace mttt::detail
