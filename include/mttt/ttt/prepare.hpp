@@ -17,6 +17,7 @@
 
 #include <cstdint>
 
+#include "mttt/core/lanes.hpp"
 #include "mttt/ttt/inner_model.hpp"
 
 namespace mttt {
@@ -25,32 +26,33 @@ enum class TttVariant { lm, video };
 
 namespace detail {
 
-/// cos and sin of place * theta^(-2 i / F), for every place in a mini-batch.
-template <class A>
-struct InnerRopeTable {
-  A *cos, *sin;
-  const std::int64_t* position;  // (B): a line for each token of these sessions; null: for each place
-  Index steps, mini_batch, half;
-  double theta;
-  MTTT_HD Index place(Index line) const {
-    return position == nullptr ? line
-                               : (static_cast<Index>(position[line / steps]) + line % steps) % mini_batch;
-  }
-  MTTT_HD void operator()(Index at) const {
-    const double angle = static_cast<double>(place(at / half)) *
-                         std::pow(theta, -static_cast<double>(at % half) / static_cast<double>(half));
-    cos[at] = static_cast<A>(std::cos(angle));
-    sin[at] = static_cast<A>(std::sin(angle));
-  }
-};
-
-/// scale_t
+/// What does not depend on the tokens, in one launch: scale_t, gamma and beta in the accumulator type, and
+/// cos and sin of place * theta^(-2 i / F) for every place in a mini-batch.
 template <class T, class A>
-struct TokenScale {
-  const T* learnable;  // null: 1 / C
-  A* scale;
-  Index mini_batch;
-  MTTT_HD void operator()(Index t) const {
+struct InnerTables {
+  const T* learnable;            // (C); null: scale_t = 1 / C
+  const T *gamma_in, *beta_in;   // (H, F)
+  A *scale, *gamma, *beta;       // (C), (H, F)
+  A *cos, *sin;                  // (lines, F / 2), null without RoPE
+  const std::int64_t* position;  // (B): a line for each token of these sessions; null: for each place
+  Index steps, mini_batch, norms, lines, half;
+  double theta;
+
+  MTTT_HD Index count() const { return 2 * norms + mini_batch + (cos == nullptr ? 0 : lines * half); }
+  MTTT_HD void operator()(Index i) const {
+    if (i < norms) {
+      gamma[i] = static_cast<A>(gamma_in[i]);
+    } else if (i < 2 * norms) {
+      beta[i - norms] = static_cast<A>(beta_in[i - norms]);
+    } else if (i < 2 * norms + mini_batch) {
+      fill_scale(i - 2 * norms);
+    } else {
+      rotate(i - 2 * norms - mini_batch);
+    }
+  }
+
+ private:
+  MTTT_HD void fill_scale(Index t) const {
     if (learnable == nullptr) {
       scale[t] = A(1) / static_cast<A>(mini_batch);
     } else {
@@ -58,25 +60,53 @@ struct TokenScale {
       scale[t] = value > A(0) ? value : A(0);
     }
   }
+  MTTT_HD void rotate(Index at) const {
+    const double angle = static_cast<double>(place(at / half)) *
+                         std::pow(theta, -static_cast<double>(at % half) / static_cast<double>(half));
+    cos[at] = static_cast<A>(std::cos(angle));
+    sin[at] = static_cast<A>(std::sin(angle));
+  }
+  MTTT_HD Index place(Index line) const {
+    return position == nullptr ? line
+                               : (static_cast<Index>(position[line / steps]) + line % steps) % mini_batch;
+  }
 };
 
-/// Raw projections to what the inner loop reads; one team a token and head.
+/// Raw projections to what the inner loop reads; one team a token and `together` heads.
 template <TttVariant variant, class T, class A>
 struct Prepare {
   const T *raw_q, *raw_k, *v;    // (B, T, H F)
   T *q, *k, *target;             // (B, T, H F)
+  const T *logit, *bias;         // (B, T, H), (H)
+  const T* base_lr;              // (1)
+  A* lr;                         // (B, T, H)
   const A *cos, *sin;            // (lines, F / 2), null without RoPE
   const A *gamma, *beta;         // (H, F)
   const std::int64_t* position;  // (B) of the first token; null: 0
-  Index steps, heads, width, mini_batch;
+  Index tokens, steps, heads, width, mini_batch;
   bool line_per_token;  // of cos and sin
+  static constexpr Index together = 8;
+
+  MTTT_HD Index teams_a_token() const { return (heads + together - 1) / together; }
+  Index count() const { return tokens * teams_a_token(); }
+  Index cost() const { return together * width * 8; }
 
   template <class Team>
-  MTTT_HD void operator()(Team team, Index row) const {
-    const Index at = row * width, head = row % heads, token = row / heads;
+  MTTT_HD void operator()(Team team, Index item) const {
+    const Index token = item / teams_a_token(), first = item % teams_a_token() * together;
     const Index start = position == nullptr ? 0 : static_cast<Index>(position[token / steps]);
-    const Index place = (start + token % steps) % mini_batch;
-    const Index line = line_per_token ? token : place;
+    const Index place = (start + token % steps) % mini_batch, line = line_per_token ? token : place;
+    team.rows(heads - first < together ? heads - first : together,
+              [=, *this](auto part, Index r) { head_of_token(part, token, first + r, line); });
+  }
+
+  template <class Team>
+  MTTT_HD void head_of_token(Team team, Index token, Index head, Index line) const {
+    const Index row = token * heads + head, at = row * width;
+    if (team.leader()) {
+      const A x = static_cast<A>(logit[row]) + static_cast<A>(bias[head]);
+      lr[row] = static_cast<A>(base_lr[0]) * Sigmoid::f(x) / static_cast<A>(width);
+    }
     rotate(team, raw_q + at, q + at, line);
     rotate(team, raw_k + at, k + at, line);
     team.sync();
@@ -123,117 +153,122 @@ struct Prepare {
     const Index half = width / 2;
     const A *c = cos + line * half, *s = sin + line * half;
     team.for_each(half, [=](Index i) {
-      const A re = static_cast<A>(x[2 * i]) * inverse, im = static_cast<A>(x[2 * i + 1]) * inverse;
-      y[2 * i] = static_cast<T>(re * c[i] - im * s[i]);
-      y[2 * i + 1] = static_cast<T>(re * s[i] + im * c[i]);
+      const auto pair = load_lanes<2>(x + 2 * i);
+      const A re = static_cast<A>(pair.of[0]) * inverse, im = static_cast<A>(pair.of[1]) * inverse;
+      store_lanes(y + 2 * i, Lanes<T, 2>{{static_cast<T>(re * c[i] - im * s[i]),
+                                          static_cast<T>(re * s[i] + im * c[i])}});
     });
   }
 };
 
-/// Prepare backwards; one team a head of a session, so that dgamma and dbeta have one writer.
+/// Prepare backwards but for the learning rates. lm: one team a token and some heads, as Prepare. video: one
+/// team a head and `part` tokens, whose shares of dgamma and dbeta it sums; AddParts (nn/elementwise.hpp) joins them.
 template <TttVariant variant, class T, class A>
 struct PrepareBackward {
   Prepare<variant, T, A> forward;
   const T *dq, *dk, *dtarget;  // of the prepared tensors
   T *draw_q, *draw_k, *dv;     // overwritten
-  A *dgamma, *dbeta;           // (B, H, F), added to
+  A *dgamma, *dbeta;           // (parts, H, F), overwritten; null in the lm variant
+  static constexpr bool sums = variant == TttVariant::video;
+  static constexpr Index part = 32;
 
-  static constexpr Index scratch(Index width) { return 2 * width; }
+  static Index parts(Index tokens) { return sums ? (tokens + part - 1) / part : 0; }
+  Index count() const { return sums ? parts(forward.tokens) * forward.heads : forward.count(); }
+  Index cost() const { return sums ? part * forward.width : forward.cost(); }
 
   template <class Team>
-  MTTT_HD void operator()(Team team, Index session_head) const {
-    const Index heads = forward.heads, width = forward.width, head = session_head % heads;
-    A* dkey = team.template scratch<A>();
-    A* turned = dkey + width;
-    for (Index t = 0; t < forward.steps; ++t) {
-      const Index at = ((session_head / heads * forward.steps + t) * heads + head) * width;
-      const T *key_gradient = dk + at, *wanted = dtarget + at;
-      T* dvalue = dv + at;
-      if constexpr (variant == TttVariant::lm) {
-        team.for_each(width, [=](Index i) {
-          dvalue[i] = wanted[i];
-          dkey[i] = static_cast<A>(key_gradient[i]) - static_cast<A>(wanted[i]);
-        });
-      } else {
-        target_backward(team, session_head, at, dkey);
-      }
-      team.sync();
-      rotate_backward(team, forward.raw_k + at, dkey, turned, draw_k + at, t % forward.mini_batch);
-      const T* query_gradient = dq + at;
-      team.for_each(width, [=](Index i) { dkey[i] = static_cast<A>(query_gradient[i]); });
-      team.sync();
-      rotate_backward(team, forward.raw_q + at, dkey, turned, draw_q + at, t % forward.mini_batch);
-      team.sync();
+  MTTT_HD void operator()(Team team, Index item) const {
+    const Index heads = forward.heads;
+    if constexpr (sums) {
+      const Index first = item / heads * part, left = forward.tokens - first, width = forward.width;
+      A *dg = dgamma + item * width, *db = dbeta + item * width;
+      team.for_each(width, [=](Index i) { dg[i] = db[i] = 0; });
+      for (Index t = 0; t < (left < part ? left : part); ++t)
+        head_of_token(team, first + t, item % heads, dg, db);
+    } else {
+      const Index teams = forward.teams_a_token(), token = item / teams,
+                  first = item % teams * forward.together;
+      team.rows(heads - first < forward.together ? heads - first : forward.together,
+                [=, *this](auto one, Index r) { head_of_token(one, token, first + r, nullptr, nullptr); });
     }
   }
 
  private:
   template <class Team>
-  MTTT_HD void target_backward(Team team, Index session_head, Index at, A* dkey) const {
-    const Index width = forward.width;
-    const T *value = forward.v + at, *key = forward.k + at, *wanted = dtarget + at, *key_gradient = dk + at;
-    const A* gamma = forward.gamma + session_head % forward.heads * width;
-    A *dg = dgamma + session_head * width, *db = dbeta + session_head * width;
+  MTTT_HD void head_of_token(Team team, Index token, Index head, A* dg, A* db) const {
+    const Index at = (token * forward.heads + head) * forward.width;
+    const Index place = token % forward.steps % forward.mini_batch;
+    const T *key_gradient = dk + at, *wanted = dtarget + at, *query_gradient = dq + at;
     T* dvalue = dv + at;
-    const auto difference = [=](Index i) { return static_cast<A>(value[i]) - static_cast<A>(key[i]); };
-    const auto m = forward.target_moments(team, difference);
-    const A deviation = A(1) / m.rstd - A(1e-8), inv = A(1) / static_cast<A>(width);
-    const auto centred = [=](Index i) { return difference(i) - m.mean; };
-    const auto dn = [=](Index i) { return static_cast<A>(wanted[i]) * gamma[i]; };
-    const A product = team.template sum<A>(width, [=](Index i) { return dn(i) * centred(i); });
-    // n = c / (s + eps), s = sqrt(sum c^2 / (F - 1)); a constant row has s = 0 and no direction to move s in.
-    const A through_s =
-        deviation > A(0) ? product * m.rstd * m.rstd / (static_cast<A>(width - 1) * deviation) : A(0);
-    const A mean_dc = inv * team.template sum<A>(width, [=](Index i) { return dn(i) * m.rstd; });
-    team.for_each(width, [=](Index i) {
-      dg[i] += static_cast<A>(wanted[i]) * centred(i) * m.rstd;
-      db[i] += static_cast<A>(wanted[i]);
-      const A dd = dn(i) * m.rstd - through_s * centred(i) - mean_dc;
-      dvalue[i] = static_cast<T>(dd);
-      dkey[i] = static_cast<A>(key_gradient[i]) - dd;
-    });
+    if constexpr (variant == TttVariant::lm) {
+      team.for_each(forward.width, [=](Index i) { dvalue[i] = wanted[i]; });
+      const auto dkey = [=](Index i) { return static_cast<A>(key_gradient[i]) - static_cast<A>(wanted[i]); };
+      rotate_backward(team, forward.raw_k + at, dkey, draw_k + at, place);
+    } else {
+      const Index width = forward.width;
+      const T *value = forward.v + at, *key = forward.k + at;
+      const A* gamma = forward.gamma + head * width;
+      const auto difference = [=](Index i) { return static_cast<A>(value[i]) - static_cast<A>(key[i]); };
+      const auto m = forward.target_moments(team, difference);
+      const A deviation = A(1) / m.rstd - A(1e-8), inv = A(1) / static_cast<A>(width);
+      const auto centred = [=](Index i) { return difference(i) - m.mean; };
+      const auto dn = [=](Index i) { return static_cast<A>(wanted[i]) * gamma[i]; };
+      const A product = team.template sum<A>(width, [=](Index i) { return dn(i) * centred(i); });
+      // n = c / (s + eps), s = sqrt(sum c^2 / (F - 1)); a constant row has s = 0 and no direction to move s in.
+      const A through_s =
+          deviation > A(0) ? product * m.rstd * m.rstd / (static_cast<A>(width - 1) * deviation) : A(0);
+      const A mean_dc = inv * team.template sum<A>(width, [=](Index i) { return dn(i) * m.rstd; });
+      const auto dd = [=](Index i) { return dn(i) * m.rstd - through_s * centred(i) - mean_dc; };
+      team.for_each(width, [=](Index i) {
+        dg[i] += static_cast<A>(wanted[i]) * centred(i) * m.rstd;
+        db[i] += static_cast<A>(wanted[i]);
+        dvalue[i] = static_cast<T>(dd(i));
+      });
+      const auto dkey = [=](Index i) { return static_cast<A>(key_gradient[i]) - dd(i); };
+      rotate_backward(team, forward.raw_k + at, dkey, draw_k + at, place);
+    }
+    const auto dquery = [=](Index i) { return static_cast<A>(query_gradient[i]); };
+    rotate_backward(team, forward.raw_q + at, dquery, draw_q + at, place);
   }
 
   /// Turns dy back by RoPE, then through y = x / |x|.
-  template <class Team>
-  MTTT_HD void rotate_backward(Team team, const T* x, const A* dy, A* turned, T* dx, Index place) const {
-    const Index width = forward.width;
+  template <class Team, class D>
+  MTTT_HD void rotate_backward(Team team, const T* x, const D& dy, T* dx, Index place) const {
+    const Index width = forward.width, half = width / 2;
+    const A inverse = A(1) / forward.length(team, x);
     if (forward.cos == nullptr) {
-      team.for_each(width, [=](Index i) { turned[i] = dy[i]; });
-    } else {
-      const Index half = width / 2;
-      const A *c = forward.cos + place * half, *s = forward.sin + place * half;
-      team.for_each(half, [=](Index i) {
-        turned[2 * i] = dy[2 * i] * c[i] + dy[2 * i + 1] * s[i];
-        turned[2 * i + 1] = dy[2 * i + 1] * c[i] - dy[2 * i] * s[i];
-      });
+      const A along =
+          share_along(team, width, inverse, [=](Index i) { return static_cast<A>(x[i]) * dy(i); });
+      team.for_each(
+          width, [=](Index i) { dx[i] = static_cast<T>(inverse * (dy(i) - static_cast<A>(x[i]) * along)); });
+      return;
     }
-    team.sync();
-    if constexpr (variant == TttVariant::lm) {
-      team.for_each(width, [=](Index i) { dx[i] = static_cast<T>(turned[i]); });
-    } else {
-      const A inverse = A(1) / forward.length(team, x);
-      const A along = inverse * inverse *
-                      team.template sum<A>(width, [=](Index i) { return static_cast<A>(x[i]) * turned[i]; });
-      team.for_each(width, [=](Index i) {
-        dx[i] = static_cast<T>(inverse * (turned[i] - static_cast<A>(x[i]) * along));
-      });
-    }
+    const A *c = forward.cos + place * half, *s = forward.sin + place * half;
+    const auto turned = [=](Index i) {
+      const A re = dy(2 * i), im = dy(2 * i + 1);
+      return Lanes<A, 2>{{re * c[i] + im * s[i], im * c[i] - re * s[i]}};
+    };
+    const A along = share_along(team, half, inverse, [=](Index i) {
+      const auto y = turned(i);
+      return static_cast<A>(x[2 * i]) * y.of[0] + static_cast<A>(x[2 * i + 1]) * y.of[1];
+    });
+    team.for_each(half, [=](Index i) {
+      auto y = turned(i);
+      if constexpr (variant == TttVariant::video) {
+        for (Index e = 0; e < 2; ++e) y.of[e] = inverse * (y.of[e] - static_cast<A>(x[2 * i + e]) * along);
+      }
+      store_lanes(dx + 2 * i, Lanes<T, 2>{{static_cast<T>(y.of[0]), static_cast<T>(y.of[1])}});
+    });
+  }
+  /// sum of x dy / |x|^2; 0 in the lm variant, where lengths stay.
+  template <class Team, class D>
+  MTTT_HD static A share_along(Team team, Index n, A inverse, const D& product) {
+    if constexpr (variant == TttVariant::lm) return A(0);
+    return inverse * inverse * team.template sum<A>(n, product);
   }
 };
 
-/// lr = base_lr sigmoid(logit + bias) / F
-template <class T, class A>
-struct LearningRate {
-  const T *logit, *bias, *base_lr;
-  A* lr;
-  Index heads, width;
-  MTTT_HD void operator()(Index i) const {
-    lr[i] = static_cast<A>(base_lr[0]) *
-            Sigmoid::f(static_cast<A>(logit[i]) + static_cast<A>(bias[i % heads])) / static_cast<A>(width);
-  }
-};
-/// dlogit, of which db_lr is the sum over rows.
+/// Of lr = base_lr sigmoid(logit + bias) / F: dlogit, of which db_lr is the sum over rows.
 template <class T, class A>
 struct LearningRateBackward {
   const T *logit, *bias, *base_lr;
@@ -269,26 +304,34 @@ struct BaseRateBackward {
   }
 };
 
-/// d learnable_t += sum over sessions and heads of dscale_t, where the scale is not cut at 0.
+/// d learnable_t += sum over sessions and heads of dscale_t, where the scale is not cut at 0. One team a place.
 template <class A, class G>
 struct TokenScaleBackward {
   const A *scale, *dscale;  // (C), (B, H, C)
   G* grad;
   Index session_heads, mini_batch;
-  MTTT_HD void operator()(Index t) const {
+  template <class Team>
+  MTTT_HD void operator()(Team team, Index t) const {
     if (!(scale[t] > A(0))) return;
-    A total = 0;
-    for (Index i = 0; i < session_heads; ++i) total += dscale[i * mini_batch + t];
-    grad[t] += total;
+    const A* from = dscale + t;
+    const Index stride = mini_batch;
+    const A total = team.template sum<A>(session_heads, [=](Index i) { return from[i * stride]; });
+    if (team.leader()) grad[t] += total;
   }
 };
 
-/// Plain conversion between storage and accumulator type.
-template <class From, class To>
-struct Convert {
-  const From* x;
-  To* y;
-  MTTT_HD void operator()(Index i) const { y[i] = static_cast<To>(x[i]); }
+/// grad += sum of n parts. One team.
+template <class A, class G>
+struct AddTotal {
+  const A* parts;
+  G* grad;
+  Index n;
+  template <class Team>
+  MTTT_HD void operator()(Team team, Index) const {
+    const A* from = parts;
+    const A total = team.template sum<A>(n, [=](Index i) { return from[i]; });
+    if (team.leader()) *grad += total;
+  }
 };
 
 /// grad[h, j] += sum over sessions of part[b, h, offset + j], j < length.
@@ -321,4 +364,26 @@ struct StartWeights {
 };
 
 }  // namespace detail
+
+/// A stream's step from the raw projections to the answers, for backends that take it in one launch (`ttt_step`);
+/// the numbers of Prepare and of TttStep (ttt/primal.hpp).
+template <TttVariant variant, class T, class A>
+struct TttStreamStep {
+  using Scalar = T;
+  static constexpr bool video = variant == TttVariant::video;
+  Index batch, steps, heads, mini_batch;
+  const T *q, *k, *v;            // (B, T, H F), raw
+  const T *logit, *rate_bias;    // (B, T, H), (H)
+  const T* base_lr;              // (1)
+  const T* token_scale;          // (C), what is learned of it; not read in the video variant
+  const T *gamma, *beta;         // (H, F)
+  A *weights, *gradients;        // (B, H, size)
+  const std::int64_t* position;  // (B), tokens since the session's start; advanced by the caller
+  const std::uint8_t* mask;
+  T* out;  // (B, T, H F); zeros for sessions that are not active
+  A eps;
+  bool rope;
+  double rope_theta;
+};
+
 }  // namespace mttt

@@ -196,7 +196,7 @@ struct Ttt {
     check_carry(be, carry, batch, C.mini_batch_size, host_reads);
     saved.carried = carry.from != nullptr;
     saved.continuing = detail::keep(be, carry.continuing);
-    saved.inputs = prepare(be, p, x, nullptr, &saved);
+    saved.inputs = prepare(be, p, x, saved);
     const auto scan_out = be.template make<T, dyn, dyn, C.dim>(batch, steps);
     const auto normed = be.template make<T, dyn, dyn, C.dim>(batch, steps);
     saved.checkpoints = be.template make<A, dyn, dyn, H, size>(groups(steps), batch);
@@ -261,10 +261,18 @@ struct Ttt {
 
     const auto draw_q = make(), draw_k = make(), dv = make(), part = make();
     using Back = detail::PrepareBackward<C.variant, T, A>;
-    be.rows(batch * H,
-            Back{prepare_of(saved.inputs, nullptr), dq.data(), dk.data(), dtarget.data(), draw_q.data(),
-                 draw_k.data(), dv.data(), dgamma.data(), dbeta.data()},
-            Back::scratch(F) * bytes, steps * F * 8);
+    const auto gamma_parts = be.template make<A, dyn, H, F>(Back::parts(n)),
+               beta_parts = be.template make<A, dyn, H, F>(Back::parts(n));
+    const Back back{prepare_of(p, saved.inputs, nullptr),
+                    dq.data(),
+                    dk.data(),
+                    dtarget.data(),
+                    draw_q.data(),
+                    draw_k.data(),
+                    dv.data(),
+                    gamma_parts.data(),
+                    beta_parts.data()};
+    be.rows(back.count(), back, 0, back.cost());
 
     Projection::backward(be, p.q, saved.q, draw_q, dx, grad.q);
     Projection::backward(be, p.k, saved.k, draw_k, part, grad.k);
@@ -274,10 +282,17 @@ struct Ttt {
     learning_rate_backward(be, p, saved, dlr, dx, grad);
 
     using G = typename decltype(grad.base_lr)::value_type;
-    if constexpr (!video) {
-      be.for_each(C.mini_batch_size, detail::TokenScaleBackward<A, G>{
-                                         saved.inputs.scale.data(), dscale.data(),
-                                         grad.learnable_token_idx.data(), batch * H, C.mini_batch_size});
+    if constexpr (video) {
+      const auto add_parts = [&](const auto& parts, G* to) {
+        be.for_each(H * F, detail::AddParts<A, G>{parts.data(), to, parts.extent(0), H * F});
+      };
+      add_parts(gamma_parts, grad.ttt_norm_weight.data());
+      add_parts(beta_parts, grad.ttt_norm_bias.data());
+    } else {
+      be.rows(C.mini_batch_size,
+              detail::TokenScaleBackward<A, G>{saved.inputs.scale.data(), dscale.data(),
+                                               grad.learnable_token_idx.data(), batch * H, C.mini_batch_size},
+              0, batch * H);
     }
     const auto sum_sessions = [&](const A* part_of, G* to, Index stride, Index offset, Index length) {
       be.for_each(H * length, detail::SumSessions<A, G>{part_of, to, batch, H, stride, offset, length});
@@ -294,16 +309,9 @@ struct Ttt {
                    Mask mask) {
     const auto scope = be.scope();
     const Index batch = x.extent(0), steps = x.extent(1);
-    const Inputs inputs = prepare(be, p, x, state.position.data(), nullptr);
     const auto scan_out = be.template make<T, dyn, dyn, C.dim>(batch, steps);
     const auto normed = be.template make<T, dyn, dyn, C.dim>(batch, steps);
-    be.fill(scan_out.data(), scan_out.size(), T(0));  // rows of inactive sessions
-    be.rows(batch * H,
-            TttStep<T, A>{model, steps, H, C.mini_batch_size, inputs.q.data(), inputs.k.data(),
-                          inputs.target.data(), inputs.lr.data(), inputs.scale.data(), inputs.gamma.data(),
-                          inputs.beta.data(), state.weights.data(), state.gradients.data(),
-                          state.position.data(), mask.data(), scan_out.data(), static_cast<A>(C.inner_eps)},
-            TttStep<T, A>::scratch(model) * bytes, steps * size * 4);
+    learn_and_answer(be, p, state, x, scan_out, mask);
     advance(be, state.position.data(), batch, steps, mask);
     NoState none;
     PostNorm::step(be, p.post_norm, none, scan_out, normed, mask);
@@ -340,7 +348,8 @@ struct Ttt {
 
   /// A gradient arrives where the segment ended; what an unfinished mini-batch has gathered gets none.
   static void check_gradient(const CarryGradient<CarriedGradient>& carry, Index batch, Index steps) {
-    const CarriedGradient* const both[] = {carry.to, carry.from};  // nvcc 13 misreads a list in the loop's head
+    const CarriedGradient* const both[] = {carry.to,
+                                           carry.from};  // nvcc 13 misreads a list in the loop's head
     for (const CarriedGradient* one : both) {
       if (one == nullptr || one->weights.extent(0) == batch) continue;
       fail("Ttt: gradient of a carried state", std::to_string(one->weights.extent(0)) + " sessions",
@@ -378,58 +387,119 @@ struct Ttt {
     }
   }
 
-  /// Projections and all that the inner loop reads. `saved` is null in a stream.
-  static Inputs prepare(B& be, const Params& p, Sequence<const T, in> x, const std::int64_t* position,
-                        Saved* saved) {
+  /// A stream's tokens from x to the answers, before post_norm.
+  static void learn_and_answer(B& be, const Params& p, State& state, Sequence<const T, in> x,
+                               Sequence<T, C.dim> scan_out, Mask mask) {
+    const Index batch = x.extent(0), steps = x.extent(1);
+    Inputs inputs = project(be, p, x, nullptr);
+    if constexpr (requires { requires B::template steps_ttt<F, model.hidden, C.layers>; }) {
+      const TttStreamStep<C.variant, T, A> step{batch,
+                                                steps,
+                                                H,
+                                                C.mini_batch_size,
+                                                inputs.raw_q.data(),
+                                                inputs.raw_k.data(),
+                                                inputs.v.data(),
+                                                inputs.logit.data(),
+                                                p.learnable_ttt_lr_bias.data(),
+                                                p.base_lr.data(),
+                                                p.learnable_token_idx.data(),
+                                                p.ttt_norm_weight.data(),
+                                                p.ttt_norm_bias.data(),
+                                                state.weights.data(),
+                                                state.gradients.data(),
+                                                state.position.data(),
+                                                mask.data(),
+                                                scan_out.data(),
+                                                static_cast<A>(C.inner_eps),
+                                                C.rope,
+                                                C.rope_theta};
+      if (be.template ttt_step<F, C.layers>(step)) return;
+    }
+    prepare_inputs(be, p, state.position.data(), inputs);
+    be.fill(scan_out.data(), scan_out.size(), T(0));  // rows of inactive sessions
+    be.rows(batch * H,
+            TttStep<T, A>{model, steps, H, C.mini_batch_size, inputs.q.data(), inputs.k.data(),
+                          inputs.target.data(), inputs.lr.data(), inputs.scale.data(), inputs.gamma.data(),
+                          inputs.beta.data(), state.weights.data(), state.gradients.data(),
+                          state.position.data(), mask.data(), scan_out.data(), static_cast<A>(C.inner_eps)},
+            TttStep<T, A>::scratch(model) * bytes, steps * size * 4);
+  }
+
+  /// Projections and all that the inner loop reads.
+  static Inputs prepare(B& be, const Params& p, Sequence<const T, in> x, Saved& saved) {
+    Inputs inputs = project(be, p, x, &saved);
+    prepare_inputs(be, p, nullptr, inputs);
+    return inputs;
+  }
+
+  /// `saved` is null in a stream.
+  static Inputs project(B& be, const Params& p, Sequence<const T, in> x, Saved* saved) {
     const Index batch = x.extent(0), steps = x.extent(1);
     const auto make = [&] { return be.template make<T, dyn, dyn, C.dim>(batch, steps); };
     Inputs inputs;
-    inputs.raw_q = make(), inputs.raw_k = make(), inputs.v = make(), inputs.q = make(), inputs.k = make(),
-    inputs.target = make();
+    inputs.raw_q = make(), inputs.raw_k = make(), inputs.v = make();
     inputs.logit = be.template make<T, dyn, dyn, H>(batch, steps);
-    inputs.lr = be.template make<A, dyn, dyn, H>(batch, steps);
-    inputs.scale = be.template make<A, C.mini_batch_size>();
-    inputs.gamma = be.template make<A, H, F>(), inputs.beta = be.template make<A, H, F>();
     typename Projection::Saved unused;
     Projection::forward(be, p.q, x, inputs.raw_q, saved != nullptr ? saved->q : unused);
     Projection::forward(be, p.k, x, inputs.raw_k, saved != nullptr ? saved->k : unused);
     Projection::forward(be, p.v, x, inputs.v, saved != nullptr ? saved->v : unused);
-
     be.matmul(x.matrix(), lr_weight(p).t(), inputs.logit.matrix());
-    be.for_each(batch * steps * H,
-                detail::LearningRate<T, A>{inputs.logit.data(), p.learnable_ttt_lr_bias.data(),
-                                           p.base_lr.data(), inputs.lr.data(), H, F});
-    be.for_each(C.mini_batch_size, detail::TokenScale<T, A>{video ? nullptr : p.learnable_token_idx.data(),
-                                                            inputs.scale.data(), C.mini_batch_size});
-    be.for_each(H * F, detail::Convert<T, A>{p.ttt_norm_weight.data(), inputs.gamma.data()});
-    be.for_each(H * F, detail::Convert<T, A>{p.ttt_norm_bias.data(), inputs.beta.data()});
-    if constexpr (C.rope) {
-      const Index tokens = batch * steps;  // a stream often brings fewer of them than there are places
-      inputs.line_per_token = position != nullptr && tokens < C.mini_batch_size;
-      const Index lines = inputs.line_per_token ? tokens : C.mini_batch_size;
-      inputs.cos = be.template make<A, dyn, F / 2>(lines);
-      inputs.sin = be.template make<A, dyn, F / 2>(lines);
-      be.for_each(inputs.cos.size(),
-                  detail::InnerRopeTable<A>{inputs.cos.data(), inputs.sin.data(),
-                                            inputs.line_per_token ? position : nullptr, steps,
-                                            C.mini_batch_size, F / 2, C.rope_theta});
-    }
-    be.rows(batch * steps * H, prepare_of(inputs, position), 0, 8 * F);
     return inputs;
   }
 
-  static detail::Prepare<C.variant, T, A> prepare_of(const Inputs& i, const std::int64_t* position) {
+  static void prepare_inputs(B& be, const Params& p, const std::int64_t* position, Inputs& inputs) {
+    const Index batch = inputs.v.extent(0), steps = inputs.v.extent(1), tokens = batch * steps;
+    const auto make = [&] { return be.template make<T, dyn, dyn, C.dim>(batch, steps); };
+    inputs.q = make(), inputs.k = make(), inputs.target = make();
+    inputs.lr = be.template make<A, dyn, dyn, H>(batch, steps);
+    inputs.scale = be.template make<A, C.mini_batch_size>();
+    inputs.gamma = be.template make<A, H, F>(), inputs.beta = be.template make<A, H, F>();
+    // A stream often brings fewer tokens than there are places.
+    inputs.line_per_token = C.rope && position != nullptr && tokens < C.mini_batch_size;
+    const Index lines = !C.rope ? 0 : inputs.line_per_token ? tokens : C.mini_batch_size;
+    if constexpr (C.rope) {
+      inputs.cos = be.template make<A, dyn, F / 2>(lines);
+      inputs.sin = be.template make<A, dyn, F / 2>(lines);
+    }
+    const detail::InnerTables<T, A> tables{video ? nullptr : p.learnable_token_idx.data(),
+                                           p.ttt_norm_weight.data(),
+                                           p.ttt_norm_bias.data(),
+                                           inputs.scale.data(),
+                                           inputs.gamma.data(),
+                                           inputs.beta.data(),
+                                           inputs.cos.data(),
+                                           inputs.sin.data(),
+                                           inputs.line_per_token ? position : nullptr,
+                                           steps,
+                                           C.mini_batch_size,
+                                           H * F,
+                                           lines,
+                                           F / 2,
+                                           C.rope_theta};
+    be.for_each(tables.count(), tables);
+    const auto rows = prepare_of(p, inputs, position);
+    be.rows(rows.count(), rows, 0, rows.cost());
+  }
+
+  static detail::Prepare<C.variant, T, A> prepare_of(const Params& p, const Inputs& i,
+                                                     const std::int64_t* position) {
     return {i.raw_q.data(),
             i.raw_k.data(),
             i.v.data(),
             i.q.data(),
             i.k.data(),
             i.target.data(),
+            i.logit.data(),
+            p.learnable_ttt_lr_bias.data(),
+            p.base_lr.data(),
+            i.lr.data(),
             i.cos.data(),
             i.sin.data(),
             i.gamma.data(),
             i.beta.data(),
             position,
+            i.q.extent(0) * i.q.extent(1),
             i.q.extent(1),
             H,
             F,
@@ -470,7 +540,7 @@ struct Ttt {
     detail::BaseRateBackward<T, A> rates{i.logit.data(), bias, dlr.data(), nullptr, dlr.size(), H, F};
     rates.parts = be.template make<A, dyn>(rates.count()).data();
     be.rows(rates.count(), rates, 0, 8 * rates.part);
-    be.for_each(1, detail::AddParts<A, G>{rates.parts, grad.base_lr.data(), rates.count(), 1});
+    be.rows(1, detail::AddTotal<A, G>{rates.parts, grad.base_lr.data(), rates.count()}, 0, rates.count());
     be.matmul(dlogit.matrix(), lr_weight(p), dx.matrix(), 1, 1);
     be.matmul(dlogit.matrix().t(), saved.q.x.matrix(),
               Matrix<G>{grad.learnable_ttt_lr_weight.data(), H, C.dim, C.dim}, 1, 1);

@@ -28,6 +28,7 @@
 #include "mttt/backend/cuda/sort.cuh"
 #include "mttt/backend/cuda/stream.cuh"
 #include "mttt/backend/cuda/team.cuh"
+#include "mttt/backend/cuda/ttt_step.cuh"
 #include "mttt/backend/cuda/tuning.cuh"
 
 namespace mttt {
@@ -300,6 +301,16 @@ class Cuda {
                       T* residual, Index rows, std::int32_t* codes, Index steps, Index session_stride) {
     return detail::nearest_levels(*this, context_->launch, embedding, half_norm, levels, card, dim, residual,
                                   rows, codes, steps, session_stride);
+  }
+
+  /// A TTT layer's step from its projections to the answers in one launch, where heads have one of these shapes;
+  /// false, and nothing done, on GPUs that cannot. `Step` is TttStreamStep of ttt/prepare.hpp.
+  template <Index width, Index hidden, Index layers>
+  static constexpr bool steps_ttt = sizeof(Accum) == 4 && detail::steps_ttt(width, hidden, layers);
+  template <Index width, Index layers, class Step>
+  bool ttt_step(const Step& step) {
+    return detail::ttt_step<static_cast<int>(width), static_cast<int>(layers)>(context_->launch,
+                                                                               context_->capability, step);
   }
 
  private:

@@ -45,20 +45,39 @@ class Launcher {
   template <class... P, class... A>
   void operator()(const char* what, void (*kernel)(P...), dim3 blocks, unsigned threads, Index shared,
                   A&&... arguments) const {
-    cudaLaunchAttribute attribute{};
-    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attribute.val.programmaticStreamSerializationAllowed = 1;
+    start(what, kernel, 1, blocks, threads, shared, std::forward<A>(arguments)...);
+  }
+  /// In clusters of `cluster` blocks, which compute capability 9.0 has. The kernel awaits its inputs itself.
+  template <class... P, class... A>
+  void in_clusters(const char* what, void (*kernel)(P...), unsigned clusters, unsigned cluster,
+                   unsigned threads, A&&... arguments) const {
+    start(what, kernel, cluster, clusters * cluster, threads, 0, std::forward<A>(arguments)...);
+  }
+
+ private:
+  template <class... P, class... A>
+  void start(const char* what, void (*kernel)(P...), unsigned cluster, dim3 blocks, unsigned threads,
+             Index shared, A&&... arguments) const {
+    cudaLaunchAttribute attributes[2]{};
+    unsigned count = 0;
+    if (early_) {
+      attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+      attributes[count++].val.programmaticStreamSerializationAllowed = 1;
+    }
+    if (cluster > 1) {
+      attributes[count].id = cudaLaunchAttributeClusterDimension;
+      attributes[count++].val.clusterDim = {cluster, 1, 1};
+    }
     cudaLaunchConfig_t config{};
     config.gridDim = blocks;
     config.blockDim = dim3(threads);
     config.dynamicSmemBytes = static_cast<std::size_t>(shared);
     config.stream = stream_;
-    config.attrs = &attribute;
-    config.numAttrs = early_ ? 1 : 0;
+    config.attrs = attributes;
+    config.numAttrs = count;
     check(cudaLaunchKernelEx(&config, kernel, std::forward<A>(arguments)...), what);
   }
 
- private:
   cudaStream_t stream_;
   bool early_;
 };
