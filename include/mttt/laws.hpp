@@ -44,6 +44,7 @@ struct Options {
   double input_scale = 1;
   double perturbation = 0.1;    // added to the initial parameters, so that no weight is 0 or 1 by chance
   Index checked_elements = 24;  // of each parameter tensor, drawn at random
+  double difference = 1e-5;     // of two values of an element, half of it; its square is in the error
 };
 
 struct Verdict {
@@ -298,7 +299,7 @@ class Differences {
       const Index i =
           n <= options_.checked_elements ? k : static_cast<Index>(rng_.below(static_cast<std::uint64_t>(n)));
       const T kept = values[i];
-      const double h = 1e-5 * std::max(1.0, std::abs(static_cast<double>(kept)));
+      const double h = options_.difference * std::max(1.0, std::abs(static_cast<double>(kept)));
       values[i] = static_cast<T>(static_cast<double>(kept) + h);
       const double above = loss();
       values[i] = static_cast<T>(static_cast<double>(kept) - h);

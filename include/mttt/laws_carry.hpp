@@ -1,9 +1,10 @@
 // The laws of blocks that hand their state from segment to segment (core/carry.hpp): hold your own to them.
 //
-//   segments           a recording cut into segments gives the outputs and gradients of the whole, for a block
-//                      whose State is no more than what it carries
-//   carried_gradient   backward equals central differences, for the state carried in as for input and parameters,
-//                      of a loss on the state carried out as on the output (use a float64 backend)
+//   segments           a recording cut into segments gives the outputs and gradients of the whole, for a
+//                      block whose State is no more than what it carries
+//   carried_gradient   backward equals central differences, for the state carried in as for input and
+//                      parameters, of a loss on the state carried out as on the output (use a float64
+//                      backend)
 //   prefix             a stream that goes on where forward ended, at any place, gives what it gives alone
 //
 // Formula: gradients are those of the sum of all segments' losses.
@@ -69,8 +70,8 @@ double aggregate_difference(const P& a, const P& b) {
 
 }  // namespace detail
 
-/// Segments of 2, 1 and a bit more than 1 unit == the whole: y, dx and all gradients. The state, and its gradient,
-/// are each one that every segment overwrites.
+/// Segments of 2, 1 and a bit more than 1 unit == the whole: y, dx and all gradients. The state, and its
+/// gradient, are each one that every segment overwrites.
 template <class Block, class B>
 requires Trainable<Block, B> && Carries<Block> Verdict segments(B& be, const Options& options = {}) {
   using T = typename B::Scalar;
@@ -113,7 +114,8 @@ requires Trainable<Block, B> && Carries<Block> Verdict segments(B& be, const Opt
   return detail::judge(error, options.tolerance, "segments against the whole");
 }
 
-/// backward == central differences, through the state at both ends; session 0 starts anew, the others continue.
+/// backward == central differences, through the state at both ends; session 0 starts anew, the others
+/// continue.
 template <class Block, class B>
 requires Trainable<Block, B> && Carries<Block> Verdict carried_gradient(B& be, const Options& options = {}) {
   using T = typename B::Scalar;
@@ -169,8 +171,8 @@ requires Trainable<Block, B> && Carries<Block> Verdict carried_gradient(B& be, c
   return differences.verdict();
 }
 
-/// forward over a prefix of any length, cut into two segments where it is long enough, then step over the rest ==
-/// step over all: replies and State.
+/// forward over a prefix of any length, cut into two segments where it is long enough, then step over the
+/// rest == step over all: replies and State.
 template <class Block, class B>
 requires Trainable<Block, B> && Streamable<Block, B> && Carries<Block> Verdict
 prefix(B& be, const Options& options = {}) {

@@ -1,9 +1,10 @@
 // Carry: what links a segment of a long recording to those before and after it, in training.
 //
-// A recording too long for one pass is cut into segments. `forward` of a block that carries takes a Carry as its
-// last argument: the state to start from and where to leave the state after the segment. `backward`, called for the
-// segments in reverse, takes a CarryGradient: the gradient of the state that the segment left, and where to put
-// that of the state which it started from. Without one, the gradient ends at the segment's borders.
+// A recording too long for one pass is cut into segments. `forward` of a block that carries takes a Carry as
+// its last argument: the state to start from and where to leave the state after the segment. `backward`,
+// called for the segments in reverse, takes a CarryGradient: the gradient of the state that the segment left,
+// and where to put that of the state which it started from. Without one, the gradient ends at the segment's
+// borders.
 //
 // A block that carries declares
 //   Carried          what forward hands on: a State of the block, or that part of it that segments need
@@ -15,8 +16,8 @@
 // Shapes:  Carried, CarriedGradient: as State, a row a session.
 // Units:   steps.
 // Errors:  check_carry refuses states of another number of sessions, and those that end inside of a unit.
-// Not supported: gradients through what a block's Carried leaves out (attention: its window starts anew with every
-//          segment).
+// Not supported: gradients through what a block's Carried leaves out (attention: its window starts anew with
+//          every segment).
 // Source:  truncated back-propagation through time: Williams and Peng 1990.
 #pragma once
 
@@ -118,9 +119,9 @@ S keep_state(B& be, const S& state) {
 
 }  // namespace detail
 
-/// Refuses a Carry that forward of `batch` sessions cannot take. With `positions`, it waits for the backend and
-/// refuses continuing sessions that are inside of a unit of `multiple` steps as well, whose segment would start
-/// at a place of its own. Where nobody asks, those sessions' numbers become NaN.
+/// Refuses a Carry that forward of `batch` sessions cannot take. With `positions`, it waits for the backend
+/// and refuses as well continuing sessions that are inside of a unit of `multiple` steps, whose segment would
+/// start at a place of its own. Where nobody asks, those sessions' numbers become NaN.
 template <class B, class S>
 void check_carry(B& be, const Carry<S>& carry, Index batch, Index multiple, bool positions = true) {
   const auto check_batch = [&](std::string_view name, const auto& t) {

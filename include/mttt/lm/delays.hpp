@@ -2,6 +2,7 @@
 //
 // Formula: delayed[b, k, t] = codes[b, k, t - delay_k], the initial code where that lies before the start;
 //          what the model reads at t is delayed[b, k, t - 1], so that it predicts delayed[b, k, t].
+//          Frames before the start may be given: those of a recording whose next segment the codes are.
 //          A position t of stream k has a prediction, mask 1, where t + delay_k < T and its code is not -1.
 // Shapes:  codes, delayed (B, K, T), stream 0 is text; masks (count, B, T), stream-major like the logits.
 // Units:   frames.
@@ -52,9 +53,15 @@ struct DelayCode {
   Delays delays;
   InitialCodes initial;
   Index streams, steps, lead;
+  const std::int32_t* before;  // (B, K, earlier)
+  Index earlier;
   MTTT_HD void operator()(Index i) const {
     const Index t = i % steps, k = i / steps % streams, from = t - delays.of[k] - lead;
-    out[i] = from < 0 ? initial.of(k) : codes[i - t + from];
+    if (from < 0) {
+      out[i] = from < -earlier ? initial.of(k) : before[i / steps * earlier + earlier + from];
+    } else {
+      out[i] = codes[i - t + from];
+    }
   }
 };
 
@@ -117,12 +124,14 @@ struct LargestOf {
 
 }  // namespace detail
 
-/// `lead` 0: what is predicted at t; 1: what is read at t.
+/// `lead` 0: what is predicted at t; 1: what is read at t. `before` (B, K, any number) are the frames that
+/// end where codes start.
 template <class B>
 void delay_codes(B& be, Streams<const std::int32_t> codes, const Delays& delays, InitialCodes initial,
-                 Index lead, Streams<std::int32_t> out) {
-  be.for_each(codes.size(), detail::DelayCode{codes.data(), out.data(), delays, initial, codes.extent(1),
-                                              codes.extent(2), lead});
+                 Index lead, Streams<std::int32_t> out, Streams<const std::int32_t> before = {}) {
+  be.for_each(codes.size(),
+              detail::DelayCode{codes.data(), out.data(), delays, initial, codes.extent(1), codes.extent(2),
+                                lead, before.data(), before.data() == nullptr ? 0 : before.extent(2)});
 }
 
 /// Back to the time of the codes; the last delay_k frames are not known yet: `fill`.

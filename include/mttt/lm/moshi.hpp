@@ -3,6 +3,10 @@
 // Formula: x_t = text_emb(c_0) + sum_k emb_k(c_k+1), c the codes delayed and one frame back (lm/delays.hpp);
 //          z = out_norm(transformer(x));  text logits = text_linear z;  audio logits_k = linears_k of the
 //          depformer's step k, given z and the delayed codes of the same frame.
+//          A segment of a recording goes on from the one before it with the fast weights that it left
+//          (core/carry.hpp) and its last 1 + max_delay() frames of codes, in whose place it reads the initial
+//          codes otherwise. Attention starts anew. The last delay_k frames of a stream in a segment have no
+//          prediction.
 // Shapes:  codes (B, 1 + n_q, T), stream 0 text, 1 to dep_q Moshi's voice, the rest the user's;
 //          text logits (B, T, text_card), audio logits (dep_q, B * T, card), rows (b, t) within a stream;
 //          masks (1, B, T) and (dep_q, B, T). Logits are aligned with the codes that they predict.
@@ -121,6 +125,10 @@ struct Moshi {
       f("linears", p.linears...);
     }
   };
+  using Carried = typename Transformer::Carried;
+  using CarriedGradient = typename Transformer::CarriedGradient;
+  static constexpr Index carry_multiple = Transformer::carry_multiple;
+
   struct Saved {
     Streams<const std::int32_t> inputs, delayed;  // (B, 1 + n_q, T): what is read, what is predicted
     typename Transformer::Saved transformer;
@@ -150,27 +158,37 @@ struct Moshi {
   static constexpr CodeRange codes_known{zero_code, C.initial().text, C.initial().audio};
 
   /// `bad_code`, if given, receives what find_bad_code finds, for a caller who refuses it later
-  /// (refuse_bad_code); such codes read as none. Else the host waits here, and refuses them.
+  /// (refuse_bad_code); such codes read as none. Else the host waits here, and refuses them. `before`
+  /// (B, 1 + n_q, any number) are the frames that come before a segment's codes. They were codes themselves
+  /// and are not checked again; for a session that starts anew, let them be the initial codes.
   static Output forward(B& be, const Params& p, Streams<const std::int32_t> codes, Saved& saved,
-                        Index* bad_code = nullptr) {
+                        Index* bad_code = nullptr, const Carry<Carried>& carry = {},
+                        Streams<const std::int32_t> before = {}) {
     const Index batch = codes.extent(0), steps = codes.extent(2);
     if (codes.extent(1) != C.streams()) {
       fail("Moshi: codes", std::to_string(codes.extent(1)) + " streams", std::to_string(C.streams()),
            "pass the text stream and n_q audio streams");
     }
+    if (before.data() != nullptr && (before.extent(0) != batch || before.extent(1) != C.streams())) {
+      fail("Moshi: codes before a segment",
+           std::to_string(before.extent(0)) + " sessions of " + std::to_string(before.extent(1)) + " streams",
+           std::to_string(batch) + " of " + std::to_string(C.streams()),
+           "pass the last frames of the same recordings");
+    }
+    check_carry(be, carry, batch, carry_multiple, bad_code == nullptr);
     bad_code == nullptr ? check_streams(be, "Moshi: codes", codes, 0, codes_known)
                         : find_bad_code(be, codes, 0, codes_known, Mask{}, bad_code);
     const auto inputs = be.template make<std::int32_t, dyn, dyn, dyn>(batch, C.streams(), steps);
     const auto delayed = be.template make<std::int32_t, dyn, dyn, dyn>(batch, C.streams(), steps);
-    delay_codes(be, codes, C.delays, C.initial(), 1, inputs);
-    delay_codes(be, codes, C.delays, C.initial(), 0, delayed);
+    delay_codes(be, codes, C.delays, C.initial(), 1, inputs, before);
+    delay_codes(be, codes, C.delays, C.initial(), 0, delayed, before);
     saved.inputs = inputs;
     saved.delayed = delayed;
 
     const auto make = [&] { return be.template make<T, dyn, dyn, dim>(batch, steps); };
     const auto x = make(), h = make(), z = make();
     embed(be, p, inputs, x);
-    Transformer::forward(be, p.transformer, x, h, saved.transformer);
+    Transformer::forward(be, p.transformer, x, h, saved.transformer, carry);
     OutNorm::forward(be, p.out_norm, h, z, saved.out_norm);
     const auto y = be.template make<T, dyn, dyn, depth>(K, batch * steps);
     Depth::forward(be, p.depformer, z, delayed, y, saved.depformer);
@@ -190,7 +208,7 @@ struct Moshi {
 
   static void backward(B& be, const Params& p, const Saved& saved,
                        Sequence<const T, C.text_card> dtext_logits, Sequence<const T, C.card> dlogits,
-                       auto& grad) {
+                       auto& grad, const CarryGradient<CarriedGradient>& carry = {}) {
     const auto scope = be.scope();
     const Index batch = dtext_logits.extent(0), steps = dtext_logits.extent(1);
     const auto make = [&] { return be.template make<T, dyn, dyn, dim>(batch, steps); };
@@ -202,7 +220,7 @@ struct Moshi {
     Depth::backward(be, p.depformer, saved.depformer, shifted<1, K>(be, dys, batch, -1), dz, grad.depformer);
     const auto dh = make(), dx = make();
     OutNorm::backward(be, p.out_norm, saved.out_norm, dz, dh, grad.out_norm);
-    Transformer::backward(be, p.transformer, saved.transformer, dh, dx, grad.transformer);
+    Transformer::backward(be, p.transformer, saved.transformer, dh, dx, grad.transformer, carry);
     TextEmbedding::backward(be, stream(saved.inputs, 0), dx.data(), grad.text_emb);
     for (std::size_t k = 0; k < grad.emb.size(); ++k)
       AudioEmbedding::backward(be, stream(saved.inputs, static_cast<Index>(k) + 1), dx.data(), grad.emb[k]);

@@ -6,15 +6,16 @@
 //            a + tanh(alpha) ttt(a),  a = attention(n)     after_attention
 //            attention(n + tanh(alpha) ttt(n))             before_attention
 //            ttt(n)                                        instead_of_attention
-//          In training a segment may start from the fast weights that the one before it left (core/carry.hpp).
-//          Attention carries nothing: its window starts anew with every segment, and as RoPE turns by the distance
-//          of two frames alone, it may count frames from the segment's start or the recording's, all the same.
-//          TTT turns by the place in the mini-batch, where segments start at 0.
+//          In training a segment may start from the fast weights that the one before it left
+//          (core/carry.hpp). Attention carries nothing: its window starts anew with every segment. Its RoPE
+//          turns by the distance of two frames alone, so that it is all one whether frames are counted from
+//          the segment's start or the recording's; that of TTT turns by the place in the mini-batch, which is
+//          0 where a segment starts.
 // Shapes:  x, y (B, T, dim). State per session: key-value rings of `context` steps and fast weights.
 // Units:   contexts and positions in frames (80 ms each).
 // Errors:  a config that contradicts itself fails to compile.
-// Not supported: LayerScale, cross attention (the published Moshi has neither); gradients through the keys and
-//          values of an earlier segment.
+// Not supported: LayerScale, cross attention (the published Moshi has neither); keys and values of an earlier
+//          segment in training.
 // Source:  kyutai-labs/moshi modules/transformer.py StreamingTransformerLayer; placements: ttt-video-dit
 //          SeqModelingBlock (after_attention), ttt-lm-pytorch Block (instead_of_attention).
 #pragma once

@@ -12,8 +12,8 @@
 
 namespace mttt {
 
-/// Has the parameter names of Inner. Best around a whole layer: what it holds between the passes is x, and a copy
-/// of the state that was carried in.
+/// Has the parameter names of Inner. Best around a whole layer: what it holds between the passes is x, and a
+/// copy of the state that was carried in.
 template <class Inner>
 struct Recompute {
   using T = typename Inner::T;

@@ -5,7 +5,8 @@
 // Shapes:  codes (B, 1 + n_q, T).
 // Units:   nats.
 // Errors:  those of Moshi::forward and cross_entropy, after all work was queued: *grad is then of no use.
-// Not supported: gradients of the two losses apart.
+// Not supported: gradients of the two losses apart; a frame that a stream's delay moves past a segment's end
+//          counts in no segment.
 // Source:  kyutai-labs/moshi-finetune train.py, finetune/loss.py.
 #pragma once
 
@@ -18,6 +19,19 @@ struct MoshiLoss {
   double text_loss, audio_loss;
 
   double total() const { return text_loss + audio_loss; }
+};
+
+/// What links the codes to the segments of the same recordings before and after them; see Moshi::forward.
+///
+/// Segments in order, each from the state of the one before it, train on long recordings with gradients that
+/// end at the segments' borders. To take them further back, run the segments in order without gradients, keep
+/// the states between them, then run them again in reverse order with gradients of those states: what is held
+/// at a time is one segment, for one more forward pass.
+template <class Model>
+struct MoshiSegment {
+  Carry<typename Model::Carried> carry = {};
+  CarryGradient<typename Model::CarriedGradient> gradient = {};
+  Streams<const std::int32_t> before = {};
 };
 
 namespace detail {
@@ -33,13 +47,13 @@ struct MoshiLossSums {
 /// queued.
 template <class Model, class B, class Grad = typename Model::Params>
 MoshiLoss moshi_loss(B& be, const typename Model::Params& params, Streams<const std::int32_t> codes,
-                     LossConfig weights = {}, Grad* grad = nullptr) {
+                     LossConfig weights = {}, Grad* grad = nullptr, const MoshiSegment<Model>& segment = {}) {
   const auto scope = be.scope();
   weights.text_padding = Model::config.existing_text_padding_id;
   weights.end_of_text_padding = Model::config.existing_text_end_padding_id;
   auto* sums = be.template make<detail::MoshiLossSums, 1>().data();
   typename Model::Saved saved;
-  const auto out = Model::forward(be, params, codes, saved, &sums->bad_code);
+  const auto out = Model::forward(be, params, codes, saved, &sums->bad_code, segment.carry, segment.before);
   const Index n = codes.extent(0) * codes.extent(2);
   const auto targets = be.template make<std::int32_t, dyn>((1 + Model::K) * n);
   const auto row_weights = be.template make<float, dyn>((1 + Model::K) * n);
@@ -63,7 +77,7 @@ MoshiLoss moshi_loss(B& be, const typename Model::Params& params, Streams<const 
   queue_cross_entropy(be, out.text_logits, part(targets, 0, n), part(row_weights, 0, n), &sums->text, dtext);
   queue_cross_entropy(be, out.logits, part(targets, n, Model::K * n), part(row_weights, n, Model::K * n),
                       &sums->audio, daudio);
-  if (grad != nullptr) Model::backward(be, params, saved, dtext, daudio, *grad);
+  if (grad != nullptr) Model::backward(be, params, saved, dtext, daudio, *grad, segment.gradient);
 
   detail::MoshiLossSums host;
   be.to_host(sums, &host, Index{1});

@@ -1,11 +1,11 @@
-// How a segment of a recording takes fast weights over from the one before it, and gives gradients back to it.
+// How a segment of a recording takes fast weights over from the one before it, and gives gradients back.
 //
 // Formula: first weights of session b = those carried in if it continues, else the learned start;
 //          their gradient goes back to where they came from, and to nobody else.
 // Shapes:  fast weights (B, H, size); learned start (H, size); position (B).
 // Units:   positions in tokens.
-// Errors:  a session that continues from inside of a mini-batch gets weights of NaN: a kernel cannot refuse it
-//          (check_carry in core/carry.hpp can).
+// Errors:  a session that continues from inside of a mini-batch gets weights of NaN: a kernel cannot refuse
+//          it (check_carry in core/carry.hpp can).
 // Not supported: none.
 // Source:  none.
 #pragma once
@@ -47,8 +47,8 @@ struct LeavePosition {
   }
 };
 
-/// Of the gradient of the first weights: the share of sessions that continue moves to `carried`, 0 for the others;
-/// the share of those that started anew stays.
+/// Of the gradient of the first weights: the share of sessions that continue moves to `carried`, 0 for the
+/// others; the share of those that started anew stays.
 template <class A>
 struct DivideGradient {
   A *gradient, *carried;  // carried: null if nobody wants it
