@@ -60,3 +60,34 @@ TEST_CASE("gates are forced in the layers that are named") {
   CHECK(params->learning[1].ttt.alpha(3) == 0);
   CHECK_THROWS_AS(force_gating_alpha(be, *params, 1, LayerSet::range(0, 0)), Error);
 }
+
+namespace {
+/// Of all gated layers after a forward pass over a fixed input, in two segments.
+template <TemporalConfig C>
+std::vector<TttContribution> contributions() {
+  using Transformer = Temporal<C, B>;
+  B be;
+  Rng rng(7);
+  const auto params = laws::random_params<Transformer>(be, {}, rng);
+  Store<typename Transformer::Carried, B> state(be, 2);
+  const auto x = be.make<float, dyn, dyn, 8>(2, 8), y = be.make<float, dyn, dyn, 8>(2, 8);
+  laws::fill_normal(x, 1, rng);
+  typename Transformer::Saved first, second;
+  Transformer::forward(be, *params, x, y, first, {nullptr, &*state});
+  Transformer::forward(be, *params, x, y, second, {&*state, &*state});
+  return ttt_contributions<Transformer>(be, *params, second, C.ttt_layers);
+}
+}  // namespace
+
+TEST_CASE("layers that are recomputed contribute what layers that are kept do") {
+  const auto kept = contributions<config>(), again = contributions<config.with_recompute(true)>();
+  REQUIRE(kept.size() == 2);
+  REQUIRE(again.size() == 2);
+  for (std::size_t i = 0; i < 2; ++i) {
+    CHECK(again[i].layer == kept[i].layer);
+    CHECK(again[i].opening == kept[i].opening);
+    CHECK(again[i].share == kept[i].share);
+    CHECK(again[i].share > 0.001);
+  }
+  CHECK(kept[0].share != kept[1].share);
+}

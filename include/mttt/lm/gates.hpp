@@ -24,7 +24,7 @@ struct TttContribution {
 };
 
 /// One entry a gated TTT layer, from the first to the last. Reads the arena of the forward pass, which must
-/// not have been released.
+/// not have been released. Recomputed layers run forward once more, one at a time.
 template <class Transformer, class B>
 std::vector<TttContribution> ttt_contributions(B& be, const typename Transformer::Params& params,
                                                const typename Transformer::Saved& saved, LayerSet layers) {
@@ -38,7 +38,15 @@ std::vector<TttContribution> ttt_contributions(B& be, const typename Transformer
   std::size_t place = 0;
   for (Index layer = 0; layer < 64 && place < params.learning.size(); ++layer) {
     if (!layers.contains(layer)) continue;
-    const auto& kept = saved.learning[place].ttt;
+    const auto scope = be.scope();
+    const auto layer_saved = [&] {
+      if constexpr (requires { Transformer::Learning::recomputes; }) {
+        return Transformer::Learning::again(be, params.learning[place], saved.learning[place]);
+      } else {
+        return saved.learning[place];
+      }
+    }();
+    const auto& kept = layer_saved.ttt;
     const auto alpha = host(params.learning[place].ttt.alpha), t = host(kept.t), base = host(kept.base);
     ++place;
     if (t.empty()) continue;  // instead_of_attention

@@ -18,6 +18,7 @@ template <class Inner>
 struct Recompute {
   using T = typename Inner::T;
   static constexpr Index in = Inner::in, out = Inner::out, time_multiple = mttt::time_multiple<Inner>();
+  static constexpr bool recomputes = true;
 
   using Params = typename Inner::Params;
   using Carried = typename detail::CarriedOf<Inner>::State;
@@ -47,14 +48,21 @@ struct Recompute {
     detail::forward_carried<Inner>(be, p, x, y, forgotten, carry);
   }
 
+  /// What Inner's forward saved, in the arena.
+  template <class B>
+  static typename Inner::Saved again(B& be, const Params& p, const Saved& saved) {
+    const auto y = be.template make<T, dyn, dyn, out>(saved.x.extent(0), out_time(saved.x.extent(1)));
+    const Carry<Carried> carry{saved.carried ? &saved.from : nullptr, nullptr, saved.continuing};
+    typename Inner::Saved inner;
+    detail::forward_carried<Inner>(be, p, saved.x, y, inner, carry);
+    return inner;
+  }
+
   template <class B>
   static void backward(B& be, const Params& p, const Saved& saved, Sequence<const T, out> dy,
                        Sequence<T, in> dx, auto& grad, const CarryGradient<CarriedGradient>& carry = {}) {
     const auto scope = be.scope();
-    const auto y = be.template make<T, dyn, dyn, out>(dy.extent(0), dy.extent(1));
-    typename Inner::Saved inner;
-    const Carry<Carried> carried{saved.carried ? &saved.from : nullptr, nullptr, saved.continuing};
-    detail::forward_carried<Inner>(be, p, saved.x, y, inner, carried);
+    const auto inner = again(be, p, saved);
     detail::backward_carried<Inner>(be, p, inner, dy, dx, grad, carry);
   }
 
