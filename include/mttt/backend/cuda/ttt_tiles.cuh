@@ -8,7 +8,9 @@
 // Formula: see ttt/inner_model.hpp: inner_norm, inner_loss_gradient and their backwards.
 // Shapes:  a piece c[N / 8][4], N = F / S, holds in lane l row l / 4 (elements 0, 1) and l / 4 + 8 (2, 3),
 //          columns 8 j + 2 (l % 4) and the one after. Arrays [2] are of these two rows.
-// Units:   rows, columns in elements; chunks of 8 columns; addresses in bytes of the shared window.
+// Units:   rows, columns in elements; chunks of 8 columns; addresses in bytes of the shared window; tiles
+//          start at multiples of 128, first rows at multiples of 8, first chunks of products at multiples of
+//          2.
 // Errors:  none.
 // Not supported: what mma.cuh does not.
 // Source:  PTX ISA: mma.sync.m16n8k16, ldmatrix, bar. Chan et al. 1983 for moments of parts.
@@ -32,6 +34,15 @@ struct NamedBarrier {
   }
 };
 
+/// Address of the 8 numbers `chunks` further right in tile T than those at `at`: rows are turned by their
+/// number, which is an exclusive or. `at` lies in a chunk whose number shares no bit below 8 with `chunks`,
+/// as do the first chunk of a slice and one of a slice's own.
+template <class T>
+__device__ std::uint32_t further(std::uint32_t at, int chunks) {
+  constexpr int block = T::bytes / (T::chunks / 8);  // of 64 columns
+  return (at ^ static_cast<std::uint32_t>(chunks % 8 * 16)) + static_cast<std::uint32_t>(chunks / 8 * block);
+}
+
 // Factors of a product: `left` gives 16 rows by 16 terms of sum, step k; `right` 16 terms by 16 columns,
 // block n.
 
@@ -42,11 +53,12 @@ struct ByRows {
   int row, chunk;
   __device__ void left(std::uint32_t (&a)[4], int k) const {
     const int lane = lane_of_warp();
-    load_matrices(a, T::at(tile, row + lane % 16, chunk + 2 * k + lane / 16));
+    load_matrices(a, further<T>(T::at(tile, row + lane % 16, chunk ^ lane / 16), 2 * k));
   }
   __device__ void right(std::uint32_t (&b)[4], int k, int n) const {
     const int lane = lane_of_warp();
-    load_matrices(b, T::at(tile, row + 16 * n + lane % 8 + lane / 16 * 8, chunk + 2 * k + lane / 8 % 2));
+    const std::uint32_t at = T::at(tile, row + lane % 8 + lane / 16 * 8, chunk ^ lane / 8 % 2);
+    load_matrices(b, further<T>(at, 2 * k) + static_cast<std::uint32_t>(n * 16 * 128));
   }
 };
 /// Tile T with its rows as terms of the sum: the left factor is T transposed, the right one T.
@@ -56,16 +68,18 @@ struct ByColumns {
   int row, chunk;
   __device__ void left(std::uint32_t (&a)[4], int k) const {
     const int lane = lane_of_warp();
-    load_transposed(a, T::at(tile, row + 16 * k + lane / 16 * 8 + lane % 8, chunk + lane / 8 % 2));
+    load_transposed(a, T::at(tile, row + lane / 16 * 8 + lane % 8, chunk ^ lane / 8 % 2) +
+                           static_cast<std::uint32_t>(k * 16 * 128));
   }
   __device__ void right(std::uint32_t (&b)[4], int k, int n) const {
     const int lane = lane_of_warp();
-    load_transposed(b, T::at(tile, row + 16 * k + lane % 16, chunk + 2 * n + lane / 16));
+    const std::uint32_t at = T::at(tile, row + lane % 16, chunk ^ lane / 16);
+    load_transposed(b, further<T>(at, 2 * n) + static_cast<std::uint32_t>(k * 16 * 128));
   }
 };
 /// A piece of K columns, rounded.
 template <int K>
-struct Packed {
+struct PackedPiece {
   std::uint32_t a[K / 16][4];
   __device__ void pack(const float (&c)[K / 8][4]) {
 #pragma unroll
@@ -157,7 +171,9 @@ struct Piece {
   /// Address in tile T, which has F columns, of the pair (j, half).
   template <class T>
   __device__ std::uint32_t pair_at(std::uint32_t tile, int j, int half) const {
-    return T::at(tile, row(half), chunk() + j) + static_cast<std::uint32_t>(lane_of_warp() % 4 * 4);
+    const std::uint32_t first =
+        T::at(tile, row(0), chunk()) + static_cast<std::uint32_t>(lane_of_warp() % 4 * 4);
+    return further<T>(first, j) + static_cast<std::uint32_t>(half * 8 * 128);
   }
 
   /// Sums over whole rows of V <= 4 numbers a row.

@@ -1,0 +1,367 @@
+// The scan of TTT-Linear on tensor cores: one block a head of a session, its fast weights in registers.
+//
+// A block has two halves. The first learns: K W, the gradients of the loss, and the next weights, which is
+// the chain that every mini-batch waits for. The second answers, a mini-batch behind, beside it. They meet at
+// named barriers: `learned` when the gradients of a mini-batch lie in shared memory, `answered` when the
+// queries have read all that the learning half will overwrite.
+//
+// Formula: ttt/dual.hpp for one layer, with rates in the gradients, Gl = lr G:
+//          Zbar = Q W + b + P Gl,  P[t, s] = -scale_t (1 + q_t . k_s) for s <= t;  W <- W - scale_C K^T Gl
+// Shapes:  q, k, target, out (B, T, H F) in bf16; head width F 64 or 128; mini-batches of 16, 32 or 64
+//          tokens; fast weights W (F, F) and b (F) in float32, the operands of products are rounded to bf16.
+// Units:   strides in elements.
+// Errors:  those of check.cuh.
+// Not supported: other widths and mini-batches: fuses_ttt of cuda.cuh is false for them.
+// Source:  ttt/dual.hpp; warp specialisation as in FlashAttention-3 (Shah et al. 2024), section 3.1.
+#pragma once
+
+#include "mttt/backend/cuda/check.cuh"
+#include "mttt/backend/cuda/launch.cuh"
+#include "mttt/backend/cuda/ttt_tiles.cuh"
+#include "mttt/backend/cuda/tuning.cuh"
+
+namespace mttt::detail {
+
+template <Index width, Index mini_batch>
+inline constexpr bool ttt_linear_takes = (width == 64 || width == 128) &&
+                                         (mini_batch == 16 || mini_batch == 32 || mini_batch == 64);
+
+/// What both passes read: TttScan of ttt/dual.hpp.
+struct TttLinearTask {
+  const bf16 *q, *k, *target;
+  const float *lr, *scale, *gamma, *beta;
+  float* checkpoints;
+  Index steps, heads, cells;  // a cell is a head of a session
+  int mini_batches, group;
+  float eps;
+
+  template <int C>
+  __device__ int tokens(int m) const {
+    const Index left = steps - static_cast<Index>(m) * C;
+    return left < C ? static_cast<int>(left) : C;
+  }
+  /// Offset of a mini-batch's first token in (B, T, H).
+  template <int C>
+  __device__ Index first(int m) const {
+    return (blockIdx.x / heads * steps + static_cast<Index>(m) * C) * heads + blockIdx.x % heads;
+  }
+};
+
+template <class Scan>
+TttLinearTask ttt_linear_task(const Scan& s) {
+  return {s.q,
+          s.k,
+          s.target,
+          s.lr,
+          s.scale,
+          s.gamma,
+          s.beta,
+          s.checkpoints,
+          s.steps,
+          s.heads,
+          s.batch * s.heads,
+          static_cast<int>(s.mini_batches()),
+          static_cast<int>(s.group),
+          s.eps};
+}
+
+/// W and b of a head in the registers of F / 16 warps, a band of 16 rows each; of b a lane holds four columns
+/// of the band's 16. Also their gradients.
+template <int F>
+struct FastWeights {
+  static constexpr int size = (F + 1) * F;
+  float w[F / 8][4], b[4];
+  int band;
+
+  __device__ int at(int j, int half) const {
+    const int lane = lane_of_warp();
+    return (16 * band + lane / 4 + 8 * half) * F + 8 * j + lane % 4 * 2;
+  }
+  __device__ int bias_at(int i) const { return 16 * band + lane_of_warp() % 4 * 2 + i / 2 * 8 + i % 2; }
+  __device__ void read(const float* flat) {
+    for_pairs<F>([&](int j, int half) {
+      const float2 two = *reinterpret_cast<const float2*>(flat + at(j, half));
+      w[j][2 * half] = two.x, w[j][2 * half + 1] = two.y;
+    });
+#pragma unroll
+    for (int i = 0; i < 4; ++i) b[i] = flat[F * F + bias_at(i)];
+  }
+  __device__ void write(float* flat) const {
+    for_pairs<F>([&](int j, int half) {
+      *reinterpret_cast<float2*>(flat + at(j, half)) = {w[j][2 * half], w[j][2 * half + 1]};
+    });
+    write_bias(flat + F * F);
+  }
+  __device__ void write_bias(float* bias) const {
+    if (lane_of_warp() >= 4) return;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) bias[bias_at(i)] = b[i];
+  }
+  /// Rounded into a tile for products, and the bias as it is.
+  __device__ void offer(std::uint32_t tile, float* bias) const {
+    const int lane = lane_of_warp();
+    const std::uint32_t first =
+        Tile<F, F>::at(tile, 16 * band + lane / 4, 0) + static_cast<std::uint32_t>(lane % 4 * 4);
+    for_pairs<F>([&](int j, int half) {
+      write_pair(further<Tile<F, F>>(first, j) + static_cast<std::uint32_t>(half * 8 * 128), w[j][2 * half],
+                 w[j][2 * half + 1]);
+    });
+    write_bias(bias);
+  }
+  __device__ void clear_all() {
+    clear<F / 8>(w);
+    b[0] = b[1] = b[2] = b[3] = 0;
+  }
+  /// W += factor X^T G, b += factor 1^T G; tiles of C rows. By an fma, so that a factor of 0 changes nothing.
+  template <int C>
+  __device__ void add(std::uint32_t x, std::uint32_t g, float factor) {
+    using T = Tile<C, F>;
+#pragma unroll
+    for (int part = 0; part < F / 64; ++part) {
+      float sum[8][4];
+      clear<8>(sum);
+      add_product<C, 64>(sum, ByColumns<T>{x, 0, 2 * band}, ByColumns<T>{g, 0, 8 * part});
+      for_pairs<64>([&](int j, int half) {
+#pragma unroll
+        for (int e = 2 * half; e < 2 * half + 2; ++e)
+          w[8 * part + j][e] = fmaf(factor, sum[j][e], w[8 * part + j][e]);
+      });
+    }
+    float sum[2][4];
+    clear<2>(sum);
+    add_product<C, 16>(sum, Ones{}, ByColumns<T>{g, 0, 2 * band});
+#pragma unroll
+    for (int i = 0; i < 4; ++i) b[i] = fmaf(factor, sum[i / 2][i % 2], b[i]);
+  }
+};
+
+/// c (16 x N) = the slice of `bias` in every row.
+template <class P>
+__device__ void start_with_bias(const P& piece, const float* bias, float (&c)[P::N / 8][4]) {
+#pragma unroll
+  for (int j = 0; j < P::N / 8; ++j) {
+    const float2 two = *reinterpret_cast<const float2*>(bias + piece.column(j));
+    c[j][0] = c[j][2] = two.x, c[j][1] = c[j][3] = two.y;
+  }
+}
+
+/// What a piece keeps of the loss for the way back.
+template <class P>
+struct LossPiece {
+  float x[P::N / 8][4], rstd[2], means[2][2], rate[2];
+};
+
+/// Gl of a piece, rounded, into tile `g`. Takes places 0 and 1.
+template <int F, class P>
+__device__ void learn_piece(const P& piece, const NormWeights& norm, std::uint32_t k, std::uint32_t target,
+                            std::uint32_t w, const float* bias, const float* rates, float eps,
+                            std::uint32_t g, LossPiece<P>& loss) {
+  using T = Tile<P::R, F>;
+  start_with_bias(piece, bias, loss.x);
+  add_product<F, P::N>(loss.x, ByRows<T>{k, piece.first_row, 0}, ByColumns<Tile<F, F>>{w, 0, piece.chunk()});
+  piece.normalise(loss.x, loss.rstd, eps, 0);
+  float gradient[P::N / 8][4];
+  loss_gradient<T>(piece, norm, target, loss.rstd, loss.x, gradient, loss.means, 1);
+  loss.rate[0] = rates[piece.row(0)], loss.rate[1] = rates[piece.row(1)];
+  for_pairs<P::N>([&](int j, int half) {
+    write_pair(piece.template pair_at<T>(g, j, half), loss.rate[half] * gradient[j][2 * half],
+               loss.rate[half] * gradient[j][2 * half + 1]);
+  });
+}
+
+/// 1 + q . k for the pairs of a row block that are not masked by more than the diagonal's block.
+template <int F, class P>
+__device__ void causal_dots(const P& piece, std::uint32_t q, std::uint32_t k, float (&dots)[P::R / 8][4]) {
+  using T = Tile<P::R, F>;
+#pragma unroll
+  for (int n = 0; n < P::R / 8; ++n) dots[n][0] = dots[n][1] = dots[n][2] = dots[n][3] = 1;
+  add_product<F, P::R>(dots, ByRows<T>{q, piece.first_row, 0}, ByRows<T>{k, 0, 0}, {0, F / 16},
+                       piece.first_row / 16 + 1);
+}
+
+/// Whether the query of element e of a piece's row block sees the key of its column.
+template <class P>
+__device__ bool sees(const P& piece, int n, int e) {
+  return 8 * n + lane_of_warp() % 4 * 2 + e % 2 <= piece.row(e / 2);
+}
+
+/// How a block's shared memory is laid out, in bytes from its start; float32 arrays last.
+template <int F, int C>
+struct TttLinearForward {
+  using P = Piece<C, F, F / C>;
+  static constexpr int half = 2 * F,
+                       threads = 2 * half;  // half: threads of one role, 16 rows of weights a warp
+  static constexpr int blocks = tuning::ttt_linear_blocks(F, C);
+  // Keys stay until the queries have read them; the others are two or three mini-batches ahead of their use.
+  static constexpr int key_stages = C == 16 ? 4 : 3, stages = key_stages - 1;
+  static constexpr int tile = Tile<C, F>::bytes, weights = Tile<F, F>::bytes;
+  static constexpr int k = 0, target = k + key_stages * tile, q = target + stages * tile;
+  static constexpr int g = q + stages * tile, w = g + 2 * tile, floats = w + 2 * weights;
+  // In floats:
+  static constexpr int bias = 0, gamma = bias + 2 * F, beta = gamma + F, scale = beta + F;
+  static constexpr int rates = scale + C, exchange = rates + stages * C;
+  static constexpr int shared = floats + 4 * (exchange + 3 * P::place_floats);
+};
+
+/// Where this warp stands in its half of a forward block.
+template <int F, int C>
+struct TttLinearHalf {
+  using Shape = TttLinearForward<F, C>;
+  std::uint32_t memory = shared_address(ttt_memory);
+  float* floats = reinterpret_cast<float*>(ttt_memory + Shape::floats);
+  int thread = static_cast<int>(threadIdx.x) % Shape::half, warp = thread / 32;
+  NormWeights norm{floats + Shape::gamma, floats + Shape::beta};
+
+  __device__ typename Shape::P piece(int barrier, int place) const {
+    return {16 * (warp % (C / 16)),
+            warp / (C / 16),
+            floats + Shape::exchange + place * Shape::P::place_floats,
+            {barrier, Shape::half}};
+  }
+  __device__ std::uint32_t k(int m) const { return memory + Shape::k + m % Shape::key_stages * Shape::tile; }
+  __device__ std::uint32_t q(int m) const { return memory + Shape::q + m % Shape::stages * Shape::tile; }
+  __device__ std::uint32_t target(int m) const {
+    return memory + Shape::target + m % Shape::stages * Shape::tile;
+  }
+  __device__ std::uint32_t g(int m) const { return memory + Shape::g + m % 2 * Shape::tile; }
+  __device__ std::uint32_t w(int m) const { return memory + Shape::w + m % 2 * Shape::weights; }
+  __device__ float* bias(int m) const { return floats + Shape::bias + m % 2 * F; }
+  __device__ float* rates(int m) const { return floats + Shape::rates + m % Shape::stages * C; }
+  __device__ static NamedBarrier learned(int m) { return {3 + m % 2, Shape::threads}; }
+  __device__ static NamedBarrier answered(int m) { return {5 + m % 2, Shape::threads}; }
+};
+
+template <int F, int C>
+__device__ void ttt_linear_learn(const TttLinearTask& task, float* weights, float* gradients) {
+  using Shape = TttLinearForward<F, C>;
+  const TttLinearHalf<F, C> half;
+  const auto piece = half.piece(1, 0);
+  const int M = task.mini_batches, thread = half.thread;
+  const auto copy = [&](int m) {
+    if (m < M) {
+      const Index first = task.first<C>(m), step = task.heads * F;
+      const int valid = task.tokens<C>(m);
+      copy_rows<C, F, Shape::half>(half.k(m), task.k + first * F, step, valid, thread);
+      copy_rows<C, F, Shape::half>(half.target(m), task.target + first * F, step, valid, thread);
+      if (thread < C) {
+        const bool in = thread < valid;
+        copy_number(half.rates(m) + thread, task.lr + first + (in ? thread * task.heads : 0), in);
+      }
+    }
+    commit_copies();
+  };
+  for (int m = 0; m < Shape::key_stages - 1; ++m) copy(m);
+  FastWeights<F> fast;
+  fast.band = half.warp;
+  fast.read(weights);
+  fast.offer(half.w(0), half.bias(0));
+  const float factor = -half.floats[Shape::scale + C - 1];
+
+  for (int m = 0; m < M; ++m) {
+    await_copies_but<Shape::key_stages - 2>();
+    piece.barrier.sync();  // this mini-batch's tiles and weights are here
+    if (m % task.group == 0 && task.checkpoints != nullptr)
+      fast.write(task.checkpoints + (m / task.group * task.cells + blockIdx.x) * fast.size);
+    LossPiece<typename Shape::P> loss;
+    learn_piece<F>(piece, half.norm, half.k(m), half.target(m), half.w(m), half.bias(m), half.rates(m),
+                   task.eps, half.g(m), loss);
+    half.learned(m).arrive();
+    piece.barrier.sync();
+    if (task.tokens<C>(m) == C) fast.template add<C>(half.k(m), half.g(m), factor);
+    if (m > 0) half.answered(m - 1).sync();
+    fast.offer(half.w(m + 1), half.bias(m + 1));
+    copy(m + Shape::key_stages - 1);
+  }
+  fast.write(weights);
+  if (gradients == nullptr) return;
+  fast.clear_all();
+  if (M > 0 && task.tokens<C>(M - 1) < C) fast.template add<C>(half.k(M - 1), half.g(M - 1), 1);
+  fast.write(gradients);
+}
+
+template <int F, int C>
+__device__ void ttt_linear_answer(const TttLinearTask& task, bf16* out) {
+  using Shape = TttLinearForward<F, C>;
+  using P = typename Shape::P;
+  using T = Tile<C, F>;
+  const TttLinearHalf<F, C> half;
+  const P piece = half.piece(2, 2);
+  const int M = task.mini_batches, blocks = piece.first_row / 16 + 1;  // of 16 keys that these queries see
+  const auto copy = [&](int m) {
+    if (m < M) {
+      copy_rows<C, F, Shape::half>(half.q(m), task.q + task.first<C>(m) * F, task.heads * F,
+                                   task.tokens<C>(m), half.thread);
+    }
+    commit_copies();
+  };
+  for (int m = 0; m < Shape::stages - 1; ++m) copy(m);
+  const float scale[2] = {half.floats[Shape::scale + piece.row(0)], half.floats[Shape::scale + piece.row(1)]};
+
+  for (int m = 0; m < M; ++m) {
+    await_copies_but<Shape::stages - 2>();
+    half.learned(m).sync();
+    copy(m + Shape::stages - 1);
+    PackedPiece<C> p;
+    {
+      float dots[C / 8][4];
+      causal_dots<F>(piece, half.q(m), half.k(m), dots);
+#pragma unroll
+      for (int i = 0; i < C / 2; ++i)
+        dots[i / 4][i % 4] = sees(piece, i / 4, i % 4) ? -scale[i % 4 / 2] * dots[i / 4][i % 4] : 0;
+      p.pack(dots);
+    }
+    float z[P::N / 8][4], rstd[2];
+    start_with_bias(piece, half.bias(m), z);
+    add_product<F, P::N>(z, ByRows<T>{half.q(m), piece.first_row, 0},
+                         ByColumns<Tile<F, F>>{half.w(m), 0, piece.chunk()});
+    add_product<C, P::N>(z, p, ByColumns<T>{half.g(m), 0, piece.chunk()}, {0, blocks});
+    if (m + 1 < M) half.answered(m).arrive();
+    piece.normalise(z, rstd, task.eps, 0);
+    for_pairs<P::N>([&](int j, int of) {
+      const float2 gamma = half.norm.scale(piece.column(j)), beta = half.norm.shift(piece.column(j));
+      const float2 query = read_pair(piece.template pair_at<T>(half.q(m), j, of));
+      z[j][2 * of] = query.x + (gamma.x * z[j][2 * of] + beta.x);
+      z[j][2 * of + 1] = query.y + (gamma.y * z[j][2 * of + 1] + beta.y);
+    });
+    store_piece<T>(piece, half.q(m), z, out + task.first<C>(m) * F, task.heads * F, task.tokens<C>(m));
+  }
+}
+
+template <int F, int C>
+__global__ void __launch_bounds__(TttLinearForward<F, C>::threads, TttLinearForward<F, C>::blocks)
+    ttt_linear_forward(TttLinearTask task, float* weights, float* gradients, bf16* out) {
+  using Shape = TttLinearForward<F, C>;
+  start_next();
+  await_inputs();
+  float* floats = reinterpret_cast<float*>(ttt_memory + Shape::floats);
+  const Index head = blockIdx.x % task.heads, at = blockIdx.x * static_cast<Index>(FastWeights<F>::size);
+  for (int i = threadIdx.x; i < F; i += Shape::threads) {
+    floats[Shape::gamma + i] = task.gamma[head * F + i];
+    floats[Shape::beta + i] = task.beta[head * F + i];
+  }
+  for (int i = threadIdx.x; i < C; i += Shape::threads) floats[Shape::scale + i] = task.scale[i];
+  __syncthreads();
+  if (threadIdx.x < Shape::half) {
+    ttt_linear_learn<F, C>(task, weights + at, gradients == nullptr ? nullptr : gradients + at);
+  } else {
+    ttt_linear_answer<F, C>(task, out);
+  }
+}
+
+template <class Kernel>
+void allow_shared(Kernel kernel, int bytes) {
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+        "asking for shared memory");
+}
+
+template <int F, int C, class Forward>
+void ttt_linear_run_forward(const Launcher& launch, const Forward& scan) {
+  using Shape = TttLinearForward<F, C>;
+  const TttLinearTask task = ttt_linear_task(scan.scan);
+  if (task.cells == 0) return;
+  allow_shared(ttt_linear_forward<F, C>, Shape::shared);
+  launch("starting a TTT-Linear scan", ttt_linear_forward<F, C>, static_cast<unsigned>(task.cells),
+         Shape::threads, Shape::shared, task, scan.weights, scan.gradients, scan.out);
+}
+
+}  // namespace mttt::detail
