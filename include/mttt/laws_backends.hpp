@@ -5,6 +5,7 @@
 //     backward        dx and the gradient of every parameter, over two passes: the first one's stays in grad
 //     step            replies and State of every session, over random chunks, masks and resets
 //     and on the other: the same bits when run twice, masked sessions' State untouched to the bit
+//   carried_agrees          the same of segments that hand their state on, and of gradients through it
 //
 // Formula: error = largest |gpu - cpu| of a tensor over the largest |cpu| in it; at most
 //          tolerance = 8 epsilon sqrt(length) stages: two orders of a sum of `length` terms differ by about
@@ -21,6 +22,7 @@
 #include <limits>
 
 #include "mttt/backend/cpu/cpu.hpp"
+#include "mttt/core/carry.hpp"
 #include "mttt/laws.hpp"
 
 namespace mttt::laws {
@@ -183,6 +185,65 @@ void steps_agree(Host& cpu, Device& gpu, const P& params, const Q& device_params
   }
 }
 
+/// Three segments that hand their state on, the last not of whole units; gradients of the second, through the
+/// state at both its ends. Session 0 starts anew there.
+template <class Block, class DeviceBlock, class Gradient, class Host, class Device, class P, class Q>
+void segments_agree(Host& cpu, Device& gpu, const P& params, const Q& device_params, const Options& options,
+                    Rng& rng, Worst& worst) {
+  using T = typename Host::Scalar;
+  const auto scope = cpu.scope();
+  const auto device_scope = gpu.scope();
+  const Index batch = std::max<Index>(2, options.batch), unit = Block::carry_multiple;
+  Store<typename Block::Carried, Host> state(cpu, batch), fetched(cpu, batch);
+  Store<typename DeviceBlock::Carried, Device> device_state(gpu, batch);
+  Store<typename Block::CarriedGradient, Host> dstate(cpu, batch), fetched_gradient(cpu, batch);
+  Store<typename DeviceBlock::CarriedGradient, Device> device_dstate(gpu, batch);
+  const auto continuing = cpu.template make<std::uint8_t, dyn>(batch);
+  for (Index b = 0; b < batch; ++b) continuing(b) = b > 0;
+  const Mask device_continuing = send(gpu, continuing);
+
+  for (int i = 0; i < 3; ++i) {
+    const bool first = i == 0, second = i == 1;
+    const Index steps = first ? unit : second ? options.steps * unit : unit + 1;
+    const auto x = cpu.template make<T, dyn, dyn, Block::in>(batch, steps);
+    const auto y = cpu.template make<T, dyn, dyn, Block::out>(batch, steps);
+    fill_normal(x, options.input_scale, rng);
+    const auto gx = send(gpu, x);
+    const auto gy = send(gpu, y);
+    poison(gpu, gy);
+    typename Block::Saved saved;
+    typename DeviceBlock::Saved device_saved;
+    Block::forward(cpu, *params, x, y, saved,
+                   {first ? nullptr : &*state, &*state, second ? Mask(continuing) : Mask{}});
+    DeviceBlock::forward(
+        gpu, *device_params, gx, gy, device_saved,
+        {first ? nullptr : &*device_state, &*device_state, second ? device_continuing : Mask{}});
+    worst.take(largest_difference(fetch(cpu, gpu, gy).data(), y.data(), y.size()), "y of a segment");
+    download(gpu, device_state, fetched);
+    compare(*fetched, *state, worst, "carried");
+    if (!second) continue;
+
+    const auto dy = cpu.template make<T, dyn, dyn, Block::out>(batch, steps);
+    const auto dx = cpu.template make<T, dyn, dyn, Block::in>(batch, steps);
+    fill_normal(dy, 1, rng);
+    for_each_tensor([&](std::string_view, const auto& t) { fill_normal(t, 1, rng); }, *dstate);
+    upload(gpu, dstate, device_dstate);
+    const auto gdy = send(gpu, dy);
+    const auto gdx = send(gpu, dx);
+    poison(gpu, gdx);
+    Store<Gradient, Host> grad(cpu), fetched_grad(cpu);
+    Store<Gradient, Device> device_grad(gpu);
+    Block::backward(cpu, *params, saved, dy, dx, *grad, {&*dstate, &*dstate});
+    DeviceBlock::backward(gpu, *device_params, device_saved, gdy, gdx, *device_grad,
+                          {&*device_dstate, &*device_dstate});
+    worst.take(largest_difference(fetch(cpu, gpu, gdx).data(), dx.data(), dx.size()), "dx of a segment");
+    download(gpu, device_grad, fetched_grad);
+    compare(*fetched_grad, *grad, worst, "gradient of");
+    download(gpu, device_dstate, fetched_gradient);
+    compare(*fetched_gradient, *dstate, worst, "gradient of carried");
+  }
+}
+
 }  // namespace detail
 
 /// `Block` and `DeviceBlock` are one block on either backend; Gradient is its Params in the type to compute
@@ -200,6 +261,22 @@ Verdict backends_agree(Host& cpu, Device& gpu, const Options& options = {}) {
   if constexpr (Streamable<Block, Host>)
     detail::steps_agree<Block, DeviceBlock>(cpu, gpu, params, device_params, options, rng, worst);
   const Index rows = options.batch * options.steps * time_multiple<Block>();
+  return detail::judge(worst.error, detail::agreement_of<T>(*params, rows),
+                       ("GPU against CPU, " + worst.name).c_str());
+}
+
+/// The same of segments that hand their state on (core/carry.hpp): outputs, State, and gradients through it, of
+/// segments of options.steps units.
+template <class Block, class DeviceBlock, class Gradient = typename Block::Params, class Host, class Device>
+requires Carries<Block> Verdict carried_agrees(Host& cpu, Device& gpu, const Options& options = {}) {
+  using T = typename Host::Scalar;
+  Rng rng(options.seed);
+  const auto params = random_params<Block>(cpu, options, rng);
+  Store<typename DeviceBlock::Params, Device> device_params(gpu);
+  upload(gpu, params, device_params);
+  detail::Worst worst;
+  detail::segments_agree<Block, DeviceBlock, Gradient>(cpu, gpu, params, device_params, options, rng, worst);
+  const Index rows = options.batch * options.steps * Block::carry_multiple;
   return detail::judge(worst.error, detail::agreement_of<T>(*params, rows),
                        ("GPU against CPU, " + worst.name).c_str());
 }

@@ -18,6 +18,14 @@ void hold_teams(const laws::Options& options = {.batch = 2, .steps = 9}) {
       laws::backends_agree<Block<Cpu<double>>, Block<Emulated<double>>>(cpu, emulated, options));
 }
 
+template <template <class> class Block>
+void hold_carrying_teams() {
+  Cpu<double> cpu(1);
+  Emulated<double> emulated;
+  mttt::testing::demand(laws::carried_agrees<Block<Cpu<double>>, Block<Emulated<double>>>(
+      cpu, emulated, {.batch = 2, .steps = 3}));
+}
+
 constexpr TemporalConfig config(Index layers, TttVariant variant, Placement placement) {
   return {.dim = 8,
           .num_heads = 2,
@@ -50,6 +58,7 @@ using Feed = FeedForward<FeedForwardConfig{.dim = 6, .hidden = 10}, B>;
 
 TEST_CASE("teams: Temporal with TTT-Linear") { hold_teams<WithLinear>(); }
 TEST_CASE("teams: Temporal with TTT-MLP") { hold_teams<WithMlp>(); }
+TEST_CASE("teams: segments of Temporal with TTT-Linear") { hold_carrying_teams<WithLinear>(); }
 TEST_CASE("teams: LayerNorm") { hold_teams<Norms>({.batch = 5, .steps = 20}); }
 TEST_CASE("teams: Linear with bias") { hold_teams<Biased>(); }
 TEST_CASE("teams: LayerScale") { hold_teams<Scaled>(); }
