@@ -2,7 +2,7 @@
 //
 // A head is the work of a cluster of blocks, each with a slice of 8192 / F columns of the hidden width: two blocks
 // of 128 columns for heads of 64, eight of 64 for heads of 128. Why: the float32 weights (128 KB, or 512 KB) then
-// fit into the registers of a block's 8 warps, 64 a thread, and their bf16 copies beside the planes of a
+// fit into the registers of a block's 8 or 16 warps, and their bf16 copies beside the planes of a
 // mini-batch into shared memory; 64 heads of one session fill the card. What belongs to the hidden width
 // stays in its block: W1, b1, W2, Z1, X2, G1, Zbar1. Sums over it meet twice a mini-batch, by reads of the
 // other blocks' shared memory in the order of their ranks: Z2, and Zbar2, whose rows the blocks then share
@@ -28,6 +28,14 @@ namespace mttt::detail::mlp {
 
 extern __shared__ __align__(1024) unsigned char memory_of_block[];
 
+/// This thread's lane, as if it were another one each time: else what follows from it, the addresses of all planes
+/// of a loop, is kept in registers.
+__device__ inline int lane_again() {
+  int lane = threadIdx.x % 32;
+  asm volatile("" : "+r"(lane));
+  return lane;
+}
+
 /// A tile as a factor of products: its element (i, j) is the factor's (i, j), or (j, i) if it is turned.
 template <int R, int D, bool turned = false>
 struct Factor {
@@ -42,51 +50,48 @@ struct Factor {
     return Tile<R, D>::at(at, row, column / 8) + column % 8 * 2;
   }
   /// 16 x 16 at (m, k) of a left factor, at (k, n) of a right one.
-  __device__ void left(std::uint32_t (&f)[4], int m, int k) const {
-    turned ? load_transposed(f, piece<true>(k, m)) : load_matrices(f, piece<false>(m, k));
+  __device__ void left(std::uint32_t (&f)[4], int m, int k, int lane) const {
+    turned ? load_transposed(f, piece<true>(k, m, lane)) : load_matrices(f, piece<false>(m, k, lane));
   }
-  __device__ void right(std::uint32_t (&f)[4], int k, int n) const {
-    turned ? load_matrices(f, piece<true>(n, k)) : load_transposed(f, piece<false>(k, n));
+  __device__ void right(std::uint32_t (&f)[4], int k, int n, int lane) const {
+    turned ? load_matrices(f, piece<true>(n, k, lane)) : load_transposed(f, piece<false>(k, n, lane));
   }
 
  private:
   /// What this lane tells of four 8 x 8 matrices from (row, column) on, by columns of two or by rows of two.
   template <bool by_rows>
-  __device__ std::uint32_t piece(int row, int column) const {
-    const int lane = threadIdx.x % 32, down = by_rows ? lane % 8 + lane / 16 * 8 : lane % 16;
+  __device__ std::uint32_t piece(int row, int column, int lane) const {
+    const int down = by_rows ? lane % 8 + lane / 16 * 8 : lane % 16;
     const int right = by_rows ? lane / 8 % 2 : lane / 16, chunk = column / 8;
     return at + static_cast<std::uint32_t>((row + down) * 128 + chunk / 8 * (R * 128) +
                                            (chunk % 8 ^ right ^ down % 8) * 16);
   }
 };
 
-/// A left factor in registers, of this warp's 16 rows.
-template <int K>
-struct RowFactor {
-  std::uint32_t f[K / 16][4];
-  __device__ void left(std::uint32_t (&to)[4], int, int k) const {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) to[i] = f[k / 16][i];
-  }
-};
 /// Rows of ones: products with it are sums of columns.
 struct Ones {
-  __device__ void left(std::uint32_t (&to)[4], int, int) const { to[0] = to[1] = to[2] = to[3] = 0x3f803f80u; }
+  __device__ void left(std::uint32_t (&to)[4], int, int, int) const {
+    to[0] = to[1] = to[2] = to[3] = 0x3f803f80u;
+  }
 };
 
-/// c += a b over K, of 16 MT rows from m and 8 NT columns from n on.
+/// c += a b over K, of 16 MT rows from m and 8 NT columns from n on; of K only [first, end), which spares what a
+/// triangle makes zero.
 template <int K, int MT, int NT, class A, class B>
-__device__ __forceinline__ void accumulate(float (&c)[MT][NT][4], const A& a, const B& b, int m, int n) {
+__device__ __forceinline__ void accumulate(float (&c)[MT][NT][4], const A& a, const B& b, int m, int n,
+                                           int first = 0, int end = K) {
   static_assert(NT % 2 == 0);
+  const int lane = lane_again();
 #pragma unroll
   for (int k = 0; k < K; k += 16) {
+    if (k < first || k >= end) continue;
     std::uint32_t left[MT][4];
 #pragma unroll
-    for (int i = 0; i < MT; ++i) a.left(left[i], m + 16 * i, k);
+    for (int i = 0; i < MT; ++i) a.left(left[i], m + 16 * i, k, lane);
 #pragma unroll
     for (int j = 0; j < NT; j += 2) {
       std::uint32_t right[4];
-      b.right(right, k, n + 8 * j);
+      b.right(right, k, n + 8 * j, lane);
 #pragma unroll
       for (int i = 0; i < MT; ++i) {
         multiply(c[i][j], left[i], right[0], right[1]);
@@ -99,15 +104,15 @@ __device__ __forceinline__ void accumulate(float (&c)[MT][NT][4], const A& a, co
 /// f(a, b, row, column) of each two neighbours in such sums.
 template <int MT, int NT, class Fn>
 __device__ __forceinline__ void pairs(float (&c)[MT][NT][4], int m, int n, Fn&& f) {
-  int lane = threadIdx.x % 32;
-  asm volatile("" : "+r"(lane));  // else the addresses of all of a loop's planes are kept in registers
+  const int lane = lane_again();
 #pragma unroll
   for (int i = 0; i < MT; ++i) {
 #pragma unroll
     for (int j = 0; j < NT; ++j) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        f(c[i][j][2 * half], c[i][j][2 * half + 1], m + 16 * i + 8 * half + lane / 4, n + 8 * j + lane % 4 * 2);
+        f(c[i][j][2 * half], c[i][j][2 * half + 1], m + 16 * i + 8 * half + lane / 4,
+          n + 8 * j + lane % 4 * 2);
       }
     }
   }
@@ -166,7 +171,10 @@ __device__ void add_of_block(float* x, std::uint32_t at, int rank) {
                  : "r"(there)
                  : "memory");
   } else if constexpr (n == 2) {
-    asm volatile("ld.shared::cluster.v2.f32 {%0, %1}, [%2];" : "=f"(y[0]), "=f"(y[1]) : "r"(there) : "memory");
+    asm volatile("ld.shared::cluster.v2.f32 {%0, %1}, [%2];"
+                 : "=f"(y[0]), "=f"(y[1])
+                 : "r"(there)
+                 : "memory");
   } else {
     static_assert(n == 1);
     asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(y[0]) : "r"(there) : "memory");
@@ -195,10 +203,11 @@ struct FastGelu {
   }
 };
 
-/// R rows of F numbers shared out among 256 threads: as many lanes of one warp a row as there are.
-template <int R, int F>
+/// R rows of F numbers shared out among threads: as many lanes of one warp a row as there are.
+template <int R, int F, int threads>
 struct RowLanes {
-  static constexpr int lanes = 256 / R < 32 ? 256 / R : 32, count = F / lanes, pack = count < 4 ? count : 4;
+  static constexpr int lanes = threads / R < 32 ? threads / R : 32, count = F / lanes,
+                       pack = count < 4 ? count : 4;
   static_assert(pack % 2 == 0);
   int row, lane;
   __device__ RowLanes()
@@ -234,7 +243,8 @@ struct RowLanes {
 #pragma unroll
     for (int i = 0; i < count; i += pack) {
       if constexpr (pack == 4) {
-        *reinterpret_cast<uint2*>(to + column(i)) = {pack_bf16(x[i], x[i + 1]), pack_bf16(x[i + 2], x[i + 3])};
+        *reinterpret_cast<uint2*>(to + column(i)) = {pack_bf16(x[i], x[i + 1]),
+                                                     pack_bf16(x[i + 2], x[i + 3])};
       } else {
         *reinterpret_cast<std::uint32_t*>(to + column(i)) = pack_bf16(x[i], x[i + 1]);
       }
@@ -254,6 +264,7 @@ struct RowLanes {
 #if __CUDA_ARCH__ >= 900
 #pragma unroll
     for (int i = 0; i < count; ++i) x[i] = 0;
+#pragma unroll(blocks <= 2 ? blocks : 1)
     for (int rank = 0; rank < blocks; ++rank) {
 #pragma unroll
       for (int i = 0; i < count; i += pack)
@@ -272,43 +283,51 @@ struct RowLanes {
     return rstd;
   }
   /// inner_loss_gradient of ttt/inner_model.hpp; z becomes its normal form. Returns 1 / deviation.
-  __device__ float loss_gradient(float (&g)[count], float (&z)[count], const std::uint32_t (&target)[count / 2],
-                                 const float* gamma, const float* beta, float eps) const {
+  __device__ float loss_gradient(float (&g)[count], float (&z)[count],
+                                 const std::uint32_t (&target)[count / 2], const float* gamma,
+                                 const float* beta, float eps) const {
     const float rstd = normalise(z, eps);
 #pragma unroll
     for (int i = 0; i < count; ++i) {
       const int c = column(i);
       g[i] = (gamma[c] * z[i] + beta[c] - at(target, i)) * gamma[c];
     }
-    const float mean_h = mean([&](int i) { return g[i]; }), mean_hx = mean([&](int i) { return g[i] * z[i]; });
+    const float mean_h = mean([&](int i) { return g[i]; }),
+                mean_hx = mean([&](int i) { return g[i] * z[i]; });
 #pragma unroll
     for (int i = 0; i < count; ++i) g[i] = rstd * (g[i] - mean_h - z[i] * mean_hx);
     return rstd;
   }
 };
 
+/// Warps of a block.
+constexpr int mlp_warps(int mini_batch) { return mini_batch == 16 ? 8 : 16; }
+
 /// One block of a head's cluster: where its planes lie, and what each of its warps has of them.
 template <int width, int hidden, int mini_batch>
 struct MlpBlock {
-  static constexpr int F = width, C = mini_batch, blocks = F * hidden / 8192, H = hidden / blocks, threads = 256;
+  static constexpr int F = width, C = mini_batch, blocks = F * hidden / 8192, H = hidden / blocks;
   static_assert(C == 16 || C == 32 || C == 64);
-  static constexpr int token_warps = C / 16, column_warps = 8 / token_warps, stride = F + 8;
+  static constexpr int warps = mlp_warps(C), threads = 32 * warps;
+  static constexpr int token_warps = C / 16, column_warps = warps / token_warps, stride = F + 8;
   /// Planes (C, N): 16 rows and so many columns a warp; warps beyond the last column have none.
   template <int N>
   static constexpr int columns = N / column_warps > 16 ? N / column_warps : 16;
-  static constexpr int NH = columns<H> / 8, NF = columns<F> / 8;
-  using Rows = RowLanes<C, F>;
+  static constexpr int NH = columns<H> / 8, NF = columns<F> / 8, NC = columns<C> / 8, NW = 32 / warps;
+  using Rows = RowLanes<C, F, threads>;
   using Hidden = float[1][NH][4];
   using Width = float[1][NF][4];
-  using Square = float[1][C / 8][4];
-  using Weights = float[2][4][4];
+  using Square = float[1][NC][4];
+  using Weights = float[2][NW][4];
+  using Biases = float[1][NW][4];
 
-  int rank, warp, lane, row, hidden_column, width_column;  // of this warp's part of planes (C, H), (C, F)
-  int row1, column1, row2, column2;                        // of W1 (F, H) and W2 (H, F): 32 x 32 each
+  int rank, warp, row, hidden_column, width_column, square_column;  // of this warp's part of a plane
+  int row1, column1, row2, column2;  // of W1 (F, H) and W2 (H, F): 32 x 8 NW each
   Factor<F, H> w1;
   Factor<H, F> w2;
   Factor<C, H> x2, g1, xbar;
   Factor<C, F> g2;
+  Factor<C, 64> p;  // its first C columns
   float *part, *b1, *b2, *gamma, *beta, *scale;
 
   /// Lays out what both passes have; returns what follows.
@@ -316,18 +335,22 @@ struct MlpBlock {
 #if __CUDA_ARCH__ >= 900
     rank = cluster_rank();
 #endif
-    warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+    warp = static_cast<int>(threadIdx.x) / 32;
     row = warp % token_warps * 16;
     hidden_column = warp / token_warps * columns<H>, width_column = warp / token_warps * columns<F>;
-    row1 = warp % (F / 32) * 32, column1 = warp / (F / 32) * 32;
-    row2 = warp % (H / 32) * 32, column2 = warp / (H / 32) * 32;
-    take(memory, w1), take(memory, w2), take(memory, x2), take(memory, g1), take(memory, xbar), take(memory, g2);
+    square_column = warp / token_warps * columns<C>;
+    row1 = warp % (F / 32) * 32, column1 = warp / (F / 32) * 8 * NW;
+    row2 = warp % (H / 32) * 32, column2 = warp / (H / 32) * 8 * NW;
+    take(memory, w1), take(memory, w2), take(memory, x2), take(memory, g1), take(memory, xbar),
+        take(memory, g2);
+    take(memory, p);
     take(memory, part, C * stride);
     take(memory, b1, H), take(memory, b2, F), take(memory, gamma, F), take(memory, beta, F);
     take(memory, scale, C);
     return memory;
   }
-  static constexpr int placed = 2 * F * H * 2 + 3 * C * H * 2 + C * F * 2 + (C * stride + H + 3 * F + C) * 4;
+  static constexpr int placed =
+      2 * F * H * 2 + 3 * C * H * 2 + C * F * 2 + C * 128 + (C * stride + H + 3 * F + C) * 4;
   template <int R, int D>
   __device__ static void take(unsigned char*& memory, Factor<R, D>& tile) {
     tile.at = shared_address(memory);
@@ -339,6 +362,7 @@ struct MlpBlock {
   }
   __device__ bool has_hidden() const { return hidden_column < H; }
   __device__ bool has_width() const { return width_column < F; }
+  __device__ bool has_square() const { return square_column < C; }
 
   // A head's flat array: W1 b1 W2 b2.
   __device__ Index at1(int r, int c) const { return r * hidden + rank * H + c; }
@@ -397,44 +421,57 @@ struct MlpBlock {
       *reinterpret_cast<float2*>(plane + r * stride + c) = {a, b};
     });
   }
-  /// P from the dots of a layer's inputs; `one` is the bias's share, or what this block has of it.
-  __device__ void causal(Square& dots, float one) const {
-    pairs(dots, row, 0, [&](float& a, float& b, int t, int s) {
-      a = s <= t ? -scale[t] * (one + a) : 0;
-      b = s + 1 <= t ? -scale[t] * (one + b) : 0;
+  /// The causal products of a layer's inputs, and the bias's 1, or what this block has of it: one + Xbar X^T.
+  template <int K, int D>
+  __device__ void causal(Square& dots, Factor<C, D> queries, Factor<C, D> keys, float one) const {
+    clear(dots);
+    if (square_column <= row) accumulate<K>(dots, queries, keys.t(), row, square_column);
+    pairs(dots, row, square_column, [&](float& a, float& b, int t, int s) {
+      a = s <= t ? one + a : 0;
+      b = s + 1 <= t ? one + b : 0;
     });
   }
-  __device__ static RowFactor<C> packed(const Square& p) {
-    RowFactor<C> factor;
+  /// -scale_t times row t: P from the causal products, dA from dP.
+  __device__ void put_scaled(const Square& dots, Factor<C, 64> tile) const {
+    Square scaled;
 #pragma unroll
-    for (int i = 0; i < C / 16; ++i) pack_factor(factor.f[i], p[0][2 * i], p[0][2 * i + 1]);
-    return factor;
+    for (int i = 0; i < 4 * NC; ++i) (&scaled[0][0][0])[i] = (&dots[0][0][0])[i];
+    pairs(scaled, row, square_column,
+          [&](float& a, float& b, int t, int) { a *= -scale[t], b *= -scale[t]; });
+    put(scaled, tile, row, square_column);
+  }
+  template <int K, int D>
+  __device__ void put_causal(Factor<C, D> queries, Factor<C, D> keys, float one) const {
+    if (!has_square()) return;
+    Square dots;
+    causal<K>(dots, queries, keys, one);
+    put_scaled(dots, p);
   }
 
   /// dw = x^T g, db = 1^T g of a layer; db in the first lanes of the warps whose rows begin at 0.
   template <class X, class G>
-  __device__ static void gathered(Weights& dw, float (&db)[1][4][4], X x, G g, int m, int n) {
+  __device__ static void gathered(Weights& dw, Biases& db, X x, G g, int m, int n) {
     clear(dw), clear(db);
     accumulate<C>(dw, x.t(), g, m, n);
     if (m == 0) accumulate<C>(db, Ones{}, g, 0, n);
   }
   /// f(sum, column) of the sums of columns.
   template <class Fn>
-  __device__ static void each_bias(float (&db)[1][4][4], int m, int n, Fn&& f) {
+  __device__ static void each_bias(Biases& db, int m, int n, Fn&& f) {
     const int lane = threadIdx.x % 32;
     if (m != 0 || lane >= 4) return;
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
+    for (int j = 0; j < NW; ++j) {
       f(db[0][j][0], n + 8 * j + lane * 2);
       f(db[0][j][1], n + 8 * j + lane * 2 + 1);
     }
   }
   /// w += factor dw, and its copy in a tile; b likewise.
   template <int R, int D>
-  __device__ static void update(Weights& w, Weights& dw, float (&db)[1][4][4], float factor, Factor<R, D> tile,
+  __device__ static void update(Weights& w, Weights& dw, Biases& db, float factor, Factor<R, D> tile,
                                 float* b, int m, int n) {
 #pragma unroll
-    for (int i = 0; i < 32; ++i) (&w[0][0][0])[i] += factor * (&dw[0][0][0])[i];
+    for (int i = 0; i < 8 * NW; ++i) (&w[0][0][0])[i] += factor * (&dw[0][0][0])[i];
     put(w, tile, m, n);
     each_bias(db, m, n, [&](float sum, int c) { b[c] += factor * sum; });
   }
@@ -461,11 +498,11 @@ template <int F, int hidden, int C>
 inline constexpr int cluster_blocks = MlpBlock<F, hidden, C>::blocks;
 
 template <int F, int hidden, int C>
-inline constexpr int forward_shared = MlpBlock<F, hidden, C>::placed + 4 * C * F * 2 +
-                                              (C * MlpBlock<F, hidden, C>::stride + 2 * C) * 4;
+inline constexpr int forward_shared = MlpBlock<F, hidden, C>::placed + 4 * C* F * 2 +
+                                      (C * MlpBlock<F, hidden, C>::stride + 2 * C) * 4;
 
 template <int F, int hidden, int C, class Job>
-__global__ void __cluster_dims__(cluster_blocks<F, hidden, C>, 1, 1) __launch_bounds__(256, 1)
+__global__ void __cluster_dims__(cluster_blocks<F, hidden, C>, 1, 1) __launch_bounds__(32 * mlp_warps(C), 1)
     forward_kernel(Job job) {
 #if __CUDA_ARCH__ >= 900
   using Block = MlpBlock<F, hidden, C>;
@@ -505,7 +542,7 @@ __global__ void __cluster_dims__(cluster_blocks<F, hidden, C>, 1, 1) __launch_bo
   for (int i = threadIdx.x; i < C; i += Block::threads) block.scale[i] = scan.scale[i];
 
   const typename Block::Rows rows;
-  const RowLanes<own, F> own_rows;
+  const RowLanes<own, F, Block::threads> own_rows;
   const int answer = block.rank * own + own_rows.row;
   for (Index m = 0; m < count; ++m) {
     const int n = static_cast<int>(scan.tokens(m)), stage = static_cast<int>(m % 2);
@@ -534,15 +571,7 @@ __global__ void __cluster_dims__(cluster_blocks<F, hidden, C>, 1, 1) __launch_bo
       block.put_plane(y, block.part);
     }
     arrive_at_cluster();
-    RowFactor<C> p;
-    {
-      typename Block::Square dots;
-      clear(dots);
-      accumulate<F>(dots, q, k.t(), block.row, 0);
-      block.causal(dots, 1);
-      p = Block::packed(dots);
-    }
-    if (block.has_hidden()) block.first_layer(z, q);
+    block.template put_causal<F>(q, k, 1);
     await_cluster();
     {
       float g[Block::Rows::count], y[Block::Rows::count];
@@ -561,52 +590,50 @@ __global__ void __cluster_dims__(cluster_blocks<F, hidden, C>, 1, 1) __launch_bo
 #pragma unroll
       for (int i = 0; i < Block::NH * 4; ++i) (&g[0][0][0])[i] *= (&slope[0][0][0])[i];
       put(g, block.g1, block.row, block.hidden_column);
+      block.first_layer(z, q);
     }
     __syncthreads();  // all products with W1 are done, too
     typename Block::Weights learned;
-    float learned_bias[1][4][4];
+    typename Block::Biases learned_bias;
     if (n == C) {
       Block::gathered(learned, learned_bias, k, block.g1, block.row1, block.column1);
-      Block::update(w1, learned, learned_bias, -block.scale[C - 1], block.w1, block.b1, block.row1, block.column1);
+      Block::update(w1, learned, learned_bias, -block.scale[C - 1], block.w1, block.b1, block.row1,
+                    block.column1);
     }
     if (block.has_hidden()) {
-      accumulate<C>(z, p, block.g1, block.row, block.hidden_column);
+      accumulate<C>(z, block.p, block.g1, block.row, block.hidden_column, 0, block.row + 16);
 #pragma unroll
       for (int i = 0; i < Block::NH * 4; ++i) (&z[0][0][0])[i] = FastGelu((&z[0][0][0])[i]).f();
       put(z, block.xbar, block.row, block.hidden_column);
     }
     __syncthreads();
-    {
-      typename Block::Square dots;
-      clear(dots);
-      accumulate<H>(dots, block.xbar, block.x2.t(), block.row, 0);
-      block.causal(dots, block.rank == 0 ? 1 : 0);
-      p = Block::packed(dots);
-    }
+    block.template put_causal<H>(block.xbar, block.x2, block.rank == 0 ? 1 : 0);
+    typename Block::Width y;
+    if (block.has_width()) block.second_layer(y, block.xbar);
+    __syncthreads();
     if (block.has_width()) {
-      typename Block::Width y;
-      block.second_layer(y, block.xbar);
-      accumulate<C>(y, p, block.g2, block.row, block.width_column);
+      accumulate<C>(y, block.p, block.g2, block.row, block.width_column, 0, block.row + 16);
       block.put_plane(y, answers);
     }
     arrive_at_cluster();
+    if (n == C) Block::gathered(learned, learned_bias, block.x2, block.g2, block.row2, block.column2);
     await_cluster();  // all products with W2 are done, too
     if (n == C) {
-      Block::gathered(learned, learned_bias, block.x2, block.g2, block.row2, block.column2);
-      Block::update(w2, learned, learned_bias, -block.scale[C - 1], block.w2, block.b2, block.row2, block.column2);
+      Block::update(w2, learned, learned_bias, -block.scale[C - 1], block.w2, block.b2, block.row2,
+                    block.column2);
     }
     if (own_rows.active()) {
-      float y[RowLanes<own, F>::count];
-      own_rows.template gather<blocks>(y, answers, answer);
-      own_rows.normalise(y, scan.eps);
+      float o[RowLanes<own, F, Block::threads>::count];
+      own_rows.template gather<blocks>(o, answers, answer);
+      own_rows.normalise(o, scan.eps);
 #pragma unroll
-      for (int i = 0; i < RowLanes<own, F>::count; i += 2) {
+      for (int i = 0; i < RowLanes<own, F, Block::threads>::count; i += 2) {
         const int c = own_rows.column(i);
         const std::uint32_t query = load_shared(q.pair(answer, c));
-        y[i] = low_of(query) + (block.gamma[c] * y[i] + block.beta[c]);
-        y[i + 1] = high_of(query) + (block.gamma[c + 1] * y[i + 1] + block.beta[c + 1]);
+        o[i] = low_of(query) + (block.gamma[c] * o[i] + block.beta[c]);
+        o[i + 1] = high_of(query) + (block.gamma[c + 1] * o[i + 1] + block.beta[c + 1]);
       }
-      if (answer < n) own_rows.store(job.out + scan.row_at(head, m, answer), y);
+      if (answer < n) own_rows.store(job.out + scan.row_at(head, m, answer), o);
     }
   }
   __syncthreads();  // the biases are final
@@ -614,10 +641,12 @@ __global__ void __cluster_dims__(cluster_blocks<F, hidden, C>, 1, 1) __launch_bo
   if (job.gradients != nullptr) {
     float* const to = job.gradients + head * Block::size;
     typename Block::Weights learned;
-    float learned_bias[1][4][4];
+    typename Block::Biases learned_bias;
     const bool open = scan.steps % C != 0;
     clear(learned), clear(learned_bias);
-    if (open) Block::gathered(learned, learned_bias, keys.stage((count + 1) % 2), block.g1, block.row1, block.column1);
+    if (open)
+      Block::gathered(learned, learned_bias, keys.stage((count + 1) % 2), block.g1, block.row1,
+                      block.column1);
     block.store_weights1(to, learned);
     Block::each_bias(learned_bias, block.row1, block.column1,
                      [&](float sum, int c) { to[block.bias1(c)] = sum; });
@@ -634,10 +663,11 @@ __global__ void __cluster_dims__(cluster_blocks<F, hidden, C>, 1, 1) __launch_bo
 
 /// Queues a kernel of clusters, one a head.
 template <class... P, class... A>
-void start(const Launcher& launch, void (*kernel)(P...), Index blocks, int shared, A&&... arguments) {
+void start(const Launcher& launch, void (*kernel)(P...), Index blocks, unsigned threads, int shared,
+           A&&... arguments) {
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared),
         "asking for shared memory");
-  launch("starting a scan of TTT-MLP", kernel, static_cast<unsigned>(blocks), 256, shared,
+  launch("starting a scan of TTT-MLP", kernel, static_cast<unsigned>(blocks), threads, shared,
          std::forward<A>(arguments)...);
 }
 
@@ -645,14 +675,28 @@ void start(const Launcher& launch, void (*kernel)(P...), Index blocks, int share
 
 namespace mttt::detail {
 
+/// Whether all GPUs that this program is compiled for have clusters. nvcc names them for the host's code, too.
+constexpr bool compiled_for_clusters() {
+#ifdef __CUDA_ARCH_LIST__
+  for (const int architecture : {__CUDA_ARCH_LIST__}) {
+    if (architecture < 900) return false;
+  }
+#endif
+  return true;
+}
+
+template <Index width, Index hidden, Index mini_batch>
+inline constexpr bool ttt_mlp_takes = width == 64 && hidden == 256 &&
+                                      (mini_batch == 16 || mini_batch == 32 || mini_batch == 64) &&
+                                      compiled_for_clusters();
+
 /// `Job` is TttForward<bf16, float> of ttt/dual.hpp, its pointers on 16-byte boundaries.
-template <Index width, Index hidden, Index mini_batch, class Job>
-void ttt_mlp_forward(const Launcher& launch, const Job& job) {
-  constexpr int F = static_cast<int>(width), N = static_cast<int>(hidden), C = static_cast<int>(mini_batch);
+template <int F, int hidden, int C, class Job>
+void ttt_mlp_run_forward(const Launcher& launch, const Job& job) {
   const Index heads = job.scan.batch * job.scan.heads;
   if (heads == 0) return;
-  mlp::start(launch, mlp::forward_kernel<F, N, C, Job>, heads * mlp::cluster_blocks<F, N, C>,
-             mlp::forward_shared<F, N, C>, job);
+  mlp::start(launch, mlp::forward_kernel<F, hidden, C, Job>, heads * mlp::cluster_blocks<F, hidden, C>,
+             32 * mlp::mlp_warps(C), mlp::forward_shared<F, hidden, C>, job);
 }
 
 }  // namespace mttt::detail

@@ -1,0 +1,593 @@
+// TTT-MLP on Hopper: the scan of a head's two-layer inner model in one kernel, backward.
+//
+// A head is the work of a cluster of blocks as in ttt_mlp.cuh, and the gradients of the weights take the place of the
+// weights in registers. Groups of mini-batches are taken last first: from the group's checkpoint the weights
+// that each of its mini-batches started from are computed again and kept in scratch memory, as the bf16 tiles
+// that products read; then its mini-batches go backwards. Planes that are needed again are mostly
+// computed again: a product of a tile is cheaper than room for its result.
+//
+// Formula: the reverse of ttt_mlp.cuh's, where rates are in the gradients: with dO, dW' and db' given,
+//            U_l = X_l dW_l' + db_l',  dGl_l = -scale_C U_l,  dX_l = -scale_C Gl_l dW_l'^T     if whole
+//            dZbar_2 from LN;  then for l = 2, 1:  dP = dZbar_l Gl_l^T,  dA = -scale_t dP  for s <= t
+//            dXbar_l = dZbar_l W_l^T + dA X_l,  dX_l += dA^T Xbar_l,  dGl_l += P^T dZbar_l,
+//            dW_l = dW_l' + Xbar_l^T dZbar_l,   dZbar_1 = dXbar_2 gelu'(Zbar_1),  dQ = dO + dXbar_1
+//            Gl_1 = H gelu'(Z_1), H = Gl_2 W_2^T:  dH = dGl_1 gelu'(Z_1),  dZ_1 = dGl_1 H gelu''(Z_1),
+//            dGl_2 += dH W_2,  dW_2 += dH^T Gl_2,  Gl_2 = lr G_2:  dlr = G_2 . dGl_2,  dZ_2 from lr dGl_2
+//            dX_2 += dZ_2 W_2^T,  dW_2 += X_2^T dZ_2,  dZ_1 += dX_2 gelu'(Z_1),  dX_1 += dZ_1 W_1^T, ...
+//            dscale_t -= sum of (1 + A) dP over s, of both layers;  dscale_C -= Gl_l . U_l
+//          Sums over the hidden width meet four times: Z_2, Zbar_2, dGl_2, and dQ with dK. Scores of the second
+//          layer and dP of the first are parts of such sums, but what they lead to is linear in them.
+// Shapes, units, errors: those of ttt_mlp.cuh.
+// Not supported: what ttt_mlp.cuh does not.
+// Source:  ttt/dual.hpp, TttBackward.
+#pragma once
+
+#include "mttt/backend/cuda/ttt_mlp.cuh"
+
+namespace mttt::detail::mlp {
+
+/// Row functions backwards, for numbers that RowLanes shares out.
+template <class Rows>
+struct RowBackward {
+  static constexpr int count = Rows::count;
+  using Values = float[count];
+  const Rows& rows;
+  const float *gamma, *beta;
+
+  /// inner_norm_backward: from d = dy to dz; x is the normal form.
+  __device__ void norm(Values& d, const Values& x, float rstd, Values& dgamma, Values& dbeta) const {
+#pragma unroll
+    for (int i = 0; i < count; ++i) {
+      dgamma[i] = d[i] * x[i], dbeta[i] = d[i];
+      d[i] *= gamma[rows.column(i)];
+    }
+    const float mean_d = rows.mean([&](int i) { return d[i]; });
+    const float mean_dx = rows.mean([&](int i) { return d[i] * x[i]; });
+#pragma unroll
+    for (int i = 0; i < count; ++i) d[i] = rstd * (d[i] - mean_d - x[i] * mean_dx);
+  }
+
+  /// inner_loss_gradient_backward: from d, the gradient of rate * g, to dz and that of the rate, which it returns.
+  __device__ float loss(Values& d, const Values& x, float rstd, float rate,
+                        const std::uint32_t (&target)[count / 2], Values& dtarget, Values& dgamma) const {
+    const auto scale = [&](int i) { return gamma[rows.column(i)]; };
+    const auto error = [&](int i) { return scale(i) * x[i] + beta[rows.column(i)] - Rows::at(target, i); };
+    const auto h = [&](int i) { return error(i) * scale(i); };
+    const float mean_h = rows.mean(h), mean_hx = rows.mean([&](int i) { return h(i) * x[i]; });
+    const float drate = F * rstd * rows.mean([&](int i) { return d[i] * (h(i) - mean_h - x[i] * mean_hx); });
+#pragma unroll
+    for (int i = 0; i < count; ++i) d[i] *= rate * rstd;
+    const float mean_d = rows.mean([&](int i) { return d[i]; });
+    const float mean_dx = rows.mean([&](int i) { return d[i] * x[i]; });
+#pragma unroll
+    for (int i = 0; i < count; ++i) {
+      const float dh = d[i] - mean_d - x[i] * mean_dx;
+      dgamma[i] = dh * (error(i) + scale(i) * x[i]);
+      dtarget[i] = -dh * scale(i);
+      d[i] = dh * scale(i) * scale(i) - d[i] * mean_hx - h(i) * mean_dx;
+    }
+    const float mean_hat = rows.mean([&](int i) { return d[i]; });
+    const float mean_hat_x = rows.mean([&](int i) { return d[i] * x[i]; });
+    const float shrink = rate * drate * rstd / F;  // d rstd rstd^2 / F
+#pragma unroll
+    for (int i = 0; i < count; ++i) d[i] = rstd * (d[i] - mean_hat - x[i] * mean_hat_x) - shrink * x[i];
+    return drate;
+  }
+
+  /// Adds the sum over the warp's rows to its own F numbers.
+  __device__ void add_columns(float* sums, const Values& v, float sign = 1) const {
+#pragma unroll
+    for (int i = 0; i < count; ++i) {
+      float x = v[i];
+#pragma unroll
+      for (int distance = Rows::lanes; distance < 32; distance *= 2)
+        x += __shfl_xor_sync(0xffffffffu, x, distance);
+      if (threadIdx.x % 32 < Rows::lanes) sums[rows.column(i)] += sign * x;
+    }
+  }
+
+ private:
+  static constexpr int F = count * Rows::lanes;
+};
+
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+__device__ inline void meet() {
+  arrive_at_cluster();
+  await_cluster();
+}
+#endif
+
+template <int F, int hidden, int C>
+struct BackwardBlock : MlpBlock<F, hidden, C> {
+  using Base = MlpBlock<F, hidden, C>;
+  using Base::H, Base::stride, Base::threads, Base::warps, Base::NC, Base::NH, Base::NF;
+  using typename Base::Hidden, typename Base::Width, typename Base::Square, typename Base::Weights,
+      typename Base::Biases, typename Base::Rows;
+  static constexpr int slots = C / Base::template columns<C>;  // parts of a row of P
+
+  Factor<C, F> k, q, dz2;  // dz2: first dZbar_2, then dZ_2
+  Factor<F, H> dw1;
+  Factor<H, F> dw2;
+  Factor<C, H> dzbar1;
+  Factor<C, 64> p1, da;
+  float *dq, *rates, *db1, *db2, *row_sums, *dscale, *last_sums;  // dq lies where dw1 and dw2 do
+
+  __device__ BackwardBlock() {
+    unsigned char* memory = this->place(memory_of_block);
+    // After the floats of `place`, whose bytes are a multiple of 256: tiles want 1024.
+    memory += (1024 - Base::placed % 1024) % 1024;
+    Base::take(memory, k), Base::take(memory, q), Base::take(memory, dz2);
+    dq = reinterpret_cast<float*>(memory);
+    Base::take(memory, dw1), Base::take(memory, dw2);
+    Base::take(memory, dzbar1), Base::take(memory, p1), Base::take(memory, da);
+    Base::take(memory, rates, C), Base::take(memory, db1, H), Base::take(memory, db2, F);
+    Base::take(memory, row_sums, warps * 2 * F), Base::take(memory, dscale, slots * C);
+    Base::take(memory, last_sums, warps);
+  }
+  static_assert(C * stride * 4 <= 2 * F * H * 2, "dq shares the memory of the tiles of dW");
+  static constexpr int shared = (Base::placed + 1023) / 1024 * 1024 + 3 * C * F * 2 + 2 * F * H * 2 +
+                                C * H * 2 + 2 * C * 128 + (C + H + F + warps * 2 * F + slots * C + warps) * 4;
+
+  /// X2, G2 and G1 of a mini-batch, and for the row of this thread Z2 in normal form and 1 / its deviation.
+  /// Begins after a barrier of the cluster, and ends with one.
+  __device__ void descend(const Rows& rows, const std::uint32_t (&target)[Rows::count / 2], float eps,
+                          float (&x)[Rows::count], float& rstd) const {
+#if __CUDA_ARCH__ >= 900
+    if (this->has_hidden()) {
+      Hidden z;
+      this->first_layer(z, k);
+#pragma unroll
+      for (int i = 0; i < 4 * NH; ++i) (&z[0][0][0])[i] = FastGelu((&z[0][0][0])[i]).f();
+      put(z, this->x2, this->row, this->hidden_column);
+    }
+    __syncthreads();
+    if (this->has_width()) {
+      Width y;
+      this->second_layer(y, this->x2);
+      this->put_plane(y, this->part);
+    }
+    meet();
+    {
+      float g[Rows::count];
+      rows.template gather<Base::blocks>(x, this->part, rows.row);
+      rstd = rows.loss_gradient(g, x, target, this->gamma, this->beta, eps);
+      const float rate = rates[rows.row];
+#pragma unroll
+      for (int i = 0; i < Rows::count; ++i) g[i] *= rate;
+      rows.store(this->g2, g);
+    }
+    __syncthreads();
+    if (this->has_hidden()) {
+      Hidden g, z;
+      gradients_before_gelu(g);
+      this->first_layer(z, k);
+#pragma unroll
+      for (int i = 0; i < 4 * NH; ++i) (&g[0][0][0])[i] *= FastGelu((&z[0][0][0])[i]).df();
+      put(g, this->g1, this->row, this->hidden_column);
+    }
+    meet();
+#endif
+  }
+  /// H = Gl_2 W_2^T
+  __device__ void gradients_before_gelu(Hidden& h) const {
+    clear(h);
+    accumulate<F>(h, this->g2, this->w2.t(), this->row, this->hidden_column);
+  }
+  /// Zbar_1
+  __device__ void queried(Hidden& z) const {
+    this->first_layer(z, q);
+    accumulate<C>(z, p1, this->g1, this->row, this->hidden_column, 0, this->row + 16);
+  }
+  /// From dP, in `d`, and one + A: to dA, and to the scales.
+  __device__ void scores_back(Square& d, const Square& dots) const {
+    float sum[2] = {};
+    pairs(d, this->row, this->square_column, [&](float& a, float& b, int t, int s) {
+      if (s > t) a = 0;
+      if (s + 1 > t) b = 0;
+    });
+#pragma unroll
+    for (int j = 0; j < NC; ++j) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) sum[e / 2] += d[0][j][e] * dots[0][j][e];
+    }
+    const int lane = lane_again();
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      sum[half] += __shfl_xor_sync(0xffffffffu, sum[half], 1);
+      sum[half] += __shfl_xor_sync(0xffffffffu, sum[half], 2);
+      float* to = dscale + this->square_column / (8 * NC) * C + this->row + 8 * half + lane / 4;
+      if (lane % 4 == 0) *to -= sum[half];
+    }
+    this->put_scaled(d, da);
+  }
+  /// sum of Gl o U, and U becomes -scale_C U.
+  template <int N, int D>
+  __device__ float carried(float (&u)[1][N][4], Factor<C, D> g, int column, float last_scale) const {
+    float sum = 0;
+    pairs(u, this->row, column, [&](float& a, float& b, int r, int c) {
+      const std::uint32_t both = load_shared(g.pair(r, c));
+      sum += low_of(both) * a + high_of(both) * b;
+      a *= -last_scale, b *= -last_scale;
+    });
+    return sum;
+  }
+  /// dw += x^T g, db += 1^T g
+  template <class X, class G>
+  __device__ static void add_gathered(Weights& dw, float* db, X x, G g, int m, int n) {
+    Biases sums;
+    clear(sums);
+    accumulate<C>(dw, x.t(), g, m, n);
+    if (m == 0 && db != nullptr) {
+      accumulate<C>(sums, Ones{}, g, 0, n);
+      Base::each_bias(sums, m, n, [&](float sum, int c) { db[c] += sum; });
+    }
+  }
+};
+
+/// Bytes of what a block keeps of a mini-batch's first weights: their tiles, and the biases.
+template <int F, int hidden, int C>
+inline constexpr Index image_bytes = 4 * F* MlpBlock<F, hidden, C>::H + 4 * (MlpBlock<F, hidden, C>::H + F);
+inline constexpr int images = 16;  // mini-batches of a group at most
+
+template <int F, int hidden, int C, class Job>
+__global__ void __cluster_dims__(cluster_blocks<F, hidden, C>, 1, 1) __launch_bounds__(32 * mlp_warps(C), 1)
+    backward_kernel(Job job, unsigned char* scratch) {
+#if __CUDA_ARCH__ >= 900
+  using Block = BackwardBlock<F, hidden, C>;
+  constexpr int blocks = Block::blocks, H = Block::H, own = C / blocks, threads = Block::threads;
+  constexpr int NH = Block::NH;
+  const auto& scan = job.scan;
+  const Block block;
+  start_next();
+  await_inputs();
+
+  const typename Block::Rows rows;
+  const RowLanes<own, F, threads> own_rows;
+  using OwnRows = RowLanes<own, F, threads>;
+  constexpr int count = Block::Rows::count;
+  const RowBackward<typename Block::Rows> back{rows, block.gamma, block.beta};
+  const int answer = block.rank * own + own_rows.row, thread = static_cast<int>(threadIdx.x);
+  const bool mine =
+      rows.row / own == block.rank;  // of the rows that all blocks compute, those that this one writes
+  float* const row_sums = block.row_sums + thread / 32 * 2 * F;
+  const Index step = scan.heads * F, mini_batches = scan.mini_batches(), group = scan.group;
+  unsigned char* const mine_of_scratch = scratch + blockIdx.x * images * image_bytes<F, hidden, C>;
+
+  for (Index head = blockIdx.x / blocks; head < scan.batch * scan.heads; head += gridDim.x / blocks) {
+    float* const dweights = job.dweights + head * Block::size;
+    typename Block::Weights dw1, dw2;
+    block.load_weights(dweights, dw1, dw2);
+    for (int i = thread; i < H; i += threads) block.db1[i] = dweights[block.bias1(i)];
+    for (int i = thread; i < F; i += threads) {
+      block.db2[i] = dweights[block.bias2(i)];
+      block.gamma[i] = scan.gamma[head % scan.heads * F + i];
+      block.beta[i] = scan.beta[head % scan.heads * F + i];
+    }
+    for (int i = thread; i < C; i += threads) block.scale[i] = scan.scale[i];
+    for (int i = thread; i < Block::slots * C; i += threads) block.dscale[i] = 0;
+    for (int i = thread; i < Block::warps * 2 * F; i += threads) block.row_sums[i] = 0;
+    float dlast = 0;  // this thread's share of scale_C's part in the updates
+
+    for (Index first = (mini_batches - 1) / group * group; first >= 0; first -= group) {
+      const Index end = first + group < mini_batches ? first + group : mini_batches;
+      {  // The weights of the group's mini-batches.
+        typename Block::Weights w1, w2;
+        const float* from = scan.checkpoint(first / group, head);
+        block.load_biases(from);
+        block.load_weights(from, w1, w2);
+        put(w1, block.w1, block.row1, block.column1);
+        put(w2, block.w2, block.row2, block.column2);
+        for (Index m = first;; ++m) {
+          __syncthreads();
+          unsigned char* image = mine_of_scratch + (m - first) * image_bytes<F, hidden, C>;
+          for (int i = thread; i < F * H / 4; i += threads) {  // both tiles, 16 bytes at a time
+            uint4 eight;
+            asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+                         : "=r"(eight.x), "=r"(eight.y), "=r"(eight.z), "=r"(eight.w)
+                         : "r"(block.w1.at + i * 16)
+                         : "memory");
+            reinterpret_cast<uint4*>(image)[i] = eight;
+          }
+          float* biases = reinterpret_cast<float*>(image + 4 * F * H);
+          for (int i = thread; i < H; i += threads) biases[i] = block.b1[i];
+          for (int i = thread; i < F; i += threads) biases[H + i] = block.b2[i];
+          if (m + 1 == end) break;
+
+          Block::load(block.k, scan.k + scan.row_at(head, m, 0), step, C);
+          Block::load_rates(block.rates, scan.lr + scan.lr_at(head, m, 0), scan.heads, C);
+          commit_copies();
+          std::uint32_t target[count / 2];
+          rows.load(target, scan.target + scan.row_at(head, m, rows.row), true);
+          await_copies();
+          __syncthreads();
+          float x[count], rstd;
+          block.descend(rows, target, scan.eps, x, rstd);
+          typename Block::Weights learned;
+          typename Block::Biases learned_bias;
+          Block::gathered(learned, learned_bias, block.k, block.g1, block.row1, block.column1);
+          Block::update(w1, learned, learned_bias, -block.scale[C - 1], block.w1, block.b1, block.row1,
+                        block.column1);
+          Block::gathered(learned, learned_bias, block.x2, block.g2, block.row2, block.column2);
+          Block::update(w2, learned, learned_bias, -block.scale[C - 1], block.w2, block.b2, block.row2,
+                        block.column2);
+        }
+        __syncthreads();
+      }
+
+      for (Index m = end - 1; m >= first; --m) {
+        const int n = static_cast<int>(scan.tokens(m));
+        const float last_scale = block.scale[C - 1];
+        // The mini-batch again.
+        Block::load(block.k, scan.k + scan.row_at(head, m, 0), step, n);
+        Block::load(block.q, scan.q + scan.row_at(head, m, 0), step, n);
+        Block::load_rates(block.rates, scan.lr + scan.lr_at(head, m, 0), scan.heads, n);
+        const unsigned char* image = mine_of_scratch + (m - first) * image_bytes<F, hidden, C>;
+        for (int i = thread; i < F * H / 4; i += threads)
+          copy_async(block.w1.at + i * 16, image + i * 16, true);
+        commit_copies();
+        const float* biases = reinterpret_cast<const float*>(image + 4 * F * H);
+        for (int i = thread; i < H; i += threads) block.b1[i] = biases[i];
+        for (int i = thread; i < F; i += threads) block.b2[i] = biases[H + i];
+        put(dw1, block.dw1, block.row1, block.column1);
+        put(dw2, block.dw2, block.row2, block.column2);
+        std::uint32_t target[count / 2];
+        const auto read_target = [&] {
+          rows.load(target, scan.target + scan.row_at(head, m, rows.row), rows.row < n);
+        };
+        read_target();
+        await_copies();
+        __syncthreads();
+        float x[count], rstd;
+        block.descend(rows, target, scan.eps, x, rstd);
+        if (block.has_square()) {
+          typename Block::Square dots;
+          block.template causal<F>(dots, block.q, block.k, 1);
+          block.put_scaled(dots, block.p1);
+        }
+        __syncthreads();
+        if (block.has_hidden()) {
+          typename Block::Hidden z;
+          block.queried(z);
+#pragma unroll
+          for (int i = 0; i < 4 * NH; ++i) (&z[0][0][0])[i] = FastGelu((&z[0][0][0])[i]).f();
+          put(z, block.xbar, block.row, block.hidden_column);
+        }
+        __syncthreads();
+        typename Block::Square dots;  // of the second layer: what this block has of one + A
+        if (block.has_square()) {
+          block.template causal<H>(dots, block.xbar, block.x2, block.rank == 0 ? 1 : 0);
+          block.put_scaled(dots, block.p);
+        }
+        __syncthreads();
+        if (block.has_width()) {
+          typename Block::Width y;
+          block.second_layer(y, block.xbar);
+          accumulate<C>(y, block.p, block.g2, block.row, block.width_column, 0, block.row + 16);
+          block.put_plane(y, block.part);
+        }
+        meet();
+
+        // 1. From dO to dZbar_2.
+        {
+          float y[count], d[count], dgamma[count], dbeta[count];
+          std::uint32_t raw[count / 2];
+          rows.load(raw, job.dout + scan.row_at(head, m, rows.row), rows.row < n);
+          rows.template gather<blocks>(y, block.part, rows.row);
+          const float deviation = rows.normalise(y, scan.eps);
+#pragma unroll
+          for (int i = 0; i < count; ++i) d[i] = rows.at(raw, i);
+          back.norm(d, y, deviation, dgamma, dbeta);
+          back.add_columns(row_sums, dgamma);
+          back.add_columns(row_sums + F, dbeta);
+          rows.store(block.dz2, d);
+        }
+        meet();
+        // 2. The second layer of the queries, and of the update.
+        if (block.has_square()) {
+          typename Block::Square d;
+          clear(d);
+          if (block.square_column <= block.row)
+            accumulate<F>(d, block.dz2, block.g2.t(), block.row, block.square_column);
+          block.scores_back(d, dots);
+        }
+        __syncthreads();
+        typename Block::Hidden dx2;
+        typename Block::Width dgl2;
+        clear(dx2), clear(dgl2);
+        if (block.has_hidden()) {
+          {
+            typename Block::Hidden d, z;
+            clear(d);
+            accumulate<F>(d, block.dz2, block.w2.t(), block.row, block.hidden_column);
+            accumulate<C>(d, block.da, block.x2, block.row, block.hidden_column, 0, block.row + 16);
+            block.queried(z);
+#pragma unroll
+            for (int i = 0; i < 4 * NH; ++i) (&d[0][0][0])[i] *= FastGelu((&z[0][0][0])[i]).df();
+            put(d, block.dzbar1, block.row, block.hidden_column);
+          }
+          if (n == C) {
+            accumulate<F>(dx2, block.g2, block.dw2.t(), block.row, block.hidden_column);
+            multiply_by(dx2, -last_scale);
+          }
+          accumulate<C>(dx2, block.da.t(), block.xbar, block.row, block.hidden_column, block.row);
+        }
+        if (block.has_width()) {
+          if (n == C) {
+            if (block.rank == 0) {
+              pairs(dgl2, block.row, block.width_column,
+                    [&](float& a, float& b, int, int c) { a = block.db2[c], b = block.db2[c + 1]; });
+            }
+            accumulate<H>(dgl2, block.x2, block.dw2, block.row, block.width_column);
+            dlast -= block.carried(dgl2, block.g2, block.width_column, last_scale);
+          }
+          accumulate<C>(dgl2, block.p.t(), block.dz2, block.row, block.width_column, block.row);
+        }
+        __syncthreads();
+        Block::add_gathered(dw2, block.db2, block.xbar, block.dz2, block.row2, block.column2);
+        // 3. The first layer of both.
+        if (block.has_square()) {
+          typename Block::Square d;
+          clear(d);
+          if (block.square_column <= block.row)
+            accumulate<H>(d, block.dzbar1, block.g1.t(), block.row, block.square_column);
+          block.template causal<F>(dots, block.q, block.k, 1);
+          block.scores_back(d, dots);
+        }
+        __syncthreads();
+        typename Block::Width dk;
+        clear(dk);
+        if (block.has_width()) {
+          if (n == C) {
+            accumulate<H>(dk, block.g1, block.dw1.t(), block.row, block.width_column);
+            multiply_by(dk, -last_scale);
+          }
+          accumulate<C>(dk, block.da.t(), block.q, block.row, block.width_column, block.row);
+        }
+        typename Block::Hidden dz1;
+        if (block.has_hidden()) {
+          typename Block::Hidden d, z;
+          clear(d);
+          if (n == C) {
+            pairs(d, block.row, block.hidden_column,
+                  [&](float& a, float& b, int, int c) { a = block.db1[c], b = block.db1[c + 1]; });
+            accumulate<F>(d, block.k, block.dw1, block.row, block.hidden_column);
+            dlast -= block.carried(d, block.g1, block.hidden_column, last_scale);
+          }
+          accumulate<C>(d, block.p1.t(), block.dzbar1, block.row, block.hidden_column, block.row);
+          // Gl_1 = H gelu'(Z_1)
+          block.first_layer(z, block.k);
+          block.gradients_before_gelu(dz1);
+#pragma unroll
+          for (int i = 0; i < 4 * NH; ++i) {
+            const FastGelu gelu((&z[0][0][0])[i]);
+            float& g = (&d[0][0][0])[i];
+            (&dz1[0][0][0])[i] *= g * gelu.ddf();
+            g *= gelu.df();
+          }
+          put(d, block.xbar, block.row, block.hidden_column);  // dH, where Xbar_2 has served
+        }
+        __syncthreads();
+        if (block.has_width()) {
+          accumulate<H>(dgl2, block.xbar, block.w2, block.row, block.width_column);
+          block.put_plane(dgl2, block.part);
+        }
+        Block::add_gathered(dw2, nullptr, block.xbar, block.g2, block.row2, block.column2);
+        Block::add_gathered(dw1, block.db1, block.q, block.dzbar1, block.row1, block.column1);
+        meet();
+        // 4. The gradient of the inner loss, and the keys' layers.
+        {
+          float d[count], dtarget[count], dgamma[count];
+          read_target();
+          rows.template gather<blocks>(d, block.part, rows.row);
+          const float drate = back.loss(d, x, rstd, block.rates[rows.row], target, dtarget, dgamma);
+          back.add_columns(row_sums, dgamma);
+          back.add_columns(row_sums + F, dtarget, -1);
+          rows.store(block.dz2, d);
+          if (mine && rows.row < n) {
+            rows.store(job.dtarget + scan.row_at(head, m, rows.row), dtarget);
+            if (rows.lane == 0) job.dlr[scan.lr_at(head, m, rows.row)] = drate;
+          }
+        }
+        meet();
+        if (block.has_hidden()) {
+          typename Block::Hidden z;
+          accumulate<F>(dx2, block.dz2, block.w2.t(), block.row, block.hidden_column);
+          block.first_layer(z, block.k);
+#pragma unroll
+          for (int i = 0; i < 4 * NH; ++i)
+            (&dz1[0][0][0])[i] += (&dx2[0][0][0])[i] * FastGelu((&z[0][0][0])[i]).df();
+          put(dz1, block.g1, block.row, block.hidden_column);  // dZ_1, where Gl_1 has served
+        }
+        Block::add_gathered(dw2, block.db2, block.x2, block.dz2, block.row2, block.column2);
+        __syncthreads();
+        if (block.has_width()) {
+          typename Block::Width dq;
+          clear(dq);
+          accumulate<H>(dk, block.g1, block.w1.t(), block.row, block.width_column);
+          block.put_plane(dk, block.part);
+          accumulate<H>(dq, block.dzbar1, block.w1.t(), block.row, block.width_column);
+          accumulate<C>(dq, block.da, block.k, block.row, block.width_column, 0, block.row + 16);
+          block.put_plane(dq, block.dq);
+        }
+        Block::add_gathered(dw1, block.db1, block.k, block.g1, block.row1, block.column1);
+        meet();
+        if (own_rows.active()) {
+          float of_k[OwnRows::count], of_q[OwnRows::count];
+          std::uint32_t raw[OwnRows::count / 2];
+          own_rows.load(raw, job.dout + scan.row_at(head, m, answer), answer < n);
+          own_rows.template gather<blocks>(of_k, block.part, answer);
+          own_rows.template gather<blocks>(of_q, block.dq, answer);
+#pragma unroll
+          for (int i = 0; i < OwnRows::count; ++i) of_q[i] += own_rows.at(raw, i);
+          if (answer < n) {
+            own_rows.store(job.dq + scan.row_at(head, m, answer), of_q);
+            own_rows.store(job.dk + scan.row_at(head, m, answer), of_k);
+          }
+        }
+        meet();
+      }
+    }
+
+    __syncthreads();
+    block.store_weights1(dweights, dw1);
+    block.store_weights2(dweights, dw2);
+    for (int i = thread; i < H; i += threads) dweights[block.bias1(i)] = block.db1[i];
+    dlast = RowLanes<1, F, threads>::sum(dlast);
+    if (thread % 32 == 0) block.last_sums[thread / 32] = dlast;
+    __syncthreads();
+    if (thread < C) {
+      float sum = 0;
+      for (int i = 0; i < Block::slots; ++i) sum += block.dscale[i * C + thread];
+      if (thread == C - 1) {
+        for (int i = 0; i < Block::warps; ++i) sum += block.last_sums[i];
+      }
+      block.part[thread] = sum;
+    }
+    meet();
+    if (block.rank == 0) {
+      for (int i = thread; i < F; i += threads) {
+        float dgamma = 0, dbeta = 0;
+        for (int w = 0; w < Block::warps; ++w) {
+          dgamma += block.row_sums[w * 2 * F + i];
+          dbeta += block.row_sums[w * 2 * F + F + i];
+        }
+        job.dgamma[head * F + i] += dgamma;
+        job.dbeta[head * F + i] += dbeta;
+        dweights[block.bias2(i)] = block.db2[i];
+      }
+      if (thread < C) {
+        float sum = 0;
+        for (int rank = 0; rank < blocks; ++rank)
+          add_of_block<1>(&sum, shared_address(block.part + thread), rank);
+        job.dscale[head * C + thread] += sum;
+      }
+    }
+    meet();  // the next head takes the same memory, and no block leaves while others read it
+  }
+#endif
+}
+
+}  // namespace mttt::detail::mlp
+
+namespace mttt::detail {
+
+/// `Job` is TttBackward<bf16, float> of ttt/dual.hpp, its pointers on 16-byte boundaries.
+template <int F, int hidden, int C, class B, class Job>
+void ttt_mlp_run_backward(B& be, const Launcher& launch, int processors, const Job& job) {
+  constexpr Index blocks = mlp::cluster_blocks<F, hidden, C>;
+  const Index heads = job.scan.batch * job.scan.heads;
+  if (heads == 0 || job.scan.steps == 0) return;
+  if (job.scan.group > mlp::images) {
+    fail("TTT's scan backwards on a GPU",
+         "a checkpoint every " + std::to_string(job.scan.group) + " mini-batches",
+         "one every " + std::to_string(mlp::images) + " or fewer", "lower the group");
+  }
+  const auto scope = be.scope();
+  const Index clusters = heads < processors / blocks ? heads : processors / blocks;
+  const Index bytes = clusters * blocks * mlp::images * mlp::image_bytes<F, hidden, C>;
+  unsigned char* scratch = be.template make<unsigned char, dyn>(bytes).data();
+  mlp::start(launch, mlp::backward_kernel<F, hidden, C, Job>, clusters * blocks, 32 * mlp::mlp_warps(C),
+             mlp::BackwardBlock<F, hidden, C>::shared, job, scratch);
+}
+
+}  // namespace mttt::detail
