@@ -10,11 +10,11 @@
 #pragma once
 
 #include <cmath>
-#include <nlohmann/json.hpp>
 #include <vector>
 
 #include "mttt/data/alignment.hpp"
 #include "mttt/io/file.hpp"
+#include "mttt/io/json.hpp"
 
 namespace mttt {
 
@@ -25,12 +25,10 @@ inline std::filesystem::path sidecar_of(std::filesystem::path recording) {
 inline std::vector<Word> read_alignment(const std::filesystem::path& path) {
   constexpr std::string_view form = R"(["word", [start, end], "speaker"])";
   const WholeFile file(path);
-  nlohmann::json json;
-  try {
-    json = nlohmann::json::parse(file.text());
-  } catch (const nlohmann::json::exception& error) {
-    fail(path.string(), detail::quote(error.what()), "JSON", "repair the file or make it again");
-  }
+  std::string problem;
+  const auto json = detail::parse_json(file.text(), &problem);
+  if (json.is_discarded())
+    fail(path.string(), detail::quote(problem), "JSON", "repair the file or make it again");
   const auto found = json.is_object() ? json.find("alignments") : json.end();
   if (found == json.end() || !found->is_array()) {
     fail(path.string(), json.is_object() ? "no list 'alignments'" : "no object", R"({"alignments": [...]})",

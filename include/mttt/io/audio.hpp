@@ -7,8 +7,9 @@
 // Units:   samples in [-1, 1] for integer formats, as stored for float ones; sample_rate in Hz; a frame is
 //          one sample of every channel.
 // Errors:  missing, empty and unreadable files; wav and flac that lack even a byte of what their header
-//          promises; NaN or infinity, with its position; formats that cannot hold the sound. Writers are
-//          atomic: see write_file_atomically.
+//          promises; small files that would fill the memory; NaN or infinity, with its position; formats that
+//          cannot hold the sound; over 16 times the rate, under 1/256. Writers are atomic: see
+//          write_file_atomically.
 // Not supported: noticing that files of other formats are cut short; raw files without a header; pipes;
 //          streaming resampling. Link with -lsndfile -lsoxr.
 // Source:  libsndfile API; soxr.h; WAVE and RF64 chunk layout of EBU Tech 3306.
@@ -81,6 +82,12 @@ inline void check_wav_complete(const std::string& path, const FileReader& file) 
   }
 }
 
+/// A byte of a compressed file may stand for a thousand samples, but then they are silence. Beyond this many
+/// samples (64 MB), a file that unfolds like that is refused.
+inline constexpr std::uint64_t sound_always_read = 1 << 24, most_samples_per_byte = 250;
+/// A header says any rate it likes: from 1 Hz to 24 kHz, a small file would fill the memory.
+inline constexpr int largest_rise = 16, largest_fall = 256;
+
 }  // namespace detail
 
 /// Reads a sound file piece by piece.
@@ -88,7 +95,8 @@ class AudioReader {
  public:
   explicit AudioReader(const std::filesystem::path& path) : path_(path.string()) {
     const FileReader file(path);
-    if (file.bytes() == 0) fail(path_, "an empty file", "a sound file", "record or fetch it again");
+    bytes_ = file.bytes();
+    if (bytes_ == 0) fail(path_, "an empty file", "a sound file", "record or fetch it again");
     file_.reset(sf_open(path.c_str(), SFM_READ, &info_));
     if (!file_) {
       fail(path_, detail::cat("'", sf_strerror(nullptr), "'"),
@@ -104,6 +112,8 @@ class AudioReader {
 
   int channels() const { return info_.channels; }
   int sample_rate() const { return info_.samplerate; }
+  /// Of the file.
+  std::uint64_t bytes() const { return bytes_; }
   /// What the header promises; a file written to a pipe may not know.
   std::optional<std::uint64_t> frames() const {
     if (info_.frames <= 0 || info_.frames == SF_COUNT_MAX) return std::nullopt;
@@ -139,7 +149,7 @@ class AudioReader {
   std::string path_;
   SF_INFO info_{};
   std::unique_ptr<SNDFILE, Close> file_;
-  std::uint64_t position_ = 0;
+  std::uint64_t bytes_ = 0, position_ = 0;
 };
 
 inline Audio read_audio(const std::filesystem::path& path) {
@@ -147,9 +157,14 @@ inline Audio read_audio(const std::filesystem::path& path) {
   Audio audio{{}, reader.channels(), reader.sample_rate()};
   const auto wide = static_cast<std::size_t>(audio.channels);
   // The promised length is not trusted with memory before the samples are seen.
-  constexpr std::size_t block = 1 << 16;
+  const std::size_t block = std::max<std::size_t>(1, (1 << 16) / wide);
   for (std::size_t got = 1; got > 0;) {
     const std::size_t have = audio.samples.size();
+    if (have > detail::sound_always_read && have / detail::most_samples_per_byte > reader.bytes()) {
+      fail(path.string(), detail::cat("over ", have, " samples in ", reader.bytes(), " bytes"),
+           detail::cat("at most ", detail::most_samples_per_byte, " samples a byte"),
+           "it is nearly all silence or made to fill the memory: read it piece by piece, with AudioReader");
+    }
     audio.samples.resize(have + block * wide);
     got = reader.read(std::span(audio.samples).subspan(have));
     audio.samples.resize(have + got * wide);
@@ -189,6 +204,12 @@ inline Audio resample(const Audio& audio, int sample_rate) {
   if (sample_rate < 1 || audio.sample_rate < 1) {
     fail("resample", detail::cat(audio.sample_rate, " Hz to ", sample_rate, " Hz"), "rates above 0",
          "check both rates");
+  }
+  if (sample_rate / detail::largest_rise > audio.sample_rate ||
+      audio.sample_rate / detail::largest_fall > sample_rate) {
+    fail("resample", detail::cat(audio.sample_rate, " Hz to ", sample_rate, " Hz"),
+         detail::cat("at most ", detail::largest_rise, " times the rate, at least 1/", detail::largest_fall),
+         "check both rates: the header of the file may be damaged");
   }
   if (audio.sample_rate == sample_rate || audio.samples.empty())
     return {audio.samples, audio.channels, sample_rate};

@@ -8,8 +8,7 @@
 // Source:  none.
 #pragma once
 
-#include <nlohmann/json.hpp>
-
+#include "mttt/io/json.hpp"
 #include "mttt/io/safetensors.hpp"
 
 namespace mttt {
@@ -58,7 +57,7 @@ inline void expect_config(std::string_view subject, const SafetensorsMetadata& m
   if (stored == metadata.end())
     fail(subject, "no 'config' in the metadata", "the configuration of the model",
          "save it with this library");
-  const auto config = nlohmann::json::parse(stored->second, nullptr, false);
+  const auto config = detail::parse_json(stored->second);
   if (config.is_discarded())
     fail(subject, "a 'config' that is not JSON: " + detail::quote(stored->second), "a JSON object");
   detail::Problems problems;

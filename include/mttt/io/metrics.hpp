@@ -6,8 +6,8 @@
 // Shapes:  every column is as long as `steps`; NaN where a line lacks the field or says null.
 // Units:   those of StepReport.
 // Errors:  a line that is no JSON object, a step that is no number, a loss that is neither number nor null:
-//          Error with the number of the line. A half last line, as a killed process leaves it, is passed
-//          over.
+//          Error with the number of the line; over 1000 different fields. A half last line, as a killed
+//          process leaves it, is passed over.
 // Not supported: text, lists and objects inside a line; they are passed over.
 // Source:  RunFolder::log in io/run_folder.hpp.
 #pragma once
@@ -15,10 +15,10 @@
 #include <cmath>
 #include <limits>
 #include <map>
-#include <nlohmann/json.hpp>
 #include <vector>
 
 #include "mttt/io/file.hpp"
+#include "mttt/io/json.hpp"
 
 namespace mttt {
 
@@ -73,13 +73,8 @@ inline Metrics read_metrics(const std::filesystem::path& path, std::string name)
       return object.contains(field) && object[field].is_number() &&
              std::isfinite(object[field].get<double>());
     };
-    nlohmann::json line;
-    try {
-      line = nlohmann::json::parse(text);
-    } catch (const nlohmann::json::exception&) {
-      if (last) break;
-      refuse("one JSON object a line");
-    }
+    const auto line = detail::parse_json(text);
+    if (line.is_discarded() && last) break;
     if (!line.is_object()) refuse("one JSON object a line");
     if (line.contains("resumed_at")) {
       if (!has_number(line, "resumed_at")) refuse("a number as resumed_at");
@@ -89,6 +84,8 @@ inline Metrics read_metrics(const std::filesystem::path& path, std::string name)
       if (line.contains("loss") && !line["loss"].is_number() && !line["loss"].is_null())
         refuse("a number, or null for NaN, as loss");
       run.add(line);
+      // Every column is as long as the longest: lines of ever new fields would fill the memory.
+      if (run.columns.size() > 1000) refuse("at most 1000 different fields");
     }
   }
   return run;

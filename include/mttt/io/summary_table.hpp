@@ -18,7 +18,6 @@
 #include <array>
 #include <cctype>
 #include <cmath>
-#include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -26,6 +25,7 @@
 
 #include "mttt/io/file.hpp"
 #include "mttt/io/html.hpp"
+#include "mttt/io/json.hpp"
 
 namespace mttt {
 namespace detail {
@@ -144,12 +144,16 @@ inline std::string bars(const Json& values, const std::string& unit) {
   return out + "</table>";
 }
 
-/// Rows of flat objects, a column for each field.
-inline std::string grid(const Json& rows) {
+/// Rows of flat objects, a column for each field; nothing where they have too many.
+inline std::optional<std::string> grid(const Json& rows) {
+  constexpr std::size_t most_fields = 100;
   std::vector<std::string> fields;
   for (const Json& row : rows)
     for (const auto& [field, value] : row.items())
-      if (std::find(fields.begin(), fields.end(), field) == fields.end()) fields.push_back(field);
+      if (std::find(fields.begin(), fields.end(), field) == fields.end()) {
+        if (fields.size() == most_fields) return std::nullopt;
+        fields.push_back(field);
+      }
   std::string out = "<div class=\"wide\"><table><tr>";
   if (rows.is_object()) out += "<th></th>";
   for (const auto& field : fields) out += "<th class=\"number\">" + escape_html(label_of(field)) + "</th>";
@@ -181,7 +185,7 @@ inline std::optional<std::string> special(const std::string& path, const std::st
                        [&](const auto& item) { return value.front().contains(item.key()); });
   };
   const bool table = !layers && value.size() > 1 && std::all_of(value.begin(), value.end(), like_the_first);
-  return table ? std::optional(grid(value)) : std::nullopt;
+  return table ? grid(value) : std::nullopt;
 }
 
 inline void add_rows(std::string& out, const std::string& title, const std::string& unit,
@@ -227,9 +231,11 @@ tr.group th{color:var(--ink);font-weight:600;padding-top:16px}
 /// Reads a file that holds one JSON object.
 inline nlohmann::ordered_json read_summary(const std::filesystem::path& path) {
   const WholeFile file(path);
-  auto summary = nlohmann::ordered_json::parse(file.text(), nullptr, false);
+  std::string problem;
+  auto summary = detail::parse_json<nlohmann::ordered_json>(file.text(), &problem);
   if (!summary.is_object()) {
-    fail(path.string(), summary.is_discarded() ? detail::quote(file.text()) : "JSON that is no object",
+    fail(path.string(),
+         summary.is_discarded() ? detail::quote(file.text()) + ", " + problem : "JSON that is no object",
          "a file that holds one JSON object", "check that it is the summary and was written to its end");
   }
   return summary;

@@ -1,7 +1,8 @@
 // Text to tokens and back with a sentencepiece model, the text tokenizer of Moshi.
 //
 // Shapes:  a list of ids in [0, vocab_size()).   Units: tokens.
-// Errors:  missing, empty or garbage models; ids outside the vocabulary.
+// Errors:  missing, empty or garbage models, and those that would lead sentencepiece astray; ids outside the
+//          vocabulary.
 // Not supported: training; sampled segmentations. Bytes that are not UTF-8 are read as U+FFFD. An optional
 //          part of the library: link with -lsentencepiece.
 // Source:  google/sentencepiece, SentencePieceProcessor.
@@ -14,6 +15,7 @@
 #include <vector>
 
 #include "mttt/io/file.hpp"
+#include "mttt/io/text_model.hpp"
 
 namespace mttt {
 
@@ -23,6 +25,7 @@ class TextTokenizer {
     const WholeFile file(path);
     TextTokenizer out(path.string());
     if (file.bytes().empty()) out.garbage("an empty file");
+    if (const auto problem = detail::model_problem(file.text())) out.garbage(*problem);
     out.run([&] { return out.processor_->LoadFromSerializedProto(file.text()); });
     if (out.vocab_size() < 1) out.garbage("no pieces");
     return out;
