@@ -2,39 +2,27 @@
 //
 // A tensor is stored under the name that for_each_tensor gives it, in its published shape: a tensor type with
 // a member `published_permutation` (std::array<int, rank>; stored axis i is published axis perm[i]) is
-// permuted on the way in and out. What is read may also be named and cut in these ways:
-//   P.in_projs.K.weight    the K-th block of rows of P.in_proj_weight or P.in_proj.weight
-//   P.out_projs.K.weight   the K-th block of rows of P.out_proj.weight
-//   P.in_proj_weight, P.in_proj.weight, P.out_proj.weight   P.in_projs.0.weight, 1, ... one below the other
+// permuted on the way in and out. What is read may also be named and cut as other programs do
+// (io/published_names.hpp), quantised, in shards, or completed by an adapter (io/matcher.hpp). It is read
+// tensor by tensor: beside the model itself, memory holds one tensor at a time.
 // Shapes:  equal up to leading extents of 1: (1, 1, C) is (C).
 // Units:   none.
 // Errors:  all missing, extra, misshapen, mistyped and non-finite tensors of a file in one message. A
 //          load that finds any leaves parameters and state as they were. Where the disk fails or another
 //          program shortens the file after all was found good, the Error leaves parameters partly loaded,
 //          the state of a stream as it was. Files are replaced whole or not at all.
-// Not supported: sharded files; quantised weights.
-// Source:  kyutai-labs/moshi, modules/transformer.py, StreamingMultiheadAttention._load_hook.
+// Not supported: weights that stay quantised; writing shards.
+// Source:  see io/matcher.hpp and io/published_names.hpp.
 #pragma once
 
 #include <algorithm>
 #include <charconv>
-#include <functional>
 
-#include "mttt/backend/cpu/cpu.hpp"
-#include "mttt/core/permuted_tensor.hpp"
 #include "mttt/core/store.hpp"
-#include "mttt/io/config.hpp"
+#include "mttt/io/matcher.hpp"
 #include "mttt/train/trainer.hpp"
 
 namespace mttt {
-
-struct LoadOptions {
-  std::string prefix = {};                                    // of the names in the file
-  nlohmann::json config = {};                                 // compared with the file's, where it has one
-  bool check_finite = true;                                   // refuse NaN and infinity
-  std::function<bool(std::string_view)> ignore_extra = {};    // names in the file: need no place in the model
-  std::function<bool(std::string_view)> may_be_missing = {};  // names in the file: keep their value if absent
-};
 
 struct SaveOptions {
   std::optional<DType> dtype = {};  // F32, F16 or BF16; nothing: as in memory
@@ -43,226 +31,6 @@ struct SaveOptions {
 };
 
 namespace detail {
-
-using Shape = std::vector<std::int64_t>;
-
-/// The shape under which a tensor is published, or in which it lies in memory.
-template <class Tens>
-Shape shape_of(const Tens& tensor, bool published = true) {
-  if constexpr (Permuted<Tens>) {
-    constexpr auto shape = Tens::published_shape();
-    if (published) return Shape(shape.begin(), shape.end());
-  }
-  return Shape(tensor.extents().begin(), tensor.extents().end());
-}
-
-inline std::span<const std::int64_t> without_leading_ones(const Shape& shape) {
-  std::span<const std::int64_t> rest = shape;
-  while (!rest.empty() && rest.front() == 1) rest = rest.subspan(1);
-  return rest;
-}
-inline bool same_shape(const Shape& a, const Shape& b) {
-  const auto x = without_leading_ones(a), y = without_leading_ones(b);
-  return std::equal(x.begin(), x.end(), y.begin(), y.end());
-}
-
-/// Reads a tensor into what the model holds.
-template <class T>
-void read_into(const SafetensorsFile& file, const TensorEntry& entry, T* out) {
-  if constexpr (std::same_as<T, bf16>) {  // from floats of any width
-    const auto values = file.read<float>(entry);
-    std::transform(values.begin(), values.end(), out, [](float x) { return bf16(x); });
-  } else {
-    file.read(entry, out, entry.count());
-  }
-}
-
-/// Finds the tensors of a model in a file and remembers what was used and what is wrong.
-class Matcher {
- public:
-  Matcher(const SafetensorsFile& file, const LoadOptions& options) : file_(file), options_(options) {}
-
-  /// Looks at every tensor of `aggregate`, whose names in the file start with `prefix`.
-  template <class P>
-  void check(const P& aggregate, const std::string& prefix) {
-    for_each_tensor(
-        [&](std::string_view name, const auto& tensor) {
-          using T = std::remove_const_t<typename std::remove_cvref_t<decltype(tensor)>::value_type>;
-          check_one<T>(prefix + std::string(name), shape_of(tensor));
-        },
-        aggregate);
-  }
-
-  /// Raises one error with all problems; tensors under `prefix` that nobody asked for are problems too.
-  void finish(const std::string& prefix) {
-    for (const auto& entry : file_.tensors()) {
-      if (!entry.name.starts_with(prefix)) continue;
-      const auto used = used_.find(entry.name);
-      if (used != used_.end()) {
-        if (used->second < entry.count())
-          problems_.add("tensor ", quote(entry.name), " of shape ", shape_text(entry.shape), ": only ",
-                        used->second, " of ", entry.count(), " elements have a place in the model");
-      } else if (!options_.ignore_extra || !options_.ignore_extra(entry.name)) {
-        problems_.add("extra tensor ", quote(entry.name), " of shape ", shape_text(entry.shape));
-      }
-    }
-    problems_.stop(file_.path(), "exactly the tensors of the model",
-                   "compare the preset with the file, and its prefix");
-  }
-
-  /// Copies into a backend's memory; call after finish().
-  template <class B, class P>
-  void load(B& be, P& aggregate, const std::string& prefix) const {
-    for_each_tensor(
-        [&](std::string_view name, auto& tensor) {
-          using Tens = std::remove_cvref_t<decltype(tensor)>;
-          using T = typename Tens::value_type;
-          const auto pieces = find(prefix + std::string(name), shape_of(tensor)).pieces;
-          if (pieces.empty()) return;  // may be missing
-          std::vector<T> values(static_cast<std::size_t>(tensor.size()));
-          std::size_t at = 0;
-          for (const auto& piece : pieces) {
-            read_into(file_, piece, values.data() + at);
-            at += piece.count();
-          }
-          if constexpr (Permuted<Tens>) {
-            std::vector<T> stored(values.size());
-            from_published(values.data(), Tens(stored.data(), tensor.extents()));
-            values = std::move(stored);
-          }
-          be.to_device(values.data(), tensor.data(), tensor.size());
-        },
-        aggregate);
-  }
-
- private:
-  /// Where the values lie: whole tensors or blocks of rows, one after the other. No pieces: nowhere.
-  struct Found {
-    std::vector<TensorEntry> pieces;
-    Shape shape;
-    std::string as;              // the name of what was found, for messages
-    std::int64_t first_row = 0;  // of a block of rows
-    bool fits = true;            // false: the block lies outside
-  };
-
-  Found find(const std::string& name, const Shape& shape) const {
-    if (const auto* entry = file_.find(name)) return {{*entry}, entry->shape, name};
-    for (const auto& [list, fused] : {std::pair<std::string_view, std::array<std::string_view, 2>>{
-                                          "in_projs.", {"in_proj_weight", "in_proj.weight"}},
-                                      {"out_projs.", {"out_proj.weight", ""}}}) {
-      if (const auto at = name.rfind(list); at != name.npos && (at == 0 || name[at - 1] == '.')) {
-        const std::string_view rest = std::string_view(name).substr(at + list.size());
-        std::size_t k = 0;
-        const auto end = std::from_chars(rest.data(), rest.data() + rest.size(), k).ptr;
-        if (std::string_view(end, rest.data() + rest.size()) != ".weight") continue;
-        for (const auto alias : fused) {
-          const auto* entry = alias.empty() ? nullptr : file_.find(name.substr(0, at).append(alias));
-          if (entry != nullptr) return block_of(*entry, k, shape);
-        }
-      }
-      for (const auto alias : fused) {
-        if (alias.empty() || !name.ends_with(alias)) continue;
-        const std::string parent = name.substr(0, name.size() - alias.size());
-        if (!parent.empty() && !parent.ends_with('.')) continue;
-        Found found;
-        const auto part = [&, list = list](std::size_t k) {
-          return file_.find(cat(parent, list, k, ".weight"));
-        };
-        for (std::size_t k = 0; part(k) != nullptr; ++k) add_below(found, *part(k));
-        return found;
-      }
-    }
-    return {};
-  }
-
-  static Found block_of(const TensorEntry& entry, std::size_t k, const Shape& shape) {
-    Found found{{entry}, entry.shape, entry.name};
-    if (entry.shape.size() != shape.size() || shape.empty() || shape[0] == 0) return found;
-    const auto blocks = entry.shape[0] / shape[0];
-    found.first_row = static_cast<std::int64_t>(k) * shape[0];
-    found.fits = entry.shape[0] % shape[0] == 0 && found.first_row < entry.shape[0];
-    if (!found.fits) return found;
-    const std::uint64_t bytes = entry.bytes / static_cast<std::uint64_t>(blocks);
-    found.shape[0] = found.pieces[0].shape[0] = shape[0];
-    found.pieces[0].begin = entry.begin + k * bytes;
-    found.pieces[0].bytes = bytes;
-    return found;
-  }
-
-  static void add_below(Found& found, const TensorEntry& entry) {
-    const bool first = found.pieces.empty();
-    found.as += (first ? "" : " + ") + entry.name;
-    found.pieces.push_back(entry);
-    if (first) {
-      found.shape = entry.shape;
-    } else if (found.shape.size() == entry.shape.size() && !found.shape.empty() &&
-               std::equal(found.shape.begin() + 1, found.shape.end(), entry.shape.begin() + 1)) {
-      found.shape[0] += entry.shape[0];
-    } else {
-      found.shape.clear();  // parts of different widths fit nowhere
-    }
-  }
-
-  template <class T>
-  void check_one(const std::string& name, const Shape& shape) {
-    const Found found = find(name, shape);
-    if (found.pieces.empty()) {
-      if (!options_.may_be_missing || !options_.may_be_missing(name))
-        problems_.add("missing tensor ", quote(name), " of shape ", shape_text(shape));
-      return;
-    }
-    std::size_t count = 0;
-    for (const auto& piece : found.pieces) {
-      used_[piece.name] += piece.count();
-      count += piece.count();
-    }
-    std::size_t wanted = 1;
-    for (const auto extent : shape) wanted *= static_cast<std::size_t>(extent);
-    if (!found.fits || !same_shape(found.shape, shape) || count != wanted) {
-      problems_.add("misshapen tensor ", quote(name), ": found ", shape_text(found.shape),
-                    found.as == name ? "" : " in " + quote(found.as), ", expected ", shape_text(shape),
-                    found.first_row > 0 ? cat(" from row ", found.first_row, " on") : "");
-      return;
-    }
-    for (const auto& piece : found.pieces) check_values<T>(piece);
-  }
-
-  template <class T>
-  void check_values(const TensorEntry& piece) {
-    if (is_float(piece.dtype) != StorageType<T>) {
-      problems_.add("mistyped tensor ", quote(piece.name), ": found ", dtype_name(piece.dtype), ", expected ",
-                    dtype_name(dtype_of<T>()), " or a type that converts to it");
-      return;
-    }
-    with_storage_type(piece.dtype, [&](auto zero) {
-      using Stored = decltype(zero);
-      file_.template for_each_stored<Stored>(piece, [&](std::size_t i, auto value) {
-        bool good = representable<T>(value);
-        if constexpr (std::is_floating_point_v<decltype(value)>)
-          good = good && (std::isfinite(value) || !options_.check_finite);
-        if (!good) {
-          problems_.add("tensor ", quote(piece.name), ": found ", +value, " at index ",
-                        index_text(piece.shape, i), ", expected ", dtype_name(dtype_of<T>()), " and finite");
-        }
-        return good;
-      });
-    });
-  }
-
-  static std::string index_text(const Shape& shape, std::size_t i) {
-    Shape index(shape.size());
-    for (std::size_t axis = shape.size(); axis-- > 0;) {
-      index[axis] = static_cast<std::int64_t>(i % static_cast<std::size_t>(shape[axis]));
-      i /= static_cast<std::size_t>(shape[axis]);
-    }
-    return shape_text(index);
-  }
-
-  const SafetensorsFile& file_;
-  const LoadOptions& options_;
-  std::unordered_map<std::string, std::size_t> used_;  // elements, by name in the file
-  Problems problems_;
-};
 
 /// Refuses finite values that `dtype` would round to infinity, which no load would take.
 template <class T>
@@ -334,15 +102,31 @@ inline std::uint64_t number_in(const SafetensorsFile& file, const char* key) {
 template <class P, class B>
 void load_params(const std::filesystem::path& path, B& be, Store<P, B>& params,
                  const LoadOptions& options = {}) {
-  const SafetensorsFile file(path);
+  const TensorFiles files(path);
+  const SafetensorsFile& file = files.first();
   detail::expect_version(file);
   if (!options.config.is_null() && file.metadata().contains("config"))
     expect_config(file.path(), file.metadata(), options.config);
   const std::string prefix = detail::kind_of(file) == "training" ? "model." + options.prefix : options.prefix;
-  detail::Matcher matcher(file, options);
+  detail::Matcher matcher(files, options);
   matcher.check(*params, prefix);
   matcher.finish(prefix);
   matcher.load(be, *params, prefix);
+}
+
+/// Says what load_params would say, from the names, shapes and types alone: no weight is read, no memory
+/// taken. Params are those of a model whose shapes are all static, like Moshi<presets::moshi_7b, B>::Params.
+template <class Params>
+void check_params(const std::filesystem::path& path, const LoadOptions& options = {}) {
+  const TensorFiles files(path);
+  detail::expect_version(files.first());
+  if (!options.config.is_null() && files.first().metadata().contains("config"))
+    expect_config(files.path(), files.first().metadata(), options.config);
+  const bool training = detail::kind_of(files.first()) == "training";
+  const std::string prefix = training ? "model." + options.prefix : options.prefix;
+  detail::Matcher matcher(files, options, false);
+  matcher.check(*std::make_unique<Params>(), prefix);  // on the heap: thousands of tensors
+  matcher.finish(prefix);
 }
 
 template <class P, class B>
@@ -377,14 +161,15 @@ void save_training(const std::filesystem::path& path, B& be, const Trainer<P, B,
 template <class P, class B, class M>
 void load_training(const std::filesystem::path& path, B& be, Trainer<P, B, M>& trainer,
                    const nlohmann::json& config = {}) {
-  const SafetensorsFile file(path);
+  const TensorFiles files(path);
+  const SafetensorsFile& file = files.first();
   detail::expect_kind(file, "training");
   if (!config.is_null()) expect_config(file.path(), file.metadata(), config);
   const auto step = detail::number_in(file, "step"), seed = detail::number_in(file, "rng_seed"),
              counter = detail::number_in(file, "rng_counter"),
              micro_batches = detail::number_in(file, "micro_batches");
   const LoadOptions options;
-  detail::Matcher matcher(file, options);
+  detail::Matcher matcher(files, options);
   matcher.check(*trainer.weights(), "model.");
   matcher.check(*trainer.adam.m, "adam.m.");
   matcher.check(*trainer.adam.v, "adam.v.");

@@ -8,7 +8,7 @@
 //          overlaps and holes are checked on opening, so that a SafetensorsFile that exists is sound. Values
 //          that the wanted type cannot hold are refused on reading, and so is a file that another program
 //          shortens after the opening. The writer leaves an older file alone when anything fails.
-// Not supported: big-endian machines; 8-bit floats; index files of sharded checkpoints.
+// Not supported: big-endian machines; 8-bit floats. Shards: io/tensor_files.hpp.
 // Source:  huggingface/safetensors, README "Format".
 #pragma once
 
@@ -290,6 +290,7 @@ class SafetensorsFile {
     std::uint64_t length = 0;
     file_.read(0, std::as_writable_bytes(std::span(&length, 1)));
     if (length > detail::safetensors_header_limit) {
+      refuse_other_formats(length);
       refuse(detail::cat("a header of ", length, " bytes"),
              detail::cat("at most ", detail::safetensors_header_limit));
     }
@@ -369,6 +370,25 @@ class SafetensorsFile {
     return values;
   }
 
+  /// Copies a tensor's bytes as they are.
+  void read_bytes(const TensorEntry& entry, std::span<std::byte> out) const { file_.read(entry.begin, out); }
+
+  /// Calls tell(index, value) for the first element, stored as `Stored`, for which is_it(value), if there is
+  /// one.
+  template <class Stored, class Is, class Tell>
+  void find_stored(const TensorEntry& entry, Is&& is_it, Tell&& tell) const {
+    std::vector<Stored> block(std::min<std::size_t>(entry.count(), 1 << 16));
+    for (std::size_t first = 0; first < entry.count(); first += block.size()) {
+      const std::span<Stored> part(block.data(), std::min(block.size(), entry.count() - first));
+      file_.read(entry.begin + first * sizeof(Stored), std::as_writable_bytes(part));
+      unsigned any = 0;  // without a branch, so that the loop becomes vector code
+      for (const Stored& stored : part) any |= static_cast<unsigned>(is_it(detail::widen(stored)));
+      for (std::size_t i = 0; any != 0 && i < part.size(); ++i) {
+        if (is_it(detail::widen(part[i]))) return tell(first + i, detail::widen(part[i]));
+      }
+    }
+  }
+
   /// Calls f(index, value) for the elements of a tensor, which are stored as `Stored`, until f is false.
   template <class Stored, class F>
   void for_each_stored(const TensorEntry& entry, F&& f) const {
@@ -385,6 +405,22 @@ class SafetensorsFile {
  private:
   [[noreturn]] void refuse(std::string_view found, std::string_view expected) const {
     fail(path_, found, expected, detail::safetensors_advice);
+  }
+  /// Files that people take for safetensors, by their first eight bytes.
+  void refuse_other_formats(std::uint64_t start) const {
+    const std::string_view bytes(reinterpret_cast<const char*>(&start), sizeof start);
+    const auto other = [&](std::string_view found, std::string_view advice) {
+      fail(path_, found, "a safetensors file", advice);
+    };
+    if (bytes == "version ")
+      other("a Git LFS pointer, not the file that it stands for",
+            "fetch the file itself (git lfs pull, or download it again)");
+    if (bytes.starts_with("GGUF"))
+      other("a GGUF file", "fetch the model in bf16, or the q8 model for PyTorch or MLX: these can be read");
+    if (bytes.starts_with("PK\x03\x04"))
+      other("a zip archive, as PyTorch saves", "save its state dict with safetensors");
+    if (bytes == "<!DOCTYP" || bytes == "<!doctyp" || bytes.starts_with("<html"))
+      other("a web page", "download the file itself: its address is that of the page about it");
   }
   std::string where(const TensorEntry& entry) const {
     return path_ + ", tensor " + detail::quote(entry.name);
