@@ -17,17 +17,19 @@ inline constexpr std::string_view checkpoint_version = "1";
 
 namespace detail {
 
-/// Problems of one file, told together: "found 2 problems: ...".
+/// Problems of one file, told together: "found 2 problems: ...". The first dozen are told, all are counted.
 class Problems {
  public:
+  static constexpr int told = 12;
   template <class... Args>
   void add(const Args&... args) {
-    text_ += cat("\n  - ", args...);
-    ++count_;
+    if (++count_ <= told) text_ += cat("\n  - ", args...);
   }
+  int count() const { return count_; }
   void stop(std::string_view subject, std::string_view expected, std::string_view advice) const {
-    if (count_ > 0)
-      fail(subject, cat(count_, count_ == 1 ? " problem:" : " problems:", text_, "\n"), expected, advice);
+    if (count_ == 0) return;
+    const std::string more = count_ > told ? cat("\n  - and ", count_ - told, " more") : "";
+    fail(subject, cat(count_, count_ == 1 ? " problem:" : " problems:", text_, more, "\n"), expected, advice);
   }
 
  private:

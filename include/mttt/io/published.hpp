@@ -44,7 +44,7 @@ inline bool is_ttt_name(std::string_view name) {
 namespace detail {
 
 inline nlohmann::json read_json(const std::filesystem::path& path) {
-  auto json = nlohmann::json::parse(WholeFile(path).text(), nullptr, false);
+  auto json = parse_json(WholeFile(path).text());
   if (!json.is_object()) fail(path.string(), "no JSON object", "a JSON object", "fetch the file again");
   return json;
 }

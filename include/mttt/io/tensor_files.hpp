@@ -11,6 +11,7 @@
 
 #include <set>
 
+#include "mttt/io/json.hpp"
 #include "mttt/io/safetensors.hpp"
 
 namespace mttt {
@@ -69,7 +70,7 @@ class TensorFiles {
   }
 
   void open_shards(const std::filesystem::path& index) {
-    const auto json = nlohmann::json::parse(WholeFile(index).text(), nullptr, false);
+    const auto json = detail::parse_json(WholeFile(index).text());
     const auto refuse = [&](const std::string& found) {
       fail(index.string(), found, R"(an index {"weight_map": {"tensor": "file beside the index"}})",
            "fetch the index again, with all files that it names");
