@@ -74,9 +74,10 @@ struct RowWeights {
   Index ld, jump = 0;
   int segment;
   __device__ Index at(int k) const { return jump == 0 ? k : k + k / segment * jump; }
-  /// A pack of `row` from depth k on. One that is not aligned may reach over the end of a segment.
+  /// The pack of `row` from depth k on, which lies at `first` = at(k). One that is not aligned may reach over
+  /// the end of a segment.
   template <bool aligned>
-  __device__ Packed<T> load(const T* row, int k, int depth) const {
+  __device__ Packed<T> load(const T* row, int k, Index first, int depth) const {
     if constexpr (!aligned) {
       if (jump != 0) {
         Packed<T> pack;
@@ -85,7 +86,7 @@ struct RowWeights {
         return pack;
       }
     }
-    return load_weights<aligned>(row + at(k), depth - k);
+    return load_weights<aligned>(row + first, depth - k);
   }
 };
 
@@ -314,8 +315,9 @@ __global__ void __launch_bounds__(tuning::few_rows_threads, TM* TN <= 32 ? 2 : 1
 #pragma unroll
     for (int u = 0; u < unroll; ++u) {
       const int k = base + u * k_step;
+      const Index first = weights.at(k);
 #pragma unroll
-      for (int n = 0; n < TN; ++n) factor[u][n] = weights.template load<aligned>(w[n], k, depth);
+      for (int n = 0; n < TN; ++n) factor[u][n] = weights.template load<aligned>(w[n], k, first, depth);
     }
 #pragma unroll
     for (int u = 0; u < unroll; ++u) {
