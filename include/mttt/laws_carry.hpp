@@ -24,16 +24,6 @@ namespace mttt::laws {
 
 namespace detail {
 
-/// What of a State the block carries, in place.
-template <class Block>
-typename Block::Carried carried_of(const typename Block::State& state) {
-  if constexpr (requires { Block::carried(state); }) {
-    return Block::carried(state);
-  } else {
-    return state;
-  }
-}
-
 /// Calls f(tensor of the state, tensor of its gradient) for what has one.
 template <class S, class G>
 void for_each_carried(const S& state, const G& gradient, const auto& f) {
@@ -187,7 +177,7 @@ prefix(B& be, const Options& options = {}) {
     const auto scope = be.scope();
     const auto y = trial.output();
     Store<typename Block::State, B> state(be, trial.batch);
-    const auto carried = detail::carried_of<Block>(*state);
+    const auto carried = carried_of<Block>(*state);
     const auto forward = [&](Index at, Index length, bool first) {
       typename Block::Saved saved;
       const auto part = be.template make<T, dyn, dyn, Block::out>(trial.batch, length);

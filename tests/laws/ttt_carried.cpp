@@ -1,6 +1,9 @@
 // Segments of a recording that hand their fast weights on, in all variants of the layer.
 #include "carry.hpp"
+#include "mttt/nn/named.hpp"
+#include "mttt/nn/norm.hpp"
 #include "mttt/nn/recompute.hpp"
+#include "mttt/nn/sequential.hpp"
 #include "mttt/ttt/gate.hpp"
 #include "mttt/ttt/ttt.hpp"
 
@@ -25,6 +28,10 @@ using TttMlp5Video = Ttt<TttConfig{.dim = 8,
                          B>;
 template <class B>
 using RecomputedResidual = Recompute<Residual<Gated<GateConfig{.initial_alpha = 0.4}, TttLinear<B>, B>>>;
+/// Two layers, each behind a norm, under a name of their own.
+template <class B>
+using Stack =
+    Named<"stack", Repeat<2, Residual<Sequential<LayerNorm<NormConfig{.dim = 12}, B>, TttLinear<B>>>>>;
 }  // namespace
 
 TEST_CASE("Carried TTT-Linear, lm variant") { hold_to_carry_laws<TttLinear>(); }
@@ -32,6 +39,7 @@ TEST_CASE("Carried TTT-Linear, video variant") { hold_to_carry_laws<TttLinearVid
 TEST_CASE("Carried TTT-MLP of 2 layers") { hold_to_carry_laws<TttMlp>(); }
 TEST_CASE("Carried TTT-MLP of 5 layers, video variant") { hold_to_carry_laws<TttMlp5Video>(); }
 TEST_CASE("Carried Recompute of Residual of Gated TTT-Linear") { hold_to_carry_laws<RecomputedResidual>(); }
+TEST_CASE("Carried stack of norms and TTT-Linear") { hold_to_carry_laws<Stack>(); }
 
 TEST_CASE("A carried state that does not fit is refused") {
   using B = Cpu<float>;

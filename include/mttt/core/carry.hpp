@@ -10,7 +10,8 @@
 //   Carried          what forward hands on: a State of the block, or that part of it that segments need
 //   CarriedGradient  its gradient
 //   carry_multiple   steps: a segment that others follow has a multiple of them
-// and, where Carried is but a part of State, carried(state), which gives that part of one, in place.
+// and, where Carried is but a part of State, carried(state), which gives that part of one, in place: what
+// carried_of calls.
 //
 // Formula: (y_1, S_1) = forward(x_1, S_0),  (y_2, S_2) = forward(x_2, S_1), ... equals forward(x_1 x_2 ...).
 // Shapes:  Carried, CarriedGradient: as State, a row a session.
@@ -118,6 +119,18 @@ S keep_state(B& be, const S& state) {
 }
 
 }  // namespace detail
+
+/// What of a block's State, which may be that of a stream, segments hand on: in place.
+template <class Block>
+typename detail::CarriedOf<Block>::State carried_of(const auto& state) {
+  if constexpr (!Carries<Block>) {
+    return {};
+  } else if constexpr (requires { Block::carried(state); }) {
+    return Block::carried(state);
+  } else {
+    return state;
+  }
+}
 
 /// Refuses a Carry that forward of `batch` sessions cannot take. With `positions`, it waits for the backend
 /// and refuses as well continuing sessions that are inside of a unit of `multiple` steps, whose segment would

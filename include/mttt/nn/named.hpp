@@ -34,19 +34,28 @@ struct Named {
   using Params = Holder<typename Inner::Params>;
   using Saved = typename Inner::Saved;
   using State = Holder<typename detail::StateOf<Inner>::type>;
+  using Carried = Holder<typename detail::CarriedOf<Inner>::State>;
+  using CarriedGradient = Holder<typename detail::CarriedOf<Inner>::Gradient>;
+  static constexpr Index carry_multiple = detail::CarriedOf<Inner>::multiple;
+  static Carried carried(const State& state) { return {carried_of<Inner>(state.inner)}; }
 
   static constexpr Index out_time(Index steps) { return mttt::out_time<Inner>(steps); }
 
   static void init(Params& p, Rng& rng) { Inner::init(p.inner, rng); }
 
   template <class B>
-  static void forward(B& be, const Params& p, Sequence<const T, in> x, Sequence<T, out> y, Saved& saved) {
-    Inner::forward(be, p.inner, x, y, saved);
+  static void forward(B& be, const Params& p, Sequence<const T, in> x, Sequence<T, out> y, Saved& saved,
+                      const Carry<Carried>& carry = {}) {
+    detail::forward_carried<Inner>(
+        be, p.inner, x, y, saved,
+        detail::part_of<typename detail::CarriedOf<Inner>::State>(carry, OfInner{}));
   }
   template <class B>
   static void backward(B& be, const Params& p, const Saved& saved, Sequence<const T, out> dy,
-                       Sequence<T, in> dx, auto& grad) {
-    Inner::backward(be, p.inner, saved, dy, dx, grad.inner);
+                       Sequence<T, in> dx, auto& grad, const CarryGradient<CarriedGradient>& carry = {}) {
+    detail::backward_carried<Inner>(
+        be, p.inner, saved, dy, dx, grad.inner,
+        detail::gradient_part_of<typename detail::CarriedOf<Inner>::Gradient>(carry, OfInner{}));
   }
   template <class B>
   requires Streamable<Inner, B>
@@ -59,6 +68,11 @@ struct Named {
   static void reset(B& be, const Params& p, State& state, Mask mask) {
     Inner::reset(be, p.inner, state.inner, mask);
   }
+
+ private:
+  struct OfInner {
+    auto& operator()(auto& carried) const { return carried.inner; }
+  };
 };
 
 }  // namespace mttt

@@ -31,6 +31,7 @@ struct Recompute {
     Mask continuing;
   };
   using State = typename detail::StateOf<Inner>::type;
+  static Carried carried(const State& state) { return carried_of<Inner>(state); }
 
   static constexpr Index out_time(Index steps) { return mttt::out_time<Inner>(steps); }
 

@@ -66,6 +66,7 @@ struct Residual {
   using Carried = typename detail::CarriedOf<Inner>::State;
   using CarriedGradient = typename detail::CarriedOf<Inner>::Gradient;
   static constexpr Index carry_multiple = detail::CarriedOf<Inner>::multiple;
+  static Carried carried(const State& state) { return carried_of<Inner>(state); }
 
   static void init(Params& p, Rng& rng) { Inner::init(p, rng); }
 

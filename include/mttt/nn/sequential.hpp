@@ -41,14 +41,15 @@ consteval bool takes_activation() {
   }
 }
 
-/// The least number of steps that every block of the chain can take.
-template <class... Blocks>
+/// The least number of steps that every block of the chain can take; or, that it can carry its state after.
+template <bool carrying, class... Blocks>
 consteval Index least_multiple() {
   for (Index multiple = 1;; ++multiple) {
     Index steps = multiple;
-    const bool fits =
-        ((steps % mttt::time_multiple<Blocks>() == 0 && ((steps = mttt::out_time<Blocks>(steps)), true)) &&
-         ...);
+    const bool fits = ((steps % mttt::time_multiple<Blocks>() == 0 &&
+                        (!carrying || steps % CarriedOf<Blocks>::multiple == 0) &&
+                        ((steps = mttt::out_time<Blocks>(steps)), true)) &&
+                       ...);
     if (fits) return multiple;
   }
 }
@@ -67,7 +68,7 @@ struct Sequential {
 
   using T = typename Block<0>::T;
   static constexpr Index in = Block<0>::in, out = Block<count - 1>::out,
-                         time_multiple = detail::least_multiple<Blocks...>();
+                         time_multiple = detail::least_multiple<false, Blocks...>();
 
   struct Params {
     std::tuple<typename Blocks::Params...> parts;
@@ -80,6 +81,21 @@ struct Sequential {
     std::tuple<typename detail::StateOf<Blocks>::type...> parts;
     static void visit(auto&& f, auto&&... s) { f("", s.parts...); }
   };
+  struct Carried {
+    std::tuple<typename detail::CarriedOf<Blocks>::State...> parts;
+    static void visit(auto&& f, auto&&... s) { f("", s.parts...); }
+  };
+  struct CarriedGradient {
+    std::tuple<typename detail::CarriedOf<Blocks>::Gradient...> parts;
+    static void visit(auto&& f, auto&&... s) { f("", s.parts...); }
+  };
+  static constexpr Index carry_multiple = detail::least_multiple<true, Blocks...>();
+  static Carried carried(const State& state) {
+    const auto each = [&]<std::size_t... I>(std::index_sequence<I...>) {
+      return Carried{{carried_of<Blocks>(std::get<I>(state.parts))...}};
+    };
+    return each(std::make_index_sequence<count>{});
+  }
 
   static constexpr Index out_time(Index steps) {
     ((steps = mttt::out_time<Blocks>(steps)), ...);
@@ -94,16 +110,17 @@ struct Sequential {
   }
 
   template <class B>
-  static void forward(B& be, const Params& p, Sequence<const T, in> x, Sequence<T, out> y, Saved& saved) {
-    forward_from<0>(be, p, x, y, saved);
+  static void forward(B& be, const Params& p, Sequence<const T, in> x, Sequence<T, out> y, Saved& saved,
+                      const Carry<Carried>& carry = {}) {
+    forward_from<0>(be, p, x, y, saved, carry);
   }
 
   template <class B>
   static void backward(B& be, const Params& p, const Saved& saved, Sequence<const T, out> dy,
-                       Sequence<T, in> dx, auto& grad) {
+                       Sequence<T, in> dx, auto& grad, const CarryGradient<CarriedGradient>& carry = {}) {
     const auto scope = be.scope();
     const Stages stages = make_stages(be, dx.extent(0), dx.extent(1));
-    backward_from<count - 1>(be, p, saved, dy, dx, grad, stages);
+    backward_from<count - 1>(be, p, saved, dy, dx, grad, stages, carry);
   }
 
   template <class B>
@@ -156,29 +173,40 @@ struct Sequential {
     return stages;
   }
 
+  template <std::size_t I>
+  struct Part {
+    auto& operator()(auto& all) const { return std::get<I>(all.parts); }
+  };
+
   template <std::size_t I, class B>
   static void forward_from(B& be, const Params& p, Sequence<const T, Block<I>::in> x, Sequence<T, out> y,
-                           Saved& saved) {
+                           Saved& saved, const Carry<Carried>& carry) {
+    const auto own = detail::part_of<typename detail::CarriedOf<Block<I>>::State>(carry, Part<I>{});
     if constexpr (I + 1 == count) {
-      Block<I>::forward(be, std::get<I>(p.parts), x, y, std::get<I>(saved.parts));
+      detail::forward_carried<Block<I>>(be, std::get<I>(p.parts), x, y, std::get<I>(saved.parts), own);
     } else {
       const auto h =
           be.template make<T, dyn, dyn, Block<I>::out>(x.extent(0), mttt::out_time<Block<I>>(x.extent(1)));
-      Block<I>::forward(be, std::get<I>(p.parts), x, h, std::get<I>(saved.parts));
-      forward_from<I + 1>(be, p, h, y, saved);
+      detail::forward_carried<Block<I>>(be, std::get<I>(p.parts), x, h, std::get<I>(saved.parts), own);
+      forward_from<I + 1>(be, p, h, y, saved, carry);
     }
   }
 
   template <std::size_t I, class B>
   static void backward_from(B& be, const Params& p, const Saved& saved, Sequence<const T, Block<I>::out> dy,
-                            Sequence<T, in> dx, auto& grad, const Stages& stages) {
+                            Sequence<T, in> dx, auto& grad, const Stages& stages,
+                            const CarryGradient<CarriedGradient>& carry) {
     const auto& part = std::get<I>(saved.parts);
+    const auto own =
+        detail::gradient_part_of<typename detail::CarriedOf<Block<I>>::Gradient>(carry, Part<I>{});
     if constexpr (I == 0) {
-      Block<0>::backward(be, std::get<0>(p.parts), part, dy, dx, std::get<0>(grad.parts));
+      detail::backward_carried<Block<0>>(be, std::get<0>(p.parts), part, dy, dx, std::get<0>(grad.parts),
+                                         own);
     } else {
       const auto dh = stages.template input<I>();
-      Block<I>::backward(be, std::get<I>(p.parts), part, dy, dh, std::get<I>(grad.parts));
-      backward_from<I - 1>(be, p, saved, dh, dx, grad, stages);
+      detail::backward_carried<Block<I>>(be, std::get<I>(p.parts), part, dy, dh, std::get<I>(grad.parts),
+                                         own);
+      backward_from<I - 1>(be, p, saved, dh, dx, grad, stages, carry);
     }
   }
 
@@ -237,6 +265,14 @@ struct Repeat {
   };
   using Params = Parts<typename Block::Params>;
   using State = Parts<typename detail::StateOf<Block>::type>;
+  using Carried = Parts<typename detail::CarriedOf<Block>::State>;
+  using CarriedGradient = Parts<typename detail::CarriedOf<Block>::Gradient>;
+  static constexpr Index carry_multiple = detail::CarriedOf<Block>::multiple;
+  static Carried carried(const State& state) {
+    Carried all;
+    for (std::size_t i = 0; i < N; ++i) all.parts[i] = carried_of<Block>(state.parts[i]);
+    return all;
+  }
   struct Saved {
     std::array<typename Block::Saved, N> parts;
   };
@@ -246,22 +282,25 @@ struct Repeat {
   }
 
   template <class B>
-  static void forward(B& be, const Params& p, Sequence<const T, in> x, Sequence<T, out> y, Saved& saved) {
+  static void forward(B& be, const Params& p, Sequence<const T, in> x, Sequence<T, out> y, Saved& saved,
+                      const Carry<Carried>& carry = {}) {
     for (std::size_t i = 0; i < N; ++i) {
       const auto h = i + 1 == N ? y : be.template make<T, dyn, dyn, out>(x.extent(0), x.extent(1));
-      Block::forward(be, p.parts[i], x, h, saved.parts[i]);
+      const auto own = detail::part_of<typename detail::CarriedOf<Block>::State>(carry, Part{i});
+      detail::forward_carried<Block>(be, p.parts[i], x, h, saved.parts[i], own);
       x = h;
     }
   }
 
   template <class B>
   static void backward(B& be, const Params& p, const Saved& saved, Sequence<const T, out> dy,
-                       Sequence<T, in> dx, auto& grad) {
+                       Sequence<T, in> dx, auto& grad, const CarryGradient<CarriedGradient>& carry = {}) {
     const auto scope = be.scope();
     const auto buffers = make_buffers(be, dx);
     for (std::size_t i = N; i-- > 0;) {
       const auto dh = i == 0 ? dx : buffers[i % 2];
-      Block::backward(be, p.parts[i], saved.parts[i], dy, dh, grad.parts[i]);
+      const auto own = detail::gradient_part_of<typename detail::CarriedOf<Block>::Gradient>(carry, Part{i});
+      detail::backward_carried<Block>(be, p.parts[i], saved.parts[i], dy, dh, grad.parts[i], own);
       dy = dh;
     }
   }
@@ -285,6 +324,11 @@ struct Repeat {
   }
 
  private:
+  struct Part {
+    std::size_t i;
+    auto& operator()(auto& all) const { return all.parts[i]; }
+  };
+
   template <class B>
   static std::array<Sequence<T, in>, 2> make_buffers(B& be, Sequence<T, in> like) {
     if (N == 1) return {};
