@@ -28,6 +28,7 @@
 #include "mttt/backend/cuda/sort.cuh"
 #include "mttt/backend/cuda/stream.cuh"
 #include "mttt/backend/cuda/team.cuh"
+#include "mttt/backend/cuda/ttt_linear_backward.cuh"
 #include "mttt/backend/cuda/ttt_step.cuh"
 #include "mttt/backend/cuda/tuning.cuh"
 
@@ -43,8 +44,8 @@ __global__ void map_kernel(Index n, F f) {
   for (Index i = static_cast<Index>(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += stride) f(i);
 }
 
-/// All that `map` needs as one class: a pointer in a kernel's signature may be spelled by nvcc through the alias
-/// that first named its type, in a block whose config it cannot spell.
+/// All that `map` needs as one class: a pointer in a kernel's signature may be spelled by nvcc through the
+/// alias that first named its type, in a block whose config it cannot spell.
 template <class F, class Out, class... In>
 struct MapArrays {
   F f;
@@ -303,14 +304,28 @@ class Cuda {
                                   rows, codes, steps, session_stride);
   }
 
-  /// A TTT layer's step from its projections to the answers in one launch, where heads have one of these shapes;
-  /// false, and nothing done, on GPUs that cannot. `Step` is TttStreamStep of ttt/prepare.hpp.
+  /// A TTT layer's step from its projections to the answers in one launch, where heads have one of these
+  /// shapes; false, and nothing done, on GPUs that cannot. `Step` is TttStreamStep of ttt/prepare.hpp.
   template <Index width, Index hidden, Index layers>
   static constexpr bool steps_ttt = sizeof(Accum) == 4 && detail::steps_ttt(width, hidden, layers);
   template <Index width, Index layers, class Step>
   bool ttt_step(const Step& step) {
     return detail::ttt_step<static_cast<int>(width), static_cast<int>(layers)>(context_->launch,
                                                                                context_->capability, step);
+  }
+
+  /// Whether the scans of TTT layers of this shape have kernels of their own: ttt_forward and ttt_backward,
+  /// which take TttForward and TttBackward of ttt/dual.hpp.
+  template <Index width, Index hidden, Index layers, Index mini_batch>
+  static constexpr bool fuses_ttt =
+      layers == 1 && detail::ttt_linear_takes<width, mini_batch> && std::is_same_v<T, bf16>;
+  template <Index width, Index hidden, Index layers, Index mini_batch, class Scan>
+  void ttt_forward(const Scan& scan) {
+    detail::ttt_linear_run_forward<int{width}, int{mini_batch}>(context_->launch, scan);
+  }
+  template <Index width, Index hidden, Index layers, Index mini_batch, class Scan>
+  void ttt_backward(const Scan& scan) {
+    detail::ttt_linear_run_backward<int{width}, int{mini_batch}>(*this, context_->launch, scan);
   }
 
  private:

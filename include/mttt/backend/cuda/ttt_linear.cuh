@@ -40,10 +40,10 @@ struct TttLinearTask {
     const Index left = steps - static_cast<Index>(m) * C;
     return left < C ? static_cast<int>(left) : C;
   }
-  /// Offset of a mini-batch's first token in (B, T, H).
-  template <int C>
-  __device__ Index first(int m) const {
-    return (blockIdx.x / heads * steps + static_cast<Index>(m) * C) * heads + blockIdx.x % heads;
+  __device__ unsigned head() const { return blockIdx.x % static_cast<unsigned>(heads); }
+  /// Offset of this block's first token in (B, T, H). A division: to be asked once.
+  __device__ Index first() const {
+    return blockIdx.x / static_cast<unsigned>(heads) * steps * heads + head();
   }
 };
 
@@ -211,7 +211,12 @@ struct TttLinearHalf {
   float* floats = reinterpret_cast<float*>(ttt_memory + Shape::floats);
   int thread = static_cast<int>(threadIdx.x) % Shape::half, warp = thread / 32;
   NormWeights norm{floats + Shape::gamma, floats + Shape::beta};
+  Index start, stride;  // of this block's first token in (B, T, H), and of a mini-batch
 
+  __device__ explicit TttLinearHalf(const TttLinearTask& task)
+      : start(task.first()), stride(C * task.heads) {}
+  /// Offset of a mini-batch's first token in (B, T, H).
+  __device__ Index first(int m) const { return start + m * stride; }
   __device__ typename Shape::P piece(int barrier, int place) const {
     return {16 * (warp % (C / 16)),
             warp / (C / 16),
@@ -234,12 +239,12 @@ struct TttLinearHalf {
 template <int F, int C>
 __device__ void ttt_linear_learn(const TttLinearTask& task, float* weights, float* gradients) {
   using Shape = TttLinearForward<F, C>;
-  const TttLinearHalf<F, C> half;
+  const TttLinearHalf<F, C> half(task);
   const auto piece = half.piece(1, 0);
   const int M = task.mini_batches, thread = half.thread;
   const auto copy = [&](int m) {
     if (m < M) {
-      const Index first = task.first<C>(m), step = task.heads * F;
+      const Index first = half.first(m), step = task.heads * F;
       const int valid = task.tokens<C>(m);
       copy_rows<C, F, Shape::half>(half.k(m), task.k + first * F, step, valid, thread);
       copy_rows<C, F, Shape::half>(half.target(m), task.target + first * F, step, valid, thread);
@@ -256,12 +261,17 @@ __device__ void ttt_linear_learn(const TttLinearTask& task, float* weights, floa
   fast.read(weights);
   fast.offer(half.w(0), half.bias(0));
   const float factor = -half.floats[Shape::scale + C - 1];
+  float* checkpoint = task.checkpoints + blockIdx.x * static_cast<Index>(fast.size);
+  int until_checkpoint = task.checkpoints == nullptr ? M : 0;
 
-  for (int m = 0; m < M; ++m) {
+  for (int m = 0; m < M; ++m, --until_checkpoint) {
     await_copies_but<Shape::key_stages - 2>();
     piece.barrier.sync();  // this mini-batch's tiles and weights are here
-    if (m % task.group == 0 && task.checkpoints != nullptr)
-      fast.write(task.checkpoints + (m / task.group * task.cells + blockIdx.x) * fast.size);
+    if (until_checkpoint == 0) {
+      fast.write(checkpoint);
+      checkpoint += task.cells * fast.size;
+      until_checkpoint = task.group;
+    }
     LossPiece<typename Shape::P> loss;
     learn_piece<F>(piece, half.norm, half.k(m), half.target(m), half.w(m), half.bias(m), half.rates(m),
                    task.eps, half.g(m), loss);
@@ -284,13 +294,13 @@ __device__ void ttt_linear_answer(const TttLinearTask& task, bf16* out) {
   using Shape = TttLinearForward<F, C>;
   using P = typename Shape::P;
   using T = Tile<C, F>;
-  const TttLinearHalf<F, C> half;
+  const TttLinearHalf<F, C> half(task);
   const P piece = half.piece(2, 2);
   const int M = task.mini_batches, blocks = piece.first_row / 16 + 1;  // of 16 keys that these queries see
   const auto copy = [&](int m) {
     if (m < M) {
-      copy_rows<C, F, Shape::half>(half.q(m), task.q + task.first<C>(m) * F, task.heads * F,
-                                   task.tokens<C>(m), half.thread);
+      copy_rows<C, F, Shape::half>(half.q(m), task.q + half.first(m) * F, task.heads * F, task.tokens<C>(m),
+                                   half.thread);
     }
     commit_copies();
   };
@@ -323,7 +333,7 @@ __device__ void ttt_linear_answer(const TttLinearTask& task, bf16* out) {
       z[j][2 * of] = query.x + (gamma.x * z[j][2 * of] + beta.x);
       z[j][2 * of + 1] = query.y + (gamma.y * z[j][2 * of + 1] + beta.y);
     });
-    store_piece<T>(piece, half.q(m), z, out + task.first<C>(m) * F, task.heads * F, task.tokens<C>(m));
+    store_piece<T>(piece, half.q(m), z, out + half.first(m) * F, task.heads * F, task.tokens<C>(m));
   }
 }
 
@@ -334,7 +344,7 @@ __global__ void __launch_bounds__(TttLinearForward<F, C>::threads, TttLinearForw
   start_next();
   await_inputs();
   float* floats = reinterpret_cast<float*>(ttt_memory + Shape::floats);
-  const Index head = blockIdx.x % task.heads, at = blockIdx.x * static_cast<Index>(FastWeights<F>::size);
+  const Index head = task.head(), at = blockIdx.x * static_cast<Index>(FastWeights<F>::size);
   for (int i = threadIdx.x; i < F; i += Shape::threads) {
     floats[Shape::gamma + i] = task.gamma[head * F + i];
     floats[Shape::beta + i] = task.beta[head * F + i];

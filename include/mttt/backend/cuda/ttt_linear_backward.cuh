@@ -75,16 +75,19 @@ struct TttLinearBack {
   ColumnSums<N> dgamma, dbeta;
   float dscale[2] = {}, dlast = 0;  // a lane's shares
 
+  Index start = task.first(),
+        stride = C * task.heads;  // of this block's first token in (B, T, H), of a mini-batch
+
+  __device__ Index first(int m) const { return start + m * stride; }
   __device__ std::uint32_t tile(int offset) const { return memory + static_cast<std::uint32_t>(offset); }
 
   __device__ void copy_tile(int offset, const bf16* from, int m) const {
-    copy_rows<C, F, threads>(tile(offset), from + task.first<C>(m) * F, task.heads * F, task.tokens<C>(m),
-                             thread);
+    copy_rows<C, F, threads>(tile(offset), from + first(m) * F, task.heads * F, task.tokens<C>(m), thread);
   }
   __device__ void copy_rates(int m, float* rates) const {
     if (thread >= C) return;
     const bool in = thread < task.tokens<C>(m);
-    copy_number(rates + thread, task.lr + task.first<C>(m) + (in ? thread * task.heads : 0), in);
+    copy_number(rates + thread, task.lr + first(m) + (in ? thread * task.heads : 0), in);
   }
   __device__ uint4* kept_weights(int i) const {
     return to.weights + (blockIdx.x * static_cast<Index>(task.group) + i) * (F * F / 8);
@@ -93,17 +96,17 @@ struct TttLinearBack {
     return to.biases + (blockIdx.x * static_cast<Index>(task.group) + i) * F;
   }
 
-  /// The weights that mini-batches first, first + 1, ... start from, into scratch.
-  __device__ void learn_again(int first, int count) {
+  /// The weights that mini-batches begin, begin + 1, ... start from, into scratch.
+  __device__ void learn_again(int begin, int count) {
     FastWeights<F> fast;
     fast.band = warp;
-    fast.read(task.checkpoints + (first / task.group * task.cells + blockIdx.x) * fast.size);
+    fast.read(task.checkpoints + (begin / task.group * task.cells + blockIdx.x) * fast.size);
     const auto copy =
         [&](int i) {  // keys and targets in turn where later keys and targets, queries and dout lie
           if (i + 1 >= count) return;
-          copy_tile(i % 2 == 0 ? Shape::k : Shape::q, task.k, first + i);
-          copy_tile(i % 2 == 0 ? Shape::target : Shape::dout, task.target, first + i);
-          copy_rates(first + i, floats + Shape::rates + i % 2 * C);
+          copy_tile(i % 2 == 0 ? Shape::k : Shape::q, task.k, begin + i);
+          copy_tile(i % 2 == 0 ? Shape::target : Shape::dout, task.target, begin + i);
+          copy_rates(begin + i, floats + Shape::rates + i % 2 * C);
         };
     copy(0);
     for (int i = 0; i < count; ++i) {
@@ -142,6 +145,7 @@ struct TttLinearBack {
     for (int at = thread; at < F * F / 8; at += threads)
       copy_async(tile(Shape::w) + static_cast<std::uint32_t>(at * 16), kept_weights(i) + at, true);
     if (thread < F) copy_number(floats + Shape::bias + thread, kept_bias(i) + thread, true);
+    commit_copies();
     await_copies();
     __syncthreads();
     LossPiece<P> loss;
@@ -232,7 +236,7 @@ struct TttLinearBack {
     store(Shape::dout, dq, to.dq, m);  // each warp alone has read its part of dout
   }
   __device__ void store(int offset, const float (&c)[N / 8][4], bf16* out, int m) const {
-    store_piece<T>(piece, tile(offset), c, out + task.first<C>(m) * F, task.heads * F, task.tokens<C>(m));
+    store_piece<T>(piece, tile(offset), c, out + first(m) * F, task.heads * F, task.tokens<C>(m));
   }
 
   /// dGl, dlr, dtarget, dZ.
@@ -263,7 +267,7 @@ struct TttLinearBack {
     if (piece.slice == 0 && lane_of_warp() % 4 == 0) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        if (piece.row(half) < valid) to.dlr[task.first<C>(m) + piece.row(half) * task.heads] = drate[half];
+        if (piece.row(half) < valid) to.dlr[first(m) + piece.row(half) * task.heads] = drate[half];
       }
     }
     write_piece<T>(piece, tile(Shape::dz), d);
@@ -332,7 +336,7 @@ __global__ void __launch_bounds__(TttLinearBackward<F, C>::threads, TttLinearBac
   await_inputs();
   using Shape = TttLinearBackward<F, C>;
   TttLinearBack<F, C> block{task, to};
-  const Index head = blockIdx.x % task.heads;
+  const Index head = task.head();
   if (block.thread < F) {
     block.floats[Shape::gamma + block.thread] = task.gamma[head * F + block.thread];
     block.floats[Shape::beta + block.thread] = task.beta[head * F + block.thread];

@@ -1,0 +1,7 @@
+#include "ttt_fused.cuh"
+
+using mttt::testing::FusedScan;
+
+TEST_CASE("CUDA: fused TTT-Linear, heads of 128, mini-batches of 16") { FusedScan<128, 16>::hold_to_all(); }
+TEST_CASE("CUDA: fused TTT-Linear, heads of 128, mini-batches of 32") { FusedScan<128, 32>::hold_to_all(); }
+TEST_CASE("CUDA: fused TTT-Linear, heads of 128, mini-batches of 64") { FusedScan<128, 64>::hold_to_all(); }
