@@ -318,7 +318,7 @@ class Cuda {
   /// which take TttForward and TttBackward of ttt/dual.hpp.
   template <Index width, Index hidden, Index layers, Index mini_batch>
   static constexpr bool fuses_ttt =
-      layers == 1 && detail::ttt_linear_takes<width, mini_batch> && std::is_same_v<T, bf16>;
+      sizeof(T) == 2 && layers == 1 && detail::ttt_linear_takes<width, mini_batch>;
   template <Index width, Index hidden, Index layers, Index mini_batch, class Scan>
   void ttt_forward(const Scan& scan) {
     detail::ttt_linear_run_forward<int{width}, int{mini_batch}>(context_->launch, scan);
