@@ -50,8 +50,8 @@ class Launcher {
   /// In clusters of `cluster` blocks, which compute capability 9.0 has. The kernel awaits its inputs itself.
   template <class... P, class... A>
   void in_clusters(const char* what, void (*kernel)(P...), unsigned clusters, unsigned cluster,
-                   unsigned threads, A&&... arguments) const {
-    start(what, kernel, cluster, clusters * cluster, threads, 0, std::forward<A>(arguments)...);
+                   unsigned threads, Index shared, A&&... arguments) const {
+    start(what, kernel, cluster, clusters * cluster, threads, shared, std::forward<A>(arguments)...);
   }
 
  private:

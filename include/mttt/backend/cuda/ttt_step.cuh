@@ -9,8 +9,8 @@
 //          a token; those of a TTT-MLP meet twice, for the keys' and for the queries' sums over hidden units.
 // Shapes:  as TttStreamStep of ttt/prepare.hpp. TTT-Linear: a block a head of 64; heads of 128 go to clusters
 //          of 4 blocks of 32 columns. TTT-MLP: clusters of 8 blocks of 32 or 64 hidden units, with the columns
-//          of W_1 and the rows of W_2 that belong to them. A thread keeps 64 numbers of W and G in registers
-//          for all tokens of a call.
+//          of W_1 and the rows of W_2 that belong to them. A thread keeps 32 numbers of W in registers, and as
+//          many of G in shared memory, for all tokens of a call.
 // Units:   none. Per head and call W is read once and written only at a mini-batch's end, G read and written
 //          once: 12 bytes a fast weight, 16 at a mini-batch's end.
 // Errors:  none: shapes that are not taken are left to the functors of ttt/.
@@ -20,6 +20,7 @@
 #pragma once
 
 #include "mttt/backend/cuda/launch.cuh"
+#include "mttt/backend/cuda/mma.cuh"
 #include "mttt/backend/cuda/pack.cuh"
 #include "mttt/backend/cuda/tuning.cuh"
 #include "mttt/core/bf16.hpp"
@@ -49,6 +50,39 @@ __device__ inline Quad stepped(const Quad& w, float s, const Quad& g) {
   add_scaled(y, -s, g);
   return y;
 }
+/// A thread's own quads of G, in shared memory: W fills its registers, and more blocks fit a multiprocessor.
+template <int threads>
+struct HeldQuads {
+  float* first;
+  __device__ explicit HeldQuads(float* memory) : first(memory + threadIdx.x * 4) {}
+  __device__ float* at(int j) const { return first + j * threads * 4; }
+  __device__ void fetch(int j, const float* from) const { copy_async(shared_address(at(j)), from, true); }
+  __device__ Quad load(int j) const { return load_lanes<4>(at(j)); }
+  __device__ void store(int j, const Quad& q) const { store_lanes(at(j), q); }
+};
+
+/// Quads of biases and of their gradients; the first warp's.
+struct HeldBiases {
+  alignas(16) float value[32 * 4];
+  alignas(16) float gradient[32 * 4];
+  __device__ Quad bias() const { return load_lanes<4>(value + threadIdx.x * 4); }
+  __device__ Quad sum() const { return load_lanes<4>(gradient + threadIdx.x * 4); }
+  __device__ void fetch(const float* bias, const float* sum) {
+    copy_async(shared_address(value + threadIdx.x * 4), bias, true);
+    copy_async(shared_address(gradient + threadIdx.x * 4), sum, true);
+  }
+  __device__ void set(const Quad& bias, const Quad& sum) {
+    store_lanes(value + threadIdx.x * 4, bias);
+    store_lanes(gradient + threadIdx.x * 4, sum);
+  }
+  /// One token's gradient, and W's step at a mini-batch's end.
+  __device__ void learn(const Quad& own, float scale, bool ends) {
+    Quad g = sum();
+    add_scaled(g, 1, own);
+    set(ends ? stepped(bias(), scale, g) : bias(), ends ? Quad{} : g);
+  }
+};
+
 /// Sums over the lanes of a warp that hold the same columns: those `quads` lanes apart.
 template <int quads>
 __device__ void sum_rows(Quad& x) {
@@ -115,10 +149,10 @@ struct WarpRow {
     return row;
   }
   template <class T>
-  __device__ static WarpRow widened(const T* from) {  // at any address
+  __device__ static WarpRow widened(const Lanes<T, E>& lanes) {
     WarpRow row;
 #pragma unroll
-    for (int e = 0; e < E; ++e) row.of[e] = wide(from[threadIdx.x % 32 * E + e]);
+    for (int e = 0; e < E; ++e) row.of[e] = wide(lanes.of[e]);
     return row;
   }
   template <class T>
@@ -159,6 +193,14 @@ struct WarpRow {
   }
 };
 
+/// What a warp reads of one token: the query and the rate, or the key and the value. As it is stored: a
+/// conversion would wait for it.
+template <int F, class T>
+struct RawToken {
+  Lanes<T, F / 32> row, value;
+  T logit, bias, base_lr;
+};
+
 /// The next tokens of a head as the inner loop reads them.
 template <int F>
 struct PreparedTokens {
@@ -168,16 +210,9 @@ struct PreparedTokens {
   alignas(16) float target[most][F];
   alignas(16) float gamma[F];
   alignas(16) float beta[F];
+  double half_turns[F / 2];
   float rate[most], scale[most];
   bool ends[most];  // a mini-batch
-
-  template <class Step>
-  __device__ void load_norm(const Step& s, Index head) {
-    for (int i = threadIdx.x; i < F; i += blockDim.x) {
-      gamma[i] = wide(s.gamma[head * F + i]);
-      beta[i] = wide(s.beta[head * F + i]);
-    }
-  }
 
   /// Of token t's row z: the gradient of 1/2 |gamma z^ + beta - target|^2.
   __device__ WarpRow<F> gradient(int t, WarpRow<F> z, float eps) const {
@@ -209,46 +244,74 @@ struct PreparedTokens {
     return -scale[t] * rate[t] * (Row::sum([&](int e) { return asked.of[e] * key.of[e]; }) + 1);
   }
 
-  /// Tokens from `first` on; a warp takes the query or the key of one.
+  /// Angles of a token, in half turns; before anything is read.
+  __device__ void fill_angles(double log_theta) {
+    constexpr int half = F / 2;
+    for (int i = threadIdx.x; i < half; i += blockDim.x)
+      half_turns[i] = ::exp(-log_theta * i / half) * 0.31830988618379067;
+  }
+
+  /// Task 2 t is the query of token `first` + t, task 2 t + 1 its key.
+  template <class Step>
+  __device__ static RawToken<F, typename Step::Scalar> fetch(const Step& s, Index b, Index head, Index first,
+                                                             int task) {
+    constexpr int E = F / 32;
+    const Index rate_at = (b * s.steps + first + task / 2) * s.heads + head;
+    const Index at = rate_at * F + threadIdx.x % 32 * E;
+    RawToken<F, typename Step::Scalar> raw{};
+    if (task % 2 == 0) {
+      raw.row = load_lanes<E>(s.q + at);
+      raw.logit = s.logit[rate_at], raw.bias = s.rate_bias[head], raw.base_lr = s.base_lr[0];
+    } else {
+      raw.row = load_lanes<E>(s.k + at);
+      raw.value = load_lanes<E>(s.v + at);
+    }
+    return raw;
+  }
+  template <class Step>
+  __device__ void prepare(const Step& s, Index place, int task,
+                          const RawToken<F, typename Step::Scalar>& raw) {
+    using Row = WarpRow<F>;
+    const int t = task / 2;
+    if (task % 2 == 0) {
+      rotated(s, Row::widened(raw.row), place).store(q[t]);
+      if (threadIdx.x % 32 == 0) {
+        rate[t] = wide(raw.base_lr) * Sigmoid::f(wide(raw.logit) + wide(raw.bias)) / static_cast<float>(F);
+        if constexpr (Step::video) {
+          scale[t] = 1 / static_cast<float>(s.mini_batch);
+        } else {
+          scale[t] = fmaxf(1 / static_cast<float>(place + 1) + wide(s.token_scale[place]), 0.0f);
+        }
+        ends[t] = place == s.mini_batch - 1;
+      }
+      return;
+    }
+    const Row key = rotated(s, Row::widened(raw.row), place);
+    key.store(k[t]);
+    Row wanted = Row::widened(raw.value);
+#pragma unroll
+    for (int e = 0; e < Row::E; ++e) wanted.of[e] -= key.of[e];
+    if constexpr (Step::video) {
+      const float mean = Row::sum([&](int e) { return wanted.of[e]; }) / F;
+      const float square = Row::sum([&](int e) { return (wanted.of[e] - mean) * (wanted.of[e] - mean); });
+      const float rstd = 1 / (std::sqrt(square / (F - 1)) + 1e-8f);
+      const Row g = Row::load(gamma), b = Row::load(beta);
+#pragma unroll
+      for (int e = 0; e < Row::E; ++e) wanted.of[e] = g.of[e] * (wanted.of[e] - mean) * rstd + b.of[e];
+    }
+    as_stored<Step>(wanted).store(target[t]);
+  }
+
+  /// `count` tokens from `first` on; a warp takes the query or the key of one. `early` is its first task.
   template <class Step>
   __device__ void prepare(const Step& s, Index b, Index head, Index first, int count, Index position,
-                          double log_theta) {
-    using Row = WarpRow<F>;
-    constexpr int E = Row::E;
-    const int lane = threadIdx.x % 32, warps = blockDim.x / 32;
-    for (int task = threadIdx.x / 32; task < 2 * count; task += warps) {
-      const int t = task / 2;
-      const Index rate_at = (b * s.steps + first + t) * s.heads + head, at = rate_at * F;
-      const Index place = (position + first + t) % s.mini_batch;
-      if (task % 2 == 0) {
-        rotated(s, s.q + at, place, log_theta).store(q[t]);
-        if (lane == 0) {
-          const float logit = wide(s.logit[rate_at]) + wide(s.rate_bias[head]);
-          rate[t] = wide(s.base_lr[0]) * Sigmoid::f(logit) / static_cast<float>(F);
-          if constexpr (Step::video) {
-            scale[t] = 1 / static_cast<float>(s.mini_batch);
-          } else {
-            scale[t] = fmaxf(1 / static_cast<float>(place + 1) + wide(s.token_scale[place]), 0.0f);
-          }
-          ends[t] = place == s.mini_batch - 1;
-        }
-      } else {
-        const Row key = rotated(s, s.k + at, place, log_theta);
-        key.store(k[t]);
-        Row wanted = Row::widened(s.v + at);
-#pragma unroll
-        for (int e = 0; e < E; ++e) wanted.of[e] -= key.of[e];
-        if constexpr (Step::video) {
-          const float mean = Row::sum([&](int e) { return wanted.of[e]; }) / F;
-          const float square = Row::sum([&](int e) { return (wanted.of[e] - mean) * (wanted.of[e] - mean); });
-          const float rstd = 1 / (std::sqrt(square / (F - 1)) + 1e-8f);
-          const Row gamma = Row::widened(s.gamma + head * F), beta = Row::widened(s.beta + head * F);
-#pragma unroll
-          for (int e = 0; e < E; ++e) wanted.of[e] = gamma.of[e] * (wanted.of[e] - mean) * rstd + beta.of[e];
-        }
-        as_stored<Step>(wanted).store(target[t]);
-      }
-    }
+                          const RawToken<F, typename Step::Scalar>& early) {
+    __syncthreads();  // the last tokens have served; gamma, beta and angles are there
+    const int warp = threadIdx.x / 32, warps = blockDim.x / 32;
+    if (warp < 2 * count) prepare(s, (position + first + warp / 2) % s.mini_batch, warp, early);
+    for (int task = warp + warps; task < 2 * count; task += warps)
+      prepare(s, (position + first + task / 2) % s.mini_batch, task, fetch(s, b, head, first, task));
+    __syncthreads();
   }
 
  private:
@@ -261,10 +324,8 @@ struct PreparedTokens {
 
   /// Prepare::rotate of ttt/prepare.hpp
   template <class Step>
-  __device__ static WarpRow<F> rotated(const Step& s, const typename Step::Scalar* raw, Index place,
-                                       double log_theta) {
-    constexpr int E = WarpRow<F>::E, half = F / 2;
-    WarpRow<F> x = WarpRow<F>::widened(raw);
+  __device__ WarpRow<F> rotated(const Step& s, WarpRow<F> x, Index place) const {
+    constexpr int E = WarpRow<F>::E;
     if constexpr (Step::video) {
       const float length = std::sqrt(WarpRow<F>::sum([&](int e) { return x.of[e] * x.of[e]; }));
       const float inverse = 1 / fmaxf(length, 1e-12f);
@@ -274,10 +335,8 @@ struct PreparedTokens {
     if (s.rope) {
 #pragma unroll
       for (int e = 0; e < E; e += 2) {
-        const int pair = (static_cast<int>(threadIdx.x % 32) * E + e) / 2;
-        const double half_turns = ::exp(-log_theta * pair / half) * 0.31830988618379067;  // a token
         double sine, cosine;
-        sincospi(half_turns * static_cast<double>(place), &sine, &cosine);
+        sincospi(half_turns[(threadIdx.x % 32 * E + e) / 2] * static_cast<double>(place), &sine, &cosine);
         const float re = x.of[e], im = x.of[e + 1], c = static_cast<float>(cosine),
                     i = static_cast<float>(sine);
         x.of[e] = re * c - im * i;
@@ -302,50 +361,63 @@ __global__ void __launch_bounds__(tuning::ttt_linear_step(F).threads, tuning::tt
     ttt_linear_step_kernel(Step s, double log_theta) {
   constexpr int blocks = tuning::ttt_linear_step(F).cluster, threads = tuning::ttt_linear_step(F).threads;
   constexpr int N = F / blocks, quads = N / 4, R = threads / quads, rows = F / R, warps = threads / 32;
-  static_assert(2 * quads <= 32);
+  static_assert(2 * quads <= 32 && rows == 8);
   using Row = WarpRow<F>;
   using Cluster = Sharing<blocks>;
   const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
   const int column = thread % quads, first_row = thread / quads, rank = blockIdx.x % blocks;
   const Index session_head = blockIdx.x / blocks, b = session_head / s.heads, head = session_head % s.heads;
   __shared__ PreparedTokens<F> tokens;
+  __shared__ HeldBiases biases;
   __shared__ __align__(16) float parts[warps][2][N];
   __shared__ __align__(16) float passes[2][2][F];  // of this token and the last: the key's, the query's
+  extern __shared__ __align__(16) float held_gradients[];
+  const HeldQuads<threads> held(held_gradients);
   start_next();
+  if (s.rope) tokens.fill_angles(log_theta);
   await_inputs();
   if (!active(s.mask, b)) {
     answer_nothing<F, blocks>(s, b, head, rank);
     return;
   }
   Cluster::arrive();
+  // What is small is asked for first: it would else wait behind the fast weights.
+  const Index position = static_cast<Index>(s.position[b]);
+  RawToken<F, typename Step::Scalar> early{};
+  if (warp < 2 * s.steps) early = tokens.fetch(s, b, head, 0, warp);
+  typename Step::Scalar own_gamma{}, own_beta{};
+  if (thread < F) own_gamma = s.gamma[head * F + thread], own_beta = s.beta[head * F + thread];
   const Index at = session_head * (F * F + F) + rank * N + column * 4;
-  Quad w[rows], g[rows], bias{}, bias_gradient{};
+  Quad w[rows];
 #pragma unroll
   for (int j = 0; j < rows; ++j) w[j] = load_quad(s.weights + at + (first_row + j * R) * F);
 #pragma unroll
-  for (int j = 0; j < rows; ++j) g[j] = load_quad(s.gradients + at + (first_row + j * R) * F);
+  for (int j = 0; j < rows; ++j) held.fetch(j, s.gradients + at + (first_row + j * R) * F);
   if (thread < 2 * quads) {  // which add up the key's and the query's columns
-    bias = load_quad(s.weights + at + F * F);
-    bias_gradient = load_quad(s.gradients + at + F * F);
+    biases.fetch(s.weights + at + F * F, s.gradients + at + F * F);
   }
-  tokens.load_norm(s, head);
-  const Index position = static_cast<Index>(s.position[b]);
+  commit_copies();
+  if (thread < F) {
+    tokens.gamma[thread] = wide(own_gamma);
+    tokens.beta[thread] = wide(own_beta);
+  }
   bool learned = false;  // W itself
+  const auto tokens_from = [&](Index t) { return static_cast<int>(min(s.steps - t, Index{tokens.most})); };
+  tokens.prepare(s, b, head, 0, tokens_from(0), position, early);
+  await_copies();
+  if constexpr (blocks > 1) Cluster::wait();  // the others are there to be written to
   for (Index first = 0; first < s.steps; first += tokens.most) {
-    const int count = static_cast<int>(min(s.steps - first, static_cast<Index>(tokens.most)));
-    __syncthreads();
-    tokens.prepare(s, b, head, first, count, position, log_theta);
-    __syncthreads();
-    if (first == 0) {
-      if constexpr (blocks > 1) Cluster::wait();  // the others are there to be written to
-    }
+    const int count = tokens_from(first);
+    if (first > 0)
+      tokens.prepare(s, b, head, first, count, position,
+                     tokens.fetch(s, b, head, first, warp < 2 * count ? warp : 0));
     for (int t = 0; t < count; ++t) {
       const float rate = tokens.rate[t], scale = tokens.scale[t];
       Quad asked{}, heard{};
 #pragma unroll
       for (int j = 0; j < rows; ++j) {
         add_scaled(heard, tokens.k[t][first_row + j * R], w[j]);
-        add_scaled(asked, tokens.q[t][first_row + j * R], stepped(w[j], scale, g[j]));
+        add_scaled(asked, tokens.q[t][first_row + j * R], stepped(w[j], scale, held.load(j)));
       }
       sum_rows<quads>(heard);
       sum_rows<quads>(asked);
@@ -357,7 +429,7 @@ __global__ void __launch_bounds__(tuning::ttt_linear_step(F).threads, tuning::tt
       float(&pass)[2][F] = passes[t % 2];
       if (thread < 2 * quads) {
         const int which = thread / quads;
-        Quad total = which == 0 ? bias : stepped(bias, scale, bias_gradient);
+        Quad total = which == 0 ? biases.bias() : stepped(biases.bias(), scale, biases.sum());
 #pragma unroll
         for (int i = 0; i < warps; ++i) add_scaled(total, 1, load_lanes<4>(&parts[i][which][column * 4]));
         Cluster::push_to_all(&pass[which][rank * N + column * 4], total);
@@ -369,19 +441,16 @@ __global__ void __launch_bounds__(tuning::ttt_linear_step(F).threads, tuning::tt
       Quad own = gradient.quad(rank * quads + column);
 #pragma unroll
       for (int i = 0; i < 4; ++i) own.of[i] *= rate;
+      const bool ends = tokens.ends[t];
 #pragma unroll
-      for (int j = 0; j < rows; ++j) add_scaled(g[j], tokens.k[t][first_row + j * R], own);
-      add_scaled(bias_gradient, 1, own);
-      if (tokens.ends[t]) {
-        learned = true;
-#pragma unroll
-        for (int j = 0; j < rows; ++j) {
-          w[j] = stepped(w[j], scale, g[j]);
-          g[j] = Quad{};
-        }
-        bias = stepped(bias, scale, bias_gradient);
-        bias_gradient = Quad{};
+      for (int j = 0; j < rows; ++j) {
+        Quad sum = held.load(j);
+        add_scaled(sum, tokens.k[t][first_row + j * R], own);
+        if (ends) w[j] = stepped(w[j], scale, sum);
+        held.store(j, ends ? Quad{} : sum);
       }
+      if (thread < 2 * quads) biases.learn(own, scale, ends);
+      learned = learned || ends;
       if (warp == t % warps) {
         const float share = tokens.own_share(t);
         Row z = Row::load(pass[1]);
@@ -394,12 +463,12 @@ __global__ void __launch_bounds__(tuning::ttt_linear_step(F).threads, tuning::tt
   }
 #pragma unroll
   for (int j = 0; j < rows; ++j) {
-    store_lanes(s.gradients + at + (first_row + j * R) * F, g[j]);
+    store_lanes(s.gradients + at + (first_row + j * R) * F, held.load(j));
     if (learned) store_lanes(s.weights + at + (first_row + j * R) * F, w[j]);
   }
   if (thread < quads) {
-    store_lanes(s.gradients + at + F * F, bias_gradient);
-    if (learned) store_lanes(s.weights + at + F * F, bias);
+    store_lanes(s.gradients + at + F * F, biases.sum());
+    if (learned) store_lanes(s.weights + at + F * F, biases.bias());
   }
 }
 
@@ -413,7 +482,7 @@ __global__ void __launch_bounds__(tuning::ttt_mlp_step(F).threads, tuning::ttt_m
   constexpr int quads1 = N / 4, R1 = threads / quads1, rows1 = F / R1;
   constexpr int quads2 = F / 4, R2 = threads / quads2, rows2 = N / R2;
   constexpr Index bias1_at = F * hidden, weight2_at = bias1_at + hidden, bias2_at = weight2_at + hidden * F;
-  static_assert(2 * quads1 <= 32 && quads2 <= 32 && blocks > 1);
+  static_assert(2 * quads1 <= 32 && quads2 <= 32 && blocks > 1 && rows1 + rows2 == 8);
   using Row = WarpRow<F>;
   using Cluster = Sharing<blocks>;
   const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32, rank = blockIdx.x % blocks;
@@ -421,38 +490,51 @@ __global__ void __launch_bounds__(tuning::ttt_mlp_step(F).threads, tuning::ttt_m
             first2 = thread / quads2;
   const Index session_head = blockIdx.x / blocks, b = session_head / s.heads, head = session_head % s.heads;
   __shared__ PreparedTokens<F> tokens;
+  __shared__ HeldBiases biases;
   __shared__ __align__(16) float parts[warps][2 * N > F ? 2 * N : F];
+  __shared__ __align__(16) float bias2[F], bias_gradient2[F];  // every block's; the first warp learns
   __shared__ __align__(16) float x[N], slope[N], asked1[N], gradient1[N];  // of the hidden units
   __shared__ __align__(
       16) float shares[2][blocks][F];  // every block's share of the key's and the query's pass
+  extern __shared__ __align__(16) float held_gradients[];
+  const HeldQuads<threads> held(held_gradients);
   start_next();
+  if (s.rope) tokens.fill_angles(log_theta);
   await_inputs();
   if (!active(s.mask, b)) {
     answer_nothing<F, blocks>(s, b, head, rank);
     return;
   }
   Cluster::arrive();
+  const Index position = static_cast<Index>(s.position[b]);
+  RawToken<F, typename Step::Scalar> early{};
+  if (warp < 2 * s.steps) early = tokens.fetch(s, b, head, 0, warp);
+  typename Step::Scalar own_gamma{}, own_beta{};
+  if (thread < F) own_gamma = s.gamma[head * F + thread], own_beta = s.beta[head * F + thread];
   const Index size = bias2_at + F, at1 = session_head * size + rank * N + column1 * 4;
   const Index at2 = session_head * size + weight2_at + static_cast<Index>(rank) * N * F + column2 * 4;
   const Index at_bias2 = session_head * size + bias2_at;
-  Quad w1[rows1], g1[rows1], w2[rows2], g2[rows2], bias1{}, bias_gradient1{};
+  Quad w1[rows1], w2[rows2];
 #pragma unroll
-  for (int j = 0; j < rows1; ++j) {
-    w1[j] = load_quad(s.weights + at1 + (first1 + j * R1) * hidden);
-    g1[j] = load_quad(s.gradients + at1 + (first1 + j * R1) * hidden);
-  }
+  for (int j = 0; j < rows1; ++j) w1[j] = load_quad(s.weights + at1 + (first1 + j * R1) * hidden);
 #pragma unroll
-  for (int j = 0; j < rows2; ++j) {
-    w2[j] = load_quad(s.weights + at2 + (first2 + j * R2) * F);
-    g2[j] = load_quad(s.gradients + at2 + (first2 + j * R2) * F);
-  }
+  for (int j = 0; j < rows2; ++j) w2[j] = load_quad(s.weights + at2 + (first2 + j * R2) * F);
+#pragma unroll
+  for (int j = 0; j < rows1; ++j) held.fetch(j, s.gradients + at1 + (first1 + j * R1) * hidden);
+#pragma unroll
+  for (int j = 0; j < rows2; ++j) held.fetch(rows1 + j, s.gradients + at2 + (first2 + j * R2) * F);
   if (thread < 2 * quads1) {
-    bias1 = load_quad(s.weights + at1 + bias1_at);
-    bias_gradient1 = load_quad(s.gradients + at1 + bias1_at);
+    biases.fetch(s.weights + at1 + bias1_at, s.gradients + at1 + bias1_at);
   }
-  tokens.load_norm(s, head);
-  Row bias2 = Row::widened(s.weights + at_bias2), bias_gradient2 = Row::widened(s.gradients + at_bias2);
-  const Index position = static_cast<Index>(s.position[b]);
+  if (thread < quads2) {
+    copy_async(shared_address(bias2 + thread * 4), s.weights + at_bias2 + thread * 4, true);
+    copy_async(shared_address(bias_gradient2 + thread * 4), s.gradients + at_bias2 + thread * 4, true);
+  }
+  commit_copies();
+  if (thread < F) {
+    tokens.gamma[thread] = wide(own_gamma);
+    tokens.beta[thread] = wide(own_beta);
+  }
   bool learned = false;
 
   /// Adds up what the warps have in `parts`, for one of the two passes.
@@ -477,12 +559,15 @@ __global__ void __launch_bounds__(tuning::ttt_mlp_step(F).threads, tuning::ttt_m
     return row;
   };
 
+  const auto tokens_from = [&](Index t) { return static_cast<int>(min(s.steps - t, Index{tokens.most})); };
+  tokens.prepare(s, b, head, 0, tokens_from(0), position, early);
+  await_copies();
+  Cluster::wait();  // the others are there to be written to
   for (Index first = 0; first < s.steps; first += tokens.most) {
-    const int count = static_cast<int>(min(s.steps - first, static_cast<Index>(tokens.most)));
-    __syncthreads();
-    tokens.prepare(s, b, head, first, count, position, log_theta);
-    __syncthreads();
-    if (first == 0) Cluster::wait();  // the others are there to be written to
+    const int count = tokens_from(first);
+    if (first > 0)
+      tokens.prepare(s, b, head, first, count, position,
+                     tokens.fetch(s, b, head, first, warp < 2 * count ? warp : 0));
     for (int t = 0; t < count; ++t) {
       const float rate = tokens.rate[t], scale = tokens.scale[t];
       // The first layer, of keys and queries.
@@ -490,7 +575,7 @@ __global__ void __launch_bounds__(tuning::ttt_mlp_step(F).threads, tuning::ttt_m
 #pragma unroll
       for (int j = 0; j < rows1; ++j) {
         add_scaled(heard, tokens.k[t][first1 + j * R1], w1[j]);
-        add_scaled(asked, tokens.q[t][first1 + j * R1], stepped(w1[j], scale, g1[j]));
+        add_scaled(asked, tokens.q[t][first1 + j * R1], stepped(w1[j], scale, held.load(j)));
       }
       sum_rows<quads1>(heard);
       sum_rows<quads1>(asked);
@@ -501,7 +586,7 @@ __global__ void __launch_bounds__(tuning::ttt_mlp_step(F).threads, tuning::ttt_m
       __syncthreads();
       if (thread < 2 * quads1) {
         const int which = thread / quads1;
-        Quad total = which == 0 ? bias1 : stepped(bias1, scale, bias_gradient1);
+        Quad total = which == 0 ? biases.bias() : stepped(biases.bias(), scale, biases.sum());
 #pragma unroll
         for (int i = 0; i < warps; ++i)
           add_scaled(total, 1, load_lanes<4>(&parts[i][which * N + column1 * 4]));
@@ -524,7 +609,7 @@ __global__ void __launch_bounds__(tuning::ttt_mlp_step(F).threads, tuning::ttt_m
       Cluster::arrive();
       const float own_share = tokens.own_share(t);
       Cluster::wait();
-      const Row gradient2 = tokens.gradient(t, whole(bias2, 0), s.eps);
+      const Row gradient2 = tokens.gradient(t, whole(Row::load(bias2), 0), s.eps);
       const Quad own2 = gradient2.quad(column2);
       Quad answer{};
 #pragma unroll
@@ -537,8 +622,10 @@ __global__ void __launch_bounds__(tuning::ttt_mlp_step(F).threads, tuning::ttt_m
         for (int distance = quads2 / 2; distance > 0; distance /= 2)
           back += __shfl_xor_sync(0xffffffffu, back, distance);
         back *= slope[unit];
-        add_scaled(g2[j], rate * x[unit], own2);
-        add_scaled(answer, GeluTanh::f(fma(own_share, back, asked1[unit])), stepped(w2[j], scale, g2[j]));
+        Quad sum = held.load(rows1 + j);
+        add_scaled(sum, rate * x[unit], own2);
+        held.store(rows1 + j, sum);
+        add_scaled(answer, GeluTanh::f(fma(own_share, back, asked1[unit])), stepped(w2[j], scale, sum));
         if (lane % quads2 == 0) gradient1[unit] = back;
       }
       share(answer, 1);
@@ -548,33 +635,40 @@ __global__ void __launch_bounds__(tuning::ttt_mlp_step(F).threads, tuning::ttt_m
 #pragma unroll
       for (int i = 0; i < 4; ++i) own1.of[i] *= rate;
 #pragma unroll
-      for (int j = 0; j < rows1; ++j) add_scaled(g1[j], tokens.k[t][first1 + j * R1], own1);
-      add_scaled(bias_gradient1, 1, own1);
-      Row z;
-#pragma unroll
-      for (int e = 0; e < Row::E; ++e) {
-        bias_gradient2.of[e] = fma(rate, gradient2.of[e], bias_gradient2.of[e]);
-        z.of[e] = fma(-scale, bias_gradient2.of[e], bias2.of[e]);
+      for (int j = 0; j < rows1; ++j) {
+        Quad sum = held.load(j);
+        add_scaled(sum, tokens.k[t][first1 + j * R1], own1);
+        held.store(j, sum);
       }
-      if (tokens.ends[t]) {
+      const bool ends = tokens.ends[t];
+      if (thread < 2 * quads1) biases.learn(own1, scale, ends);
+      Row z;
+      if (warp == 0) {
+        z = Row::load(bias2);
+        Row sum = Row::load(bias_gradient2);
+#pragma unroll
+        for (int e = 0; e < Row::E; ++e) {
+          sum.of[e] = fma(rate, gradient2.of[e], sum.of[e]);
+          z.of[e] = fma(-scale, sum.of[e], z.of[e]);
+        }
+        if (ends) z.store(bias2);
+        (ends ? Row{} : sum).store(bias_gradient2);
+      }
+      if (ends) {
         learned = true;
 #pragma unroll
         for (int j = 0; j < rows1; ++j) {
-          w1[j] = stepped(w1[j], scale, g1[j]);
-          g1[j] = Quad{};
+          w1[j] = stepped(w1[j], scale, held.load(j));
+          held.store(j, Quad{});
         }
 #pragma unroll
         for (int j = 0; j < rows2; ++j) {
-          w2[j] = stepped(w2[j], scale, g2[j]);
-          g2[j] = Quad{};
+          w2[j] = stepped(w2[j], scale, held.load(rows1 + j));
+          held.store(rows1 + j, Quad{});
         }
-        bias1 = stepped(bias1, scale, bias_gradient1);
-        bias_gradient1 = Quad{};
-        bias2 = z;
-        bias_gradient2 = Row{};
       }
       Cluster::wait();
-      if (warp == t % warps) {
+      if (warp == 0) {
         z = tokens.answer(t, whole(z, 1), s.eps);
         constexpr int N2 = F / blocks;
         if (lane * Row::E / N2 == rank) z.store(s.out + ((b * s.steps + first + t) * s.heads + head) * F);
@@ -583,21 +677,21 @@ __global__ void __launch_bounds__(tuning::ttt_mlp_step(F).threads, tuning::ttt_m
   }
 #pragma unroll
   for (int j = 0; j < rows1; ++j) {
-    store_lanes(s.gradients + at1 + (first1 + j * R1) * hidden, g1[j]);
+    store_lanes(s.gradients + at1 + (first1 + j * R1) * hidden, held.load(j));
     if (learned) store_lanes(s.weights + at1 + (first1 + j * R1) * hidden, w1[j]);
   }
 #pragma unroll
   for (int j = 0; j < rows2; ++j) {
-    store_lanes(s.gradients + at2 + (first2 + j * R2) * F, g2[j]);
+    store_lanes(s.gradients + at2 + (first2 + j * R2) * F, held.load(rows1 + j));
     if (learned) store_lanes(s.weights + at2 + (first2 + j * R2) * F, w2[j]);
   }
   if (thread < quads1) {
-    store_lanes(s.gradients + at1 + bias1_at, bias_gradient1);
-    if (learned) store_lanes(s.weights + at1 + bias1_at, bias1);
+    store_lanes(s.gradients + at1 + bias1_at, biases.sum());
+    if (learned) store_lanes(s.weights + at1 + bias1_at, biases.bias());
   }
   if (rank == 0 && warp == 0) {
-    bias_gradient2.store(s.gradients + at_bias2);
-    if (learned) bias2.store(s.weights + at_bias2);
+    Row::load(bias_gradient2).store(s.gradients + at_bias2);
+    if (learned) Row::load(bias2).store(s.weights + at_bias2);
   }
 }
 
@@ -605,6 +699,9 @@ __global__ void __launch_bounds__(tuning::ttt_mlp_step(F).threads, tuning::ttt_m
 constexpr bool steps_ttt(Index width, Index hidden, Index layers) {
   return (width == 64 || width == 128) && (layers == 1 || (layers == 2 && hidden == 4 * width));
 }
+
+/// Eight quads of G a thread.
+constexpr int held_bytes(unsigned threads) { return static_cast<int>(threads) * 8 * 16; }
 
 /// False, and nothing done, on GPUs without clusters.
 template <int width, int layers, class Step>
@@ -615,11 +712,16 @@ bool ttt_step(const Launcher& launch, int capability, const Step& step) {
   if constexpr (layers == 1) {
     constexpr auto shape = tuning::ttt_linear_step(width);
     launch.in_clusters("a step of TTT-Linear", ttt_linear_step_kernel<width, Step>, heads, shape.cluster,
-                       shape.threads, step, log_theta);
+                       shape.threads, held_bytes(shape.threads), step, log_theta);
   } else {
     constexpr auto shape = tuning::ttt_mlp_step(width);
+    if constexpr (held_bytes(shape.threads) > 32 << 10) {
+      check(cudaFuncSetAttribute(ttt_mlp_step_kernel<width, Step>,
+                                 cudaFuncAttributeMaxDynamicSharedMemorySize, held_bytes(shape.threads)),
+            "asking for shared memory");
+    }
     launch.in_clusters("a step of TTT-MLP", ttt_mlp_step_kernel<width, Step>, heads, shape.cluster,
-                       shape.threads, step, log_theta);
+                       shape.threads, held_bytes(shape.threads), step, log_theta);
   }
   return true;
 }

@@ -77,9 +77,9 @@ constexpr int ttt_linear_backward_blocks(int width, int mini_batch) {
 struct TttStepShape {
   unsigned cluster, threads, blocks;
 };
-constexpr TttStepShape ttt_linear_step(int width) { return {width == 64 ? 1u : 4u, 128, 4}; }
+constexpr TttStepShape ttt_linear_step(int width) { return {width == 64 ? 1u : 4u, 128, 6}; }
 constexpr TttStepShape ttt_mlp_step(int width) {
-  return width == 64 ? TttStepShape{8, 128, 4} : TttStepShape{8, 512, 1};
+  return width == 64 ? TttStepShape{8, 128, 6} : TttStepShape{8, 512, 2};
 }
 inline constexpr int ttt_step_tokens = 4;
 
