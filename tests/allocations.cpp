@@ -13,7 +13,16 @@ std::atomic<std::size_t> count{0};
 std::size_t allocation_count();
 std::size_t allocation_count() { return count.load(); }
 
+#if defined(__has_feature)  // as clang++ says what g++ says by macros
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+#define MTTT_SANITIZED
+#endif
+#endif
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define MTTT_SANITIZED
+#endif
+
+#if defined(MTTT_SANITIZED)
 extern "C" {
 void __sanitizer_malloc_hook(const volatile void*, std::size_t);
 void __sanitizer_malloc_hook(const volatile void*, std::size_t) {

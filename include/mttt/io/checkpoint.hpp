@@ -20,6 +20,7 @@
 
 #include "mttt/core/store.hpp"
 #include "mttt/io/matcher.hpp"
+#include "mttt/io/state_check.hpp"
 #include "mttt/train/trainer.hpp"
 
 namespace mttt {
@@ -195,7 +196,8 @@ void save_state(const std::filesystem::path& path, B& be, const Store<S, B>& sta
 }
 
 /// Refuses the state of another model, of another number of sessions or of another element type; and NaN and
-/// infinity, with which a conversation would go on without a word that it is lost.
+/// infinity, with which a conversation would go on without a word that it is lost; and positions and codes
+/// that no conversation reaches (io/state_check.hpp).
 template <class S, class B>
 void load_state(const std::filesystem::path& path, B& be, Store<S, B>& state,
                 const nlohmann::json& config = {}, bool check_finite = true) {
@@ -242,6 +244,7 @@ void load_state(const std::filesystem::path& path, B& be, Store<S, B>& state,
         }
       },
       *state);
+  detail::check_state(file.path(), *state, read);
   auto next = read.begin();
   for_each_tensor(
       [&](std::string_view, auto& tensor) {

@@ -115,6 +115,10 @@ struct LMGen {
       f("seed", s.seed...);
       f("transformer", s.transformer...);
     }
+    static constexpr bool may_hold(std::string_view member, Index i, std::int64_t value) {
+      if (member == "offset") return may_be_position(value);
+      return member != "codes" || (value >= ungenerated_code && value <= C.initial().of(i / ring));
+    }
   };
 
   /// Optional inputs and outputs of a frame; those left empty cost nothing.

@@ -388,6 +388,9 @@ struct Attention {
       f("position", s.position...);
       f("context", s.context...);
     }
+    static constexpr bool may_hold(std::string_view, Index, std::int64_t value) {
+      return may_be_position(value);  // a context is counted in steps too
+    }
   };
   using State = std::conditional_t<(C.context > 0), RingState, NoState>;
 

@@ -186,6 +186,9 @@ void clear_state(B& be, S& state, Mask mask) {
       state);
 }
 
+/// Whether a counter of steps can be one: none is negative, and no stream lasts for 2^48 of them.
+constexpr bool may_be_position(std::int64_t steps) { return steps >= 0 && steps < std::int64_t{1} << 48; }
+
 /// positions += steps for active sessions.
 template <class B>
 void advance(B& be, std::int64_t* positions, Index batch, Index steps, Mask mask) {

@@ -145,6 +145,9 @@ struct Ttt {
       f("gradients", s.gradients...);
       f("position", s.position...);
     }
+    static constexpr bool may_hold(std::string_view, Index, std::int64_t value) {
+      return may_be_position(value);
+    }
   };
 
   using Carried = State;
