@@ -27,7 +27,7 @@ void seeds(const std::filesystem::path& folder) {
             "{\"step\": 1, \"loss\": 2.5, \"lr\": 1e-3}\n{\"resumed_at\": 1}\n"
             "{\"step\": 2, \"loss\": null}\n\n{\"step\": 3, \"half\": ");
   fuzz::put(folder / "summary", R"({"stream": {"ms": {"p50": 2.5, "p99": 3}, "peak_memory_bytes": 5000000},
-    "ttt_layers": [{"layer": 0, "share": 0.25}, {"layer": 1, "share": null}], "bars": [1, -2.5], "ok": true})");
+    "ttt_layers": [{"layer": 0, "share": 0.25}, {"layer": 1}], "bars": [1, -2.5], "ok": true})");
 }
 
 void try_file(const std::filesystem::path& path, std::span<const std::byte> content) {

@@ -2,6 +2,7 @@
 #include "mttt/io/alignment.hpp"
 #include "mttt/io/config.hpp"
 #include "mttt/io/metrics.hpp"
+#include "mttt/io/published.hpp"
 #include "mttt/io/summary_table.hpp"
 #include "scratch.hpp"
 
@@ -52,4 +53,35 @@ TEST_CASE("hostile JSON: ever new fields") {
   check_refused([&] { read_summary(scratch.put("a", rows + "]}")); }, "over 5000 keys");
   rows.resize(rows.find(", {\"f4000\""));
   CHECK(summary_table(read_summary(scratch.put("a", rows + "]}"))).size() < 1'000'000);
+}
+
+TEST_CASE("hostile folders: names that lead elsewhere, numbers that are none") {
+  const Scratch scratch;
+  const float one = 1;
+  SafetensorsWriter writer;
+  writer.add("a", {1}, std::span(&one, 1));
+  writer.write(scratch / "model.safetensors");
+  writer.write(scratch / "lora.safetensors");
+  const auto with = [&](const std::string& fields) {
+    scratch.put("config.json", R"({"mimi_name": "model.safetensors", )" + fields + "}");
+  };
+  const auto find = [&] { return find_model(scratch.folder, scratch / "lora.safetensors"); };
+  with(R"("lora_rank": null, "lora_scaling": 0.5)");
+  CHECK(find().lora_rank == 0);
+  CHECK(find().lora_scaling == 0.5);
+  const std::string rank = R"("lora_rank": )";
+  for (const char* wrong : {"\"4\"", "[4]", "-1", "1e30", "true"}) {
+    with(rank + wrong);
+    check_refused(find, "a number, 0 or more");
+  }
+  for (const std::string& name :
+       {std::string("../lora.safetensors"), std::string("/etc/passwd"), std::string("a//b"), std::string("."),
+        std::string(256, 'a'), std::string("lora\\u0000.safetensors"), repeated(600, "a/") + "a"}) {
+    with(R"("moshi_name": ")" + name + "\"");
+    check_refused(find, "a file of that folder");
+    scratch.put("x.index.json", R"({"weight_map": {"a": ")" + name + "\"}}");
+    check_refused([&] { TensorFiles{scratch / "x.index.json"}; }, "file beside the index");
+  }
+  with(R"("moshi_name": "hf://owner/name/..")");
+  check_refused(find, "a file of that folder");
 }

@@ -62,6 +62,21 @@ inline std::string quote(std::string_view text) {
   return out + (text.size() > limit ? "...'" : "'");
 }
 
+/// Whether a path that a file names leads to one below: printable, of ordinary length, no way up or out.
+inline bool leads_below(std::string_view path) {
+  if (path.size() > 1024) return false;
+  for (bool last = false; !last;) {
+    const std::size_t end = path.find('/');
+    const std::string_view part = path.substr(0, end);
+    if (part.empty() || part.size() > 255 || part == "." || part == "..") return false;
+    for (const char c : part)
+      if (static_cast<unsigned char>(c) < ' ' || c == 127) return false;
+    last = end == path.npos;
+    if (!last) path.remove_prefix(end + 1);
+  }
+  return true;
+}
+
 [[noreturn]] inline void fail_system(const std::filesystem::path& path, std::string_view doing, int error) {
   const bool full = error == ENOSPC || error == EDQUOT || error == EFBIG;
   const bool denied = error == EACCES || error == EPERM || error == EROFS;

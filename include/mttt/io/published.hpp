@@ -55,13 +55,28 @@ inline std::filesystem::path model_file(const std::filesystem::path& folder, con
   std::string name = usual;
   if (config.contains(key) && config[key].is_string()) name = config[key].get<std::string>();
   const bool elsewhere = name.starts_with("hf://");
-  const std::filesystem::path path =
-      folder / (elsewhere ? std::filesystem::path(name).filename().string() : name);
-  if (std::filesystem::exists(path)) return path;
+  const std::string local = elsewhere ? std::filesystem::path(name).filename().string() : name;
+  if (!leads_below(local)) {
+    fail(folder.string() + ", config.json", cat("'", key, "': ", quote(name)), "a file of that folder",
+         "fetch the file again");
+  }
+  const std::filesystem::path path = folder / local;
+  std::error_code ignored;  // what cannot be looked at cannot be opened either, which says why
+  if (std::filesystem::exists(path, ignored)) return path;
   if (!needed) return {};
   fail(path.string(), "no such file", cat("the file that '", key, "' names: ", quote(name)),
        elsewhere ? "fetch it from the repository of that name, and put it into this folder"
                  : "fetch all files of the repository");
+}
+
+/// A number of config.json, not negative; nothing where it is absent or null.
+inline std::optional<double> model_number(const nlohmann::json& config, const char* key,
+                                          std::string_view subject) {
+  if (!config.contains(key) || config[key].is_null()) return std::nullopt;
+  const double number = config[key].is_number() ? config[key].get<double>() : -1;
+  if (number >= 0 && number < 1e9) return number;
+  fail(subject, cat("'", key, "': ", quote(config[key].dump())), "a number, 0 or more",
+       "fetch the file again");
 }
 
 }  // namespace detail
@@ -69,11 +84,12 @@ inline std::filesystem::path model_file(const std::filesystem::path& folder, con
 /// `adapter` is a file of adapters, or the folder with lora.safetensors.
 inline ModelFiles find_model(const std::filesystem::path& folder, std::filesystem::path adapter = {}) {
   ModelFiles files;
-  if (!std::filesystem::is_directory(folder))
-    fail(folder.string(), std::filesystem::exists(folder) ? "a file" : "nothing", "the folder of a model",
-         "name the folder that holds config.json and model.safetensors");
+  std::error_code ignored;
+  if (!std::filesystem::is_directory(folder, ignored))
+    fail(folder.string(), std::filesystem::exists(folder, ignored) ? "a file" : "nothing",
+         "the folder of a model", "name the folder that holds config.json and model.safetensors");
   files.config = nlohmann::json::object();
-  if (std::filesystem::exists(folder / "config.json")) {
+  if (std::filesystem::exists(folder / "config.json", ignored)) {
     files.config_file = folder / "config.json";
     files.config = detail::read_json(files.config_file);
   }
@@ -82,7 +98,7 @@ inline ModelFiles find_model(const std::filesystem::path& folder, std::filesyste
     files.moshi = files.mimi = folder;
     files.mimi_prefix = "audio_encoder.";
   } else {
-    const bool sharded = std::filesystem::exists(folder / "model.safetensors.index.json");
+    const bool sharded = std::filesystem::exists(folder / "model.safetensors.index.json", ignored);
     files.moshi = detail::model_file(folder, config, "moshi_name",
                                      sharded ? "model.safetensors.index.json" : "model.safetensors", true);
     files.mimi =
@@ -93,14 +109,16 @@ inline ModelFiles find_model(const std::filesystem::path& folder, std::filesyste
   auto adapter_config = config;
   if (adapter.empty() && config.contains("lora_name") && config["lora_name"].is_string())
     adapter = detail::model_file(folder, config, "lora_name", "lora.safetensors", true);
-  if (std::filesystem::is_directory(adapter)) adapter /= "lora.safetensors";
+  if (std::filesystem::is_directory(adapter, ignored)) adapter /= "lora.safetensors";
   if (adapter.empty()) return files;
   files.adapter = adapter;
-  if (std::filesystem::exists(adapter.parent_path() / "config.json"))
+  if (std::filesystem::exists(adapter.parent_path() / "config.json", ignored))
     adapter_config = detail::read_json(adapter.parent_path() / "config.json");
-  files.lora_rank = adapter_config.value("lora_rank", Index{0});
-  files.lora_scaling = adapter_config.value("lora_scaling", 2.0);
-  if (std::filesystem::exists(adapter.parent_path() / "training_config.json")) {
+  const std::string subject = adapter.string() + ", its config.json";
+  files.lora_rank =
+      static_cast<Index>(detail::model_number(adapter_config, "lora_rank", subject).value_or(0));
+  files.lora_scaling = detail::model_number(adapter_config, "lora_scaling", subject).value_or(2);
+  if (std::filesystem::exists(adapter.parent_path() / "training_config.json", ignored)) {
     const auto training = detail::read_json(adapter.parent_path() / "training_config.json");
     const auto ttt = training.value("ttt", nlohmann::json::object());
     if (ttt.contains("base_lr") && ttt["base_lr"].is_number()) files.base_lr = ttt["base_lr"].get<double>();

@@ -27,10 +27,11 @@ class TensorFiles {
  public:
   explicit TensorFiles(const std::filesystem::path& path) : path_(path.string()) {
     std::filesystem::path file = path;
-    if (std::filesystem::is_directory(path)) {
+    std::error_code ignored;  // what cannot be looked at cannot be opened either, which says why
+    if (std::filesystem::is_directory(path, ignored)) {
       file = path / "model.safetensors";
-      if (!std::filesystem::exists(file)) file += ".index.json";
-      if (!std::filesystem::exists(file)) {
+      if (!std::filesystem::exists(file, ignored)) file += ".index.json";
+      if (!std::filesystem::exists(file, ignored)) {
         fail(path_, "neither model.safetensors nor model.safetensors.index.json", "one of them",
              "name the file itself, if it has another name");
       }
@@ -80,9 +81,10 @@ class TensorFiles {
       refuse("no 'weight_map'");
     std::set<std::string> names;
     for (const auto& [tensor, file] : json["weight_map"].items()) {
-      if (!file.is_string() || file.get<std::string>() != std::filesystem::path(file).filename().string())
+      const std::string name = file.is_string() ? file.get<std::string>() : "";
+      if (!detail::leads_below(name) || name != std::filesystem::path(name).filename().string())
         refuse("tensor " + detail::quote(tensor) + " in " + detail::quote(file.dump()));
-      names.insert(file.get<std::string>());
+      names.insert(name);
     }
     for (const auto& name : names) open(index.parent_path() / name);
     for (const auto& [tensor, file] : json["weight_map"].items()) {
