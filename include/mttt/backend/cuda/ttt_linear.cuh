@@ -1,9 +1,10 @@
 // The scan of TTT-Linear on tensor cores: one block a head of a session, its fast weights in registers.
 //
 // A block has two halves. The first learns: K W, the gradients of the loss, and the next weights, which is
-// the chain that every mini-batch waits for. The second answers, a mini-batch behind, beside it. They meet at
-// named barriers: `learned` when the gradients of a mini-batch lie in shared memory, `answered` when the
-// queries have read all that the learning half will overwrite.
+// the chain that every mini-batch waits for. The second fetches and answers beside it: products of queries
+// and keys ahead, the rest as soon as the gradients are there. They meet at named barriers: `ready` when a
+// mini-batch's keys and targets have come, `learned` when its gradients lie in shared memory, `answered` when
+// they have been used.
 //
 // Formula: ttt/dual.hpp for one layer, with rates in the gradients, Gl = lr G:
 //          Zbar = Q W + b + P Gl,  P[t, s] = -scale_t (1 + q_t . k_s) for s <= t;  W <- W - scale_C K^T Gl
@@ -120,7 +121,7 @@ struct FastWeights {
     for (int part = 0; part < F / 64; ++part) {
       float sum[8][4];
       clear<8>(sum);
-      add_product<C, 64>(sum, ByColumns<T>{x, 0, 2 * band}, ByColumns<T>{g, 0, 8 * part});
+      add_whole_product<C, 64>(sum, ByColumns<T>{x, 0, 2 * band}, ByColumns<T>{g, 0, 8 * part});
       for_pairs<64>([&](int j, int half) {
 #pragma unroll
         for (int e = 2 * half; e < 2 * half + 2; ++e)
@@ -129,7 +130,7 @@ struct FastWeights {
     }
     float sum[2][4];
     clear<2>(sum);
-    add_product<C, 16>(sum, Ones{}, ByColumns<T>{g, 0, 2 * band});
+    add_whole_product<C, 16>(sum, Ones{}, ByColumns<T>{g, 0, 2 * band});
 #pragma unroll
     for (int i = 0; i < 4; ++i) b[i] = fmaf(factor, sum[i / 2][i % 2], b[i]);
   }
@@ -151,32 +152,20 @@ struct LossPiece {
   float x[P::N / 8][4], rstd[2], means[2][2], rate[2];
 };
 
-/// Gl of a piece, rounded, into tile `g`. Takes places 0 and 1.
+/// Gl of a piece. Takes places 0 and 1.
 template <int F, class P>
 __device__ void learn_piece(const P& piece, const NormWeights& norm, std::uint32_t k, std::uint32_t target,
                             std::uint32_t w, const float* bias, const float* rates, float eps,
-                            std::uint32_t g, LossPiece<P>& loss) {
+                            float (&g)[P::N / 8][4], LossPiece<P>& loss) {
   using T = Tile<P::R, F>;
   start_with_bias(piece, bias, loss.x);
-  add_product<F, P::N>(loss.x, ByRows<T>{k, piece.first_row, 0}, ByColumns<Tile<F, F>>{w, 0, piece.chunk()});
-  piece.normalise(loss.x, loss.rstd, eps, 0);
-  float gradient[P::N / 8][4];
-  loss_gradient<T>(piece, norm, target, loss.rstd, loss.x, gradient, loss.means, 1);
+  add_whole_product<F, P::N>(loss.x, ByRows<T>{k, piece.first_row, 0},
+                             ByColumns<Tile<F, F>>{w, 0, piece.chunk()});
   loss.rate[0] = rates[piece.row(0)], loss.rate[1] = rates[piece.row(1)];
-  for_pairs<P::N>([&](int j, int half) {
-    write_pair(piece.template pair_at<T>(g, j, half), loss.rate[half] * gradient[j][2 * half],
-               loss.rate[half] * gradient[j][2 * half + 1]);
-  });
-}
-
-/// 1 + q . k for the pairs of a row block that are not masked by more than the diagonal's block.
-template <int F, class P>
-__device__ void causal_dots(const P& piece, std::uint32_t q, std::uint32_t k, float (&dots)[P::R / 8][4]) {
-  using T = Tile<P::R, F>;
+  piece.normalise(loss.x, loss.rstd, eps, 0);
+  loss_gradient<T>(piece, norm, target, loss.rstd, loss.x, g, loss.means, 1);
 #pragma unroll
-  for (int n = 0; n < P::R / 8; ++n) dots[n][0] = dots[n][1] = dots[n][2] = dots[n][3] = 1;
-  add_product<F, P::R>(dots, ByRows<T>{q, piece.first_row, 0}, ByRows<T>{k, 0, 0}, {0, F / 16},
-                       piece.first_row / 16 + 1);
+  for (int i = 0; i < P::N / 2; ++i) g[i / 4][i % 4] *= loss.rate[i % 4 / 2];
 }
 
 /// Whether the query of element e of a piece's row block sees the key of its column.
@@ -191,15 +180,15 @@ struct TttLinearForward {
   using P = Piece<C, F, F / C>;
   static constexpr int half = 2 * F,
                        threads = 2 * half;  // half: threads of one role, 16 rows of weights a warp
-  static constexpr int blocks = tuning::ttt_linear_blocks(F, C);
-  // Keys stay until the queries have read them; the others are two or three mini-batches ahead of their use.
-  static constexpr int key_stages = C == 16 ? 4 : 3, stages = key_stages - 1;
+  static constexpr int blocks = tuning::ttt_linear_blocks(F);
+  // Keys and queries stay until the answer; targets and rates until the gradients, so one mini-batch less.
+  static constexpr int stages = C == 16 ? 4 : 3, target_stages = stages - 1;
   static constexpr int tile = Tile<C, F>::bytes, weights = Tile<F, F>::bytes;
-  static constexpr int k = 0, target = k + key_stages * tile, q = target + stages * tile;
-  static constexpr int g = q + stages * tile, w = g + 2 * tile, floats = w + 2 * weights;
+  static constexpr int k = 0, q = k + stages * tile, target = q + stages * tile;
+  static constexpr int g = target + target_stages * tile, w = g + tile, floats = w + 2 * weights;
   // In floats:
   static constexpr int bias = 0, gamma = bias + 2 * F, beta = gamma + F, scale = beta + F;
-  static constexpr int rates = scale + C, exchange = rates + stages * C;
+  static constexpr int rates = scale + C, exchange = rates + target_stages * C;
   static constexpr int shared = floats + 4 * (exchange + 3 * P::place_floats);
 };
 
@@ -211,82 +200,84 @@ struct TttLinearHalf {
   float* floats = reinterpret_cast<float*>(ttt_memory + Shape::floats);
   int thread = static_cast<int>(threadIdx.x) % Shape::half, warp = thread / 32;
   NormWeights norm{floats + Shape::gamma, floats + Shape::beta};
-  Index start, stride;  // of this block's first token in (B, T, H), and of a mini-batch
 
-  __device__ explicit TttLinearHalf(const TttLinearTask& task)
-      : start(task.first()), stride(C * task.heads) {}
-  /// Offset of a mini-batch's first token in (B, T, H).
-  __device__ Index first(int m) const { return start + m * stride; }
   __device__ typename Shape::P piece(int barrier, int place) const {
     return {16 * (warp % (C / 16)),
             warp / (C / 16),
             floats + Shape::exchange + place * Shape::P::place_floats,
             {barrier, Shape::half}};
   }
-  __device__ std::uint32_t k(int m) const { return memory + Shape::k + m % Shape::key_stages * Shape::tile; }
+  __device__ std::uint32_t k(int m) const { return memory + Shape::k + m % Shape::stages * Shape::tile; }
   __device__ std::uint32_t q(int m) const { return memory + Shape::q + m % Shape::stages * Shape::tile; }
   __device__ std::uint32_t target(int m) const {
-    return memory + Shape::target + m % Shape::stages * Shape::tile;
+    return memory + Shape::target + m % Shape::target_stages * Shape::tile;
   }
-  __device__ std::uint32_t g(int m) const { return memory + Shape::g + m % 2 * Shape::tile; }
+  __device__ std::uint32_t g() const { return memory + Shape::g; }
   __device__ std::uint32_t w(int m) const { return memory + Shape::w + m % 2 * Shape::weights; }
   __device__ float* bias(int m) const { return floats + Shape::bias + m % 2 * F; }
-  __device__ float* rates(int m) const { return floats + Shape::rates + m % Shape::stages * C; }
-  __device__ static NamedBarrier learned(int m) { return {3 + m % 2, Shape::threads}; }
-  __device__ static NamedBarrier answered(int m) { return {5 + m % 2, Shape::threads}; }
+  __device__ float* rates(int m) const { return floats + Shape::rates + m % Shape::target_stages * C; }
+  __device__ static NamedBarrier learned() { return {3, Shape::threads}; }
+  __device__ static NamedBarrier answered() { return {4, Shape::threads}; }
+  __device__ static NamedBarrier ready(int m) { return {5 + m % 2, Shape::threads}; }
 };
 
 template <int F, int C>
 __device__ void ttt_linear_learn(const TttLinearTask& task, float* weights, float* gradients) {
   using Shape = TttLinearForward<F, C>;
-  const TttLinearHalf<F, C> half(task);
+  const TttLinearHalf<F, C> half;
   const auto piece = half.piece(1, 0);
-  const int M = task.mini_batches, thread = half.thread;
-  const auto copy = [&](int m) {
-    if (m < M) {
-      const Index first = half.first(m), step = task.heads * F;
-      const int valid = task.tokens<C>(m);
-      copy_rows<C, F, Shape::half>(half.k(m), task.k + first * F, step, valid, thread);
-      copy_rows<C, F, Shape::half>(half.target(m), task.target + first * F, step, valid, thread);
-      if (thread < C) {
-        const bool in = thread < valid;
-        copy_number(half.rates(m) + thread, task.lr + first + (in ? thread * task.heads : 0), in);
-      }
-    }
-    commit_copies();
-  };
-  for (int m = 0; m < Shape::key_stages - 1; ++m) copy(m);
+  const int M = task.mini_batches;
   FastWeights<F> fast;
   fast.band = half.warp;
   fast.read(weights);
   fast.offer(half.w(0), half.bias(0));
   const float factor = -half.floats[Shape::scale + C - 1];
+  const bool whole = task.tokens<C>(M - 1) == C;  // the last mini-batch
   float* checkpoint = task.checkpoints + blockIdx.x * static_cast<Index>(fast.size);
   int until_checkpoint = task.checkpoints == nullptr ? M : 0;
 
   for (int m = 0; m < M; ++m, --until_checkpoint) {
-    await_copies_but<Shape::key_stages - 2>();
-    piece.barrier.sync();  // this mini-batch's tiles and weights are here
+    half.ready(m).sync();  // this mini-batch's tiles and weights are here
     if (until_checkpoint == 0) {
       fast.write(checkpoint);
       checkpoint += task.cells * fast.size;
       until_checkpoint = task.group;
     }
     LossPiece<typename Shape::P> loss;
+    float g[C / 8][4];
     learn_piece<F>(piece, half.norm, half.k(m), half.target(m), half.w(m), half.bias(m), half.rates(m),
-                   task.eps, half.g(m), loss);
-    half.learned(m).arrive();
+                   task.eps, g, loss);
+    if (m > 0) half.answered().sync();
+    write_piece<Tile<C, F>>(piece, half.g(), g);
+    half.learned().arrive();
     piece.barrier.sync();
-    if (task.tokens<C>(m) == C) fast.template add<C>(half.k(m), half.g(m), factor);
-    if (m > 0) half.answered(m - 1).sync();
+    if (m + 1 < M || whole) fast.template add<C>(half.k(m), half.g(), factor);
     fast.offer(half.w(m + 1), half.bias(m + 1));
-    copy(m + Shape::key_stages - 1);
   }
   fast.write(weights);
   if (gradients == nullptr) return;
   fast.clear_all();
-  if (M > 0 && task.tokens<C>(M - 1) < C) fast.template add<C>(half.k(M - 1), half.g(M - 1), 1);
+  if (M > 0 && !whole) fast.template add<C>(half.k(M - 1), half.g(), 1);
   fast.write(gradients);
+}
+
+/// Starts to copy what a block reads of a mini-batch, by the threads that answer.
+template <int F, int C>
+__device__ void ttt_linear_copy(const TttLinearTask& task, const TttLinearHalf<F, C>& half, int m,
+                                Index first) {
+  using Shape = TttLinearForward<F, C>;
+  if (m < task.mini_batches) {
+    const Index step = task.heads * F;
+    const int valid = task.tokens<C>(m);
+    copy_rows<C, F, Shape::half>(half.k(m), task.k + first * F, step, valid, half.thread);
+    copy_rows<C, F, Shape::half>(half.q(m), task.q + first * F, step, valid, half.thread);
+    copy_rows<C, F, Shape::half>(half.target(m), task.target + first * F, step, valid, half.thread);
+    if (half.thread < C) {
+      const bool in = half.thread < valid;
+      copy_number(half.rates(m) + half.thread, task.lr + first + (in ? half.thread * task.heads : 0), in);
+    }
+  }
+  commit_copies();
 }
 
 template <int F, int C>
@@ -294,46 +285,50 @@ __device__ void ttt_linear_answer(const TttLinearTask& task, bf16* out) {
   using Shape = TttLinearForward<F, C>;
   using P = typename Shape::P;
   using T = Tile<C, F>;
-  const TttLinearHalf<F, C> half(task);
+  const TttLinearHalf<F, C> half;
   const P piece = half.piece(2, 2);
-  const int M = task.mini_batches, blocks = piece.first_row / 16 + 1;  // of 16 keys that these queries see
-  const auto copy = [&](int m) {
-    if (m < M) {
-      copy_rows<C, F, Shape::half>(half.q(m), task.q + half.first(m) * F, task.heads * F, task.tokens<C>(m),
-                                   half.thread);
-    }
-    commit_copies();
-  };
-  for (int m = 0; m < Shape::stages - 1; ++m) copy(m);
+  const int M = task.mini_batches;
+  if (M == 0) return;
+  const Index stride = C * task.heads;  // of a mini-batch in (B, T, H)
+  Index first = task.first();
+#pragma unroll
+  for (int m = 0; m < Shape::stages - 1; ++m) ttt_linear_copy<F, C>(task, half, m, first + m * stride);
   const float scale[2] = {half.floats[Shape::scale + piece.row(0)], half.floats[Shape::scale + piece.row(1)]};
+  await_copies_but<Shape::stages - 2>();
+  half.ready(0).arrive();
+  piece.barrier.sync();
 
-  for (int m = 0; m < M; ++m) {
-    await_copies_but<Shape::stages - 2>();
-    half.learned(m).sync();
-    copy(m + Shape::stages - 1);
+  for (int m = 0; m < M; ++m, first += stride) {
+    await_copies_but<Shape::stages - 3>();
+    if (m + 1 < M) half.ready(m + 1).arrive();
+    PackedPiece<F> query;
+    query.read(ByRows<T>{half.q(m), piece.first_row, 0});
     PackedPiece<C> p;
     {
       float dots[C / 8][4];
-      causal_dots<F>(piece, half.q(m), half.k(m), dots);
+#pragma unroll
+      for (int i = 0; i < C / 2; ++i) dots[i / 4][i % 4] = 1;
+      add_whole_product<F, C>(dots, query, ByRows<T>{half.k(m), 0, 0});
 #pragma unroll
       for (int i = 0; i < C / 2; ++i)
         dots[i / 4][i % 4] = sees(piece, i / 4, i % 4) ? -scale[i % 4 / 2] * dots[i / 4][i % 4] : 0;
       p.pack(dots);
     }
     float z[P::N / 8][4], rstd[2];
+    half.learned().sync();  // hence the weights that these gradients were taken at are here as well
     start_with_bias(piece, half.bias(m), z);
-    add_product<F, P::N>(z, ByRows<T>{half.q(m), piece.first_row, 0},
-                         ByColumns<Tile<F, F>>{half.w(m), 0, piece.chunk()});
-    add_product<C, P::N>(z, p, ByColumns<T>{half.g(m), 0, piece.chunk()}, {0, blocks});
-    if (m + 1 < M) half.answered(m).arrive();
+    add_whole_product<F, P::N>(z, query, ByColumns<Tile<F, F>>{half.w(m), 0, piece.chunk()});
+    add_whole_product<C, P::N>(z, p, ByColumns<T>{half.g(), 0, piece.chunk()});
+    if (m + 1 < M) half.answered().arrive();
+    ttt_linear_copy<F, C>(task, half, m + Shape::stages - 1, first + (Shape::stages - 1) * stride);
     piece.normalise(z, rstd, task.eps, 0);
     for_pairs<P::N>([&](int j, int of) {
       const float2 gamma = half.norm.scale(piece.column(j)), beta = half.norm.shift(piece.column(j));
-      const float2 query = read_pair(piece.template pair_at<T>(half.q(m), j, of));
-      z[j][2 * of] = query.x + (gamma.x * z[j][2 * of] + beta.x);
-      z[j][2 * of + 1] = query.y + (gamma.y * z[j][2 * of + 1] + beta.y);
+      const float2 asked = read_pair(piece.template pair_at<T>(half.q(m), j, of));
+      z[j][2 * of] = asked.x + (gamma.x * z[j][2 * of] + beta.x);
+      z[j][2 * of + 1] = asked.y + (gamma.y * z[j][2 * of + 1] + beta.y);
     });
-    store_piece<T>(piece, half.q(m), z, out + half.first(m) * F, task.heads * F, task.tokens<C>(m));
+    store_piece<T>(piece, half.q(m), z, out + first * F, task.heads * F, task.tokens<C>(m));
   }
 }
 

@@ -52,6 +52,16 @@ struct TttLinearBackward {
   static_assert(shared >= 4 * (C / 16 * F * 2 + C + threads / 32));  // what the last sums take
 };
 
+/// 1 + q . k for the pairs of a row block that are not masked by more than the diagonal's block.
+template <int F, class P>
+__device__ void causal_dots(const P& piece, std::uint32_t q, std::uint32_t k, float (&dots)[P::R / 8][4]) {
+  using T = Tile<P::R, F>;
+#pragma unroll
+  for (int n = 0; n < P::R / 8; ++n) dots[n][0] = dots[n][1] = dots[n][2] = dots[n][3] = 1;
+  add_product<F, P::R>(dots, ByRows<T>{q, piece.first_row, 0}, ByRows<T>{k, 0, 0}, {0, F / 16},
+                       piece.first_row / 16 + 1);
+}
+
 /// One block's work; the functions are its stages.
 template <int F, int C>
 struct TttLinearBack {
@@ -118,8 +128,10 @@ struct TttLinearBack {
       copy(i + 1);
       const int keys = i % 2 == 0 ? Shape::k : Shape::q, wanted = i % 2 == 0 ? Shape::target : Shape::dout;
       LossPiece<P> loss;
+      float g[N / 8][4];
       learn_piece<F>(piece, norm, tile(keys), tile(wanted), tile(Shape::w), floats + Shape::bias,
-                     floats + Shape::rates + i % 2 * C, task.eps, tile(Shape::g), loss);
+                     floats + Shape::rates + i % 2 * C, task.eps, g, loss);
+      write_piece<T>(piece, tile(Shape::g), g);
       __syncthreads();
       fast.template add<C>(tile(keys), tile(Shape::g), -floats[Shape::scale + C - 1]);
     }
@@ -138,19 +150,26 @@ struct TttLinearBack {
   __device__ void step(int m, int i) {
     copy_tile(Shape::k, task.k, m);
     copy_tile(Shape::target, task.target, m);
-    copy_tile(Shape::q, task.q, m);
-    copy_tile(Shape::dout, to.dout, m);
     copy_rates(m, floats + Shape::rates);
 #pragma unroll 4
     for (int at = thread; at < F * F / 8; at += threads)
       copy_async(tile(Shape::w) + static_cast<std::uint32_t>(at * 16), kept_weights(i) + at, true);
     if (thread < F) copy_number(floats + Shape::bias + thread, kept_bias(i) + thread, true);
     commit_copies();
-    await_copies();
+    copy_tile(Shape::q, task.q, m);
+    copy_tile(Shape::dout, to.dout, m);
+    commit_copies();
+    dw.offer(tile(Shape::dw), floats + Shape::dbias);
+    await_copies_but<1>();
     __syncthreads();
     LossPiece<P> loss;
-    learn_piece<F>(piece, norm, tile(Shape::k), tile(Shape::target), tile(Shape::w), floats + Shape::bias,
-                   floats + Shape::rates, task.eps, tile(Shape::g), loss);
+    {
+      float g[N / 8][4];
+      learn_piece<F>(piece, norm, tile(Shape::k), tile(Shape::target), tile(Shape::w), floats + Shape::bias,
+                     floats + Shape::rates, task.eps, g, loss);
+      write_piece<T>(piece, tile(Shape::g), g);
+    }
+    await_copies();
     __syncthreads();
     float dots[C / 8][4];  // 1 + A, 0 where masked
     answers(dots);
@@ -163,7 +182,6 @@ struct TttLinearBack {
     dw.template add<C>(tile(Shape::q), tile(Shape::dzbar), 1);
     dw.template add<C>(tile(Shape::k), tile(Shape::dz), 1);
     __syncthreads();
-    dw.offer(tile(Shape::dw), floats + Shape::dbias);
   }
 
   /// A row block of C x C numbers, which all slices of its rows hold alike.
@@ -194,8 +212,8 @@ struct TttLinearBack {
       PackedPiece<C> packed;
       packed.pack(p);
       start_with_bias(piece, floats + Shape::bias, z);
-      add_product<F, N>(z, ByRows<T>{tile(Shape::q), piece.first_row, 0},
-                        ByColumns<W>{tile(Shape::w), 0, piece.chunk()});
+      add_whole_product<F, N>(z, ByRows<T>{tile(Shape::q), piece.first_row, 0},
+                              ByColumns<W>{tile(Shape::w), 0, piece.chunk()});
       add_product<C, N>(z, packed, ByColumns<T>{tile(Shape::g), 0, piece.chunk()}, {0, diagonal + 1});
     }
     piece.normalise(z, rstd, task.eps, 2);
@@ -230,8 +248,8 @@ struct TttLinearBack {
     packed.pack(da);
     float dq[N / 8][4];
     read_piece(Shape::dout, dq);
-    add_product<F, N>(dq, ByRows<T>{tile(Shape::dzbar), piece.first_row, 0},
-                      ByRows<W>{tile(Shape::w), piece.slice * N, 0});
+    add_whole_product<F, N>(dq, ByRows<T>{tile(Shape::dzbar), piece.first_row, 0},
+                            ByRows<W>{tile(Shape::w), piece.slice * N, 0});
     add_product<C, N>(dq, packed, ByColumns<T>{tile(Shape::k), 0, piece.chunk()}, {0, diagonal + 1});
     store(Shape::dout, dq, to.dq, m);  // each warp alone has read its part of dout
   }
@@ -243,8 +261,8 @@ struct TttLinearBack {
   __device__ void losses(int m, float factor, const LossPiece<P>& loss) {
     float d[N / 8][4];
     start_with_bias(piece, floats + Shape::dbias, d);
-    add_product<F, N>(d, ByRows<T>{tile(Shape::k), piece.first_row, 0},
-                      ByColumns<W>{tile(Shape::dw), 0, piece.chunk()});
+    add_whole_product<F, N>(d, ByRows<T>{tile(Shape::k), piece.first_row, 0},
+                            ByColumns<W>{tile(Shape::dw), 0, piece.chunk()});
     float last = 0;
     for_pairs<N>([&](int j, int half) {
       const float2 g = read_pair(piece.template pair_at<T>(tile(Shape::g), j, half));
@@ -277,13 +295,13 @@ struct TttLinearBack {
   __device__ void keys(int m, float factor) const {
     float dk[N / 8][4];
     clear<N / 8>(dk);
-    add_product<F, N>(dk, ByRows<T>{tile(Shape::g), piece.first_row, 0},
-                      ByRows<W>{tile(Shape::dw), piece.slice * N, 0});
+    add_whole_product<F, N>(dk, ByRows<T>{tile(Shape::g), piece.first_row, 0},
+                            ByRows<W>{tile(Shape::dw), piece.slice * N, 0});
 #pragma unroll
     for (int i = 0; i < N / 2; ++i) dk[i / 4][i % 4] *= factor;
     add_product<C, N>(dk, transposed(Shape::da), ByColumns<T>{tile(Shape::q), 0, piece.chunk()}, after());
-    add_product<F, N>(dk, ByRows<T>{tile(Shape::dz), piece.first_row, 0},
-                      ByRows<W>{tile(Shape::w), piece.slice * N, 0});
+    add_whole_product<F, N>(dk, ByRows<T>{tile(Shape::dz), piece.first_row, 0},
+                            ByRows<W>{tile(Shape::w), piece.slice * N, 0});
     store(Shape::dout, dk, to.dk, m);  // dQ has left it
   }
 
@@ -301,12 +319,11 @@ struct TttLinearBack {
         of_gamma[at] = dgamma.sum[i], of_beta[at] = dbeta.sum[i];
       }
     }
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const float row = sum_of_quad(dscale[half]);
-      if (piece.slice == 0 && lane_of_warp() % 4 == 0) of_scale[piece.row(half)] = row;
-    }
-    float last = sum_of_quad(dlast);
+    float rows[3] = {dscale[0], dscale[1], dlast};
+    sum_quads(rows);
+    if (piece.slice == 0 && lane_of_warp() % 4 == 0)
+      of_scale[piece.row(0)] = rows[0], of_scale[piece.row(1)] = rows[1];
+    float last = rows[2];
 #pragma unroll
     for (int distance = 4; distance < 32; distance *= 2) last += __shfl_xor_sync(0xffffffffu, last, distance);
     if (lane_of_warp() == 0) of_last[warp] = last;
@@ -346,7 +363,6 @@ __global__ void __launch_bounds__(TttLinearBackward<F, C>::threads, TttLinearBac
   float* dweights = to.dweights + blockIdx.x * static_cast<Index>(FastWeights<F>::size);
   block.dw.band = block.warp;
   block.dw.read(dweights);
-  block.dw.offer(block.tile(Shape::dw), block.floats + Shape::dbias);
   for (int end = task.mini_batches; end > 0;) {
     const int first = (end - 1) / task.group * task.group;
     block.learn_again(first, end - first);

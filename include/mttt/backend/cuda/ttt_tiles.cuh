@@ -85,6 +85,12 @@ struct PackedPiece {
 #pragma unroll
     for (int k = 0; k < K / 16; ++k) pack_factor(a[k], c[2 * k], c[2 * k + 1]);
   }
+  /// Or what another left factor holds, to be read once for several products.
+  template <class Left>
+  __device__ void read(const Left& from) {
+#pragma unroll
+    for (int k = 0; k < K / 16; ++k) from.left(a[k], k);
+  }
   __device__ void left(std::uint32_t (&to)[4], int k) const {
 #pragma unroll
     for (int i = 0; i < 4; ++i) to[i] = a[k][i];
@@ -122,6 +128,26 @@ __device__ void add_product(float (&c)[N / 8][4], const Left& left, const Right&
     }
   }
 }
+/// The same in full, with the factors of a step read while the one before is multiplied.
+template <int K, int N, class Left, class Right>
+__device__ void add_whole_product(float (&c)[N / 8][4], const Left& left, const Right& right) {
+  std::uint32_t a[2][4], b[2][N / 16][4];
+  const auto read = [&](int k) {
+    left.left(a[k % 2], k);
+#pragma unroll
+    for (int n = 0; n < N / 16; ++n) right.right(b[k % 2][n], k, n);
+  };
+  read(0);
+#pragma unroll
+  for (int k = 0; k < K / 16; ++k) {
+    if (k + 1 < K / 16) read(k + 1);
+#pragma unroll
+    for (int n = 0; n < N / 16; ++n) {
+      multiply(c[2 * n], a[k % 2], b[k % 2][n][0], b[k % 2][n][1]);
+      multiply(c[2 * n + 1], a[k % 2], b[k % 2][n][2], b[k % 2][n][3]);
+    }
+  }
+}
 
 template <int N>
 __device__ void clear(float (&c)[N][4]) {
@@ -148,9 +174,18 @@ __device__ inline void write_pair(std::uint32_t at, float low, float high) {
   asm volatile("st.shared.b32 [%0], %1;" ::"r"(at), "r"(pack_bf16(low, high)) : "memory");
 }
 
-__device__ inline float sum_of_quad(float x) {
-  x += __shfl_xor_sync(0xffffffffu, x, 1);
-  return x + __shfl_xor_sync(0xffffffffu, x, 2);
+/// Sums over four neighbouring lanes, which hold one row; of several numbers side by side, as a shuffle takes
+/// long.
+template <int n>
+__device__ void sum_quads(float (&x)[n]) {
+#pragma unroll
+  for (int distance = 1; distance < 4; distance *= 2) {
+    float other[n];
+#pragma unroll
+    for (int i = 0; i < n; ++i) other[i] = __shfl_xor_sync(0xffffffffu, x[i], distance);
+#pragma unroll
+    for (int i = 0; i < n; ++i) x[i] += other[i];
+  }
 }
 
 /// Where a warp's piece lies, and how it meets the other slices of its rows. Every sum of a mini-batch has a
@@ -180,69 +215,83 @@ struct Piece {
   template <int V>
   __device__ void sum(float (&s)[2][V], int place) const {
     static_assert(V <= 4);
-#pragma unroll
-    for (int i = 0; i < 2 * V; ++i) s[i / V][i % V] = sum_of_quad(s[i / V][i % V]);
+    sum_quads(reinterpret_cast<float(&)[2 * V]>(s));
     if constexpr (S > 1) {
-      float* at = exchange + place * place_floats;
-      if (lane_of_warp() % 4 == 0) {
-#pragma unroll
-        for (int i = 0; i < 2 * V; ++i) at[(slice * R + row(i / V)) * 4 + i % V] = s[i / V][i % V];
-      }
-      barrier.sync();
+      float of[2][S][4];
+      exchange_rows<V>(s, of, place);
 #pragma unroll
       for (int i = 0; i < 2 * V; ++i) {
-        float total = 0;
+        s[i / V][i % V] = of[i / V][0][i % V];
 #pragma unroll
-        for (int of = 0; of < S; ++of) total += at[(of * R + row(i / V)) * 4 + i % V];
-        s[i / V][i % V] = total;
+        for (int slice_of = 1; slice_of < S; ++slice_of) s[i / V][i % V] += of[i / V][slice_of][i % V];
       }
     }
   }
 
-  /// z <- (z - mean) rstd of its row.
+  /// z <- (z - mean) rstd of its row. Parts of a row have their own means and squared deviations from these,
+  /// which are joined: a lane's four to sixteen numbers, the quad's, the slices'.
   __device__ void normalise(float (&z)[N / 8][4], float (&rstd)[2], float eps, int place) const {
-    float mean[2] = {}, square[2] = {};
-    for_pairs<N>([&](int j, int half) { mean[half] += z[j][2 * half] + z[j][2 * half + 1]; });
+    float of_row[2][2] = {};  // mean, sum of squared deviations
+    for_pairs<N>([&](int j, int half) { of_row[half][0] += z[j][2 * half] + z[j][2 * half + 1]; });
 #pragma unroll
-    for (int half = 0; half < 2; ++half) mean[half] = sum_of_quad(mean[half]) * (1.0f / N);
+    for (int half = 0; half < 2; ++half) of_row[half][0] *= 4.0f / N;
     for_pairs<N>([&](int j, int half) {
-      const float x = z[j][2 * half] - mean[half], y = z[j][2 * half + 1] - mean[half];
-      square[half] += x * x + y * y;
+      const float x = z[j][2 * half] - of_row[half][0], y = z[j][2 * half + 1] - of_row[half][0];
+      of_row[half][1] += x * x + y * y;
     });
 #pragma unroll
-    for (int half = 0; half < 2; ++half) square[half] = sum_of_quad(square[half]);
-    if constexpr (S > 1) combine(mean, square, place);
+    for (int distance = 1; distance < 4; distance *= 2) {
+      float other[2][2];
 #pragma unroll
-    for (int half = 0; half < 2; ++half) rstd[half] = rsqrtf(square[half] * (1.0f / F) + eps);
+      for (int i = 0; i < 4; ++i)
+        other[i / 2][i % 2] = __shfl_xor_sync(0xffffffffu, of_row[i / 2][i % 2], distance);
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const float apart = other[half][0] - of_row[half][0];
+        of_row[half][0] = (of_row[half][0] + other[half][0]) * 0.5f;
+        of_row[half][1] += other[half][1] + apart * apart * (static_cast<float>(N / 8 * distance));
+      }
+    }
+    if constexpr (S > 1) {
+      float of[2][S][4];
+      exchange_rows<2>(of_row, of, place);
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float mean = 0, square = 0;
+#pragma unroll
+        for (int i = 0; i < S; ++i) mean += of[half][i][0] * (1.0f / S);
+#pragma unroll
+        for (int i = 0; i < S; ++i)
+          square += of[half][i][1] + N * (of[half][i][0] - mean) * (of[half][i][0] - mean);
+        of_row[half][0] = mean, of_row[half][1] = square;
+      }
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) rstd[half] = rsqrtf(of_row[half][1] * (1.0f / F) + eps);
     for_pairs<N>([&](int j, int half) {
-      z[j][2 * half] = (z[j][2 * half] - mean[half]) * rstd[half];
-      z[j][2 * half + 1] = (z[j][2 * half + 1] - mean[half]) * rstd[half];
+      z[j][2 * half] = (z[j][2 * half] - of_row[half][0]) * rstd[half];
+      z[j][2 * half + 1] = (z[j][2 * half + 1] - of_row[half][0]) * rstd[half];
     });
   }
 
  private:
-  /// Mean and sum of squared deviations of the row, from those of its slices.
-  __device__ void combine(float (&mean)[2], float (&square)[2], int place) const {
+  /// Every slice's numbers of this lane's rows. All reads are under way before the first is used.
+  template <int V>
+  __device__ void exchange_rows(const float (&mine)[2][V], float (&of)[2][S][4], int place) const {
     float* at = exchange + place * place_floats;
     if (lane_of_warp() % 4 == 0) {
 #pragma unroll
-      for (int half = 0; half < 2; ++half)
-        *reinterpret_cast<float2*>(at + (slice * R + row(half)) * 4) = {mean[half], square[half]};
+      for (int i = 0; i < 2 * V; ++i) at[(slice * R + row(i / V)) * 4 + i % V] = mine[i / V][i % V];
     }
     barrier.sync();
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      float2 of[S];
-      float total = 0, spread = 0;
-#pragma unroll
-      for (int i = 0; i < S; ++i) {
-        of[i] = *reinterpret_cast<const float2*>(at + (i * R + row(half)) * 4);
-        total += of[i].x;
+    for (int i = 0; i < 2 * S; ++i) {
+      const float* from = at + (i % S * R + row(i / S)) * 4;
+      if constexpr (V > 2) {
+        *reinterpret_cast<float4*>(of[i / S][i % S]) = *reinterpret_cast<const float4*>(from);
+      } else {
+        *reinterpret_cast<float2*>(of[i / S][i % S]) = *reinterpret_cast<const float2*>(from);
       }
-      total *= 1.0f / S;
-#pragma unroll
-      for (int i = 0; i < S; ++i) spread += of[i].y + N * (of[i].x - total) * (of[i].x - total);
-      mean[half] = total, square[half] = spread;
     }
   }
 };
@@ -428,21 +477,24 @@ __device__ void write_piece(const P& piece, std::uint32_t tile, const float (&c)
 template <class T, class P>
 __device__ void store_piece(const P& piece, std::uint32_t tile, const float (&c)[P::N / 8][4], bf16* to,
                             Index step, int valid) {
-  constexpr int chunks = P::N / 8;
+  constexpr int chunks = P::N / 8, passes = chunks / 2, pass = 32 / chunks;  // rows of a pass
+  const int first = piece.first_row + lane_of_warp() / chunks,
+            chunk = piece.chunk() + lane_of_warp() % chunks;
+  uint4 eight[passes];
   __syncwarp();
   write_piece<T>(piece, tile, c);
   __syncwarp();
 #pragma unroll
-  for (int i = 0; i < chunks / 2; ++i) {
-    const int at = i * 32 + lane_of_warp(), row = piece.first_row + at / chunks,
-              chunk = piece.chunk() + at % chunks;
-    if (row >= valid) continue;
-    uint4 eight;
+  for (int i = 0; i < passes; ++i) {
     asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(eight.x), "=r"(eight.y), "=r"(eight.z), "=r"(eight.w)
-                 : "r"(T::at(tile, row, chunk))
+                 : "=r"(eight[i].x), "=r"(eight[i].y), "=r"(eight[i].z), "=r"(eight[i].w)
+                 : "r"(T::at(tile, first + i * pass, chunk))
                  : "memory");
-    *reinterpret_cast<uint4*>(to + row * step + chunk * 8) = eight;
+  }
+  to += first * step + chunk * 8;
+#pragma unroll
+  for (int i = 0; i < passes; ++i, to += pass * step) {
+    if (first + i * pass < valid) *reinterpret_cast<uint4*>(to) = eight[i];
   }
   __syncwarp();
 }

@@ -67,9 +67,9 @@ inline constexpr int ring_parts = 4, ring_part = 128, ring_threads = 256, ring_f
 inline constexpr int ring_queue = 64 << 10;
 
 /// Scans of TTT-Linear: blocks of a head that a multiprocessor is to hold, forward and backward.
-constexpr int ttt_linear_blocks(int width, int mini_batch) { return width == 128 ? 1 : mini_batch == 16 ? 3 : 2; }
+constexpr int ttt_linear_blocks(int width) { return width == 128 ? 1 : 2; }
 constexpr int ttt_linear_backward_blocks(int width, int mini_batch) {
-  return width == 128 ? (mini_batch == 16 ? 2 : 1) : (mini_batch == 16 ? 4 : 2);
+  return width == 128 ? 1 : mini_batch == 16 ? 3 : 2;
 }
 
 /// A stream's step of a TTT layer: blocks that share a head (a cluster), threads of one, and blocks that a
@@ -77,9 +77,9 @@ constexpr int ttt_linear_backward_blocks(int width, int mini_batch) {
 struct TttStepShape {
   unsigned cluster, threads, blocks;
 };
-constexpr TttStepShape ttt_linear_step(int width) { return {width == 64 ? 1u : 4u, 128, 6}; }
+constexpr TttStepShape ttt_linear_step(int width) { return {width == 64 ? 1u : 4u, 128, 3}; }
 constexpr TttStepShape ttt_mlp_step(int width) {
-  return width == 64 ? TttStepShape{8, 128, 6} : TttStepShape{8, 512, 2};
+  return width == 64 ? TttStepShape{8, 128, 3} : TttStepShape{8, 512, 1};
 }
 inline constexpr int ttt_step_tokens = 4;
 
