@@ -262,8 +262,54 @@ void hold(Index mini_batch, bool rope = true) {
   CHECK(worst_out <= sums + flips + stored);
 }
 
+/// More heads than the GPU holds at once: each session's bits as if it were alone.
+template <class T, int F, int layers>
+void hold_many(Index sessions) {
+  const Shape shape{{F, 4 * F, layers}, 2, 4, true};
+  Cuda<T> gpu;
+  Rng rng{5};
+  std::vector<std::int64_t> places;
+  for (Index b = 0; b < sessions; ++b) places.push_back(b % 9);
+  const Stream<T> s(shape, places, rng);
+  const Heard<T> heard(s, 2, rng);
+  const auto fused = [](auto& be, const auto& step) {
+    if (!be.template ttt_step<F, layers>(step)) FAIL("this GPU has no clusters");
+  };
+  constexpr auto V = TttVariant::lm;
+  const auto got = call<V, float>(gpu, s, heard, fused);
+  CHECK(same(got, call<V, float>(gpu, s, heard, fused)));
+  Index wrong = 0;
+  for (Index b = 0; b < s.batch; ++b) {
+    const auto bits = [&](const auto& all) { return part(all, b, s.batch); };
+    if (heard.mask[static_cast<std::size_t>(b)] == 0) {
+      wrong += !same(bits(got.weights), bits(s.weights)) || !same(bits(got.gradients), bits(s.gradients)) ||
+               !same(bits(got.out), std::vector<T>(bits(got.out).size(), T(0)));
+      continue;
+    }
+    if (b % 10 != 3) continue;
+    Stream<T> single = s;
+    single.batch = 1;
+    single.position = {s.position[static_cast<std::size_t>(b)]};
+    single.weights = bits(s.weights), single.gradients = bits(s.gradients);
+    const auto one = call<V, float>(gpu, single, alone(heard, b, s.batch), fused);
+    wrong += !same(one, Result<T, float>{bits(got.out), bits(got.weights), bits(got.gradients)});
+  }
+  CHECK(wrong == 0);
+}
 }  // namespace
 
+TEST_CASE("CUDA: a step of more TTT heads than the GPU holds") {
+  hold_many<float, 64, 1>(700);
+  hold_many<bf16, 128, 1>(200);
+  hold_many<bf16, 64, 2>(60);
+  hold_many<bf16, 128, 2>(20);
+}
+TEST_CASE("CUDA: a TTT step of few heads") {  // short enough for compute-sanitizer
+  hold_many<bf16, 64, 1>(4);
+  hold_many<bf16, 128, 1>(4);
+  hold_many<bf16, 64, 2>(4);
+  hold_many<bf16, 128, 2>(4);
+}
 TEST_CASE("CUDA: a TTT-Linear step in one launch") {
   hold<TttVariant::lm, float, 64, 1>(4);
   hold<TttVariant::lm, bf16, 64, 1>(4, false);
