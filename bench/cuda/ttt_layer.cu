@@ -1,5 +1,5 @@
-// A whole TTT layer of 4096 channels, forward and backward, 2048 tokens, bf16 with float32 gradients; and what it
-// is made of, so that the sum of the parts can be held against the whole.
+// A whole TTT layer of 4096 channels, forward and backward, 2048 tokens, bf16 with float32 gradients; and
+// what it is made of, so that the sum of the parts can be held against the whole.
 #include "mttt/core/store.hpp"
 #include "mttt/ttt/ttt.hpp"
 #include "timing.cuh"

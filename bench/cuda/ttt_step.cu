@@ -1,5 +1,6 @@
 // The step of a TTT layer in one launch, from the raw projections to the answers, in bf16 with float32 state;
-// beside it the functors: a table, Prepare, a fill and TttStep. Bytes: W and G read, G written, 12 a fast weight.
+// beside it the functors: a table, Prepare, a fill and TttStep. Bytes: W and G read, G written, 12 a fast
+// weight.
 #include "mttt/core/store.hpp"
 #include "mttt/ttt/ttt.hpp"
 #include "timing.cuh"

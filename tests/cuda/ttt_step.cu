@@ -1,5 +1,5 @@
-// The step of a TTT layer in one launch: against Prepare and TttStep as functors, on the GPU in float32 and on the
-// CPU in float64; and its bits.
+// The step of a TTT layer in one launch: against Prepare and TttStep as functors, on the GPU in float32 and
+// on the CPU in float64; and its bits.
 #include <cstring>
 #include <vector>
 
@@ -199,8 +199,8 @@ void hold(Index mini_batch, bool rope = true) {
   const auto functors = [&](auto& be, const auto& step) { composed<V>(be, shape.model, step); };
 
   // Sums of float32 in another order, stage after stage; rates are small, so that the state of one token is
-  // close to that of the next and errors do not grow from call to call. The state also sees q, k and target as T
-  // rounds them: where RoPE's or the norm's last bit decides, two programs round to neighbours.
+  // close to that of the next and errors do not grow from call to call. The state also sees q, k and target
+  // as T rounds them: where RoPE's or the norm's last bit decides, two programs round to neighbours.
   const double sums = laws::agreement<float>(static_cast<double>(shape.model.widest()), 2.0 * layers + 3);
   const bool exact = !rope && V == TttVariant::lm;
   const double flips = std::is_same_v<T, bf16> && !exact ? laws::rounding<T>(1) : 0;

@@ -162,7 +162,8 @@ struct Prepare {
 };
 
 /// Prepare backwards but for the learning rates. lm: one team a token and some heads, as Prepare. video: one
-/// team a head and `part` tokens, whose shares of dgamma and dbeta it sums; AddParts (nn/elementwise.hpp) joins them.
+/// team a head and `part` tokens, whose shares of dgamma and dbeta it sums; AddParts (nn/elementwise.hpp)
+/// joins them.
 template <TttVariant variant, class T, class A>
 struct PrepareBackward {
   Prepare<variant, T, A> forward;
@@ -214,7 +215,8 @@ struct PrepareBackward {
       const auto centred = [=](Index i) { return difference(i) - m.mean; };
       const auto dn = [=](Index i) { return static_cast<A>(wanted[i]) * gamma[i]; };
       const A product = team.template sum<A>(width, [=](Index i) { return dn(i) * centred(i); });
-      // n = c / (s + eps), s = sqrt(sum c^2 / (F - 1)); a constant row has s = 0 and no direction to move s in.
+      // n = c / (s + eps), s = sqrt(sum c^2 / (F - 1)); a constant row has s = 0 and no direction to move s
+      // in.
       const A through_s =
           deviation > A(0) ? product * m.rstd * m.rstd / (static_cast<A>(width - 1) * deviation) : A(0);
       const A mean_dc = inv * team.template sum<A>(width, [=](Index i) { return dn(i) * m.rstd; });
@@ -304,7 +306,8 @@ struct BaseRateBackward {
   }
 };
 
-/// d learnable_t += sum over sessions and heads of dscale_t, where the scale is not cut at 0. One team a place.
+/// d learnable_t += sum over sessions and heads of dscale_t, where the scale is not cut at 0. One team a
+/// place.
 template <class A, class G>
 struct TokenScaleBackward {
   const A *scale, *dscale;  // (C), (B, H, C)
@@ -365,8 +368,8 @@ struct StartWeights {
 
 }  // namespace detail
 
-/// A stream's step from the raw projections to the answers, for backends that take it in one launch (`ttt_step`);
-/// the numbers of Prepare and of TttStep (ttt/primal.hpp).
+/// A stream's step from the raw projections to the answers, for backends that take it in one launch
+/// (`ttt_step`); the numbers of Prepare and of TttStep (ttt/primal.hpp).
 template <TttVariant variant, class T, class A>
 struct TttStreamStep {
   using Scalar = T;

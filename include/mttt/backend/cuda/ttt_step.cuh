@@ -1,21 +1,23 @@
 // The step of a TTT layer in a stream: preparation, learning and answering of a few tokens in one launch.
 //
-// Formula: ttt/prepare.hpp, then ttt/primal.hpp; all but the storage of q, k, target and the answer in float32.
-//          The query's pass needs no second reading of W and G: with s, r the token's scale and rate,
+// Formula: ttt/prepare.hpp, then ttt/primal.hpp; all but the storage of q, k, target and the answer in
+//          float32. The query's pass needs no second reading of W and G: with s, r the token's scale and
+//          rate,
 //
-//            q (W - s (G + r k^T g)) = q (W - s G) - s r (q . k) g        likewise for the biases, with q . k = 1
+//            q (W - s (G + r k^T g)) = q (W - s G) - s r (q . k) g   (biases: q . k = 1)
 //
-//          so that both passes of a linear layer go through registers at once and the blocks of a head meet once
-//          a token; those of a TTT-MLP meet twice, for the keys' and for the queries' sums over hidden units.
+//          so that both passes of a linear layer go through registers at once and the blocks of a head meet
+//          once a token; those of a TTT-MLP meet twice, for the keys' and for the queries' sums over hidden
+//          units.
 // Shapes:  as TttStreamStep of ttt/prepare.hpp. TTT-Linear: a block a head of 64; heads of 128 go to clusters
-//          of 4 blocks of 32 columns. TTT-MLP: clusters of 8 blocks of 32 or 64 hidden units, with the columns
-//          of W_1 and the rows of W_2 that belong to them. A thread keeps 32 numbers of W in registers, and as
-//          many of G in shared memory, for all tokens of a call.
+//          of 4 blocks of 32 columns. TTT-MLP: clusters of 8 blocks of 32 or 64 hidden units, with the
+//          columns of W_1 and the rows of W_2 that belong to them. A thread keeps 32 numbers of W in
+//          registers, and as many of G in shared memory, for all tokens of a call.
 // Units:   none. Per head and call W is read once and written only at a mini-batch's end, G read and written
 //          once: 12 bytes a fast weight, 16 at a mini-batch's end.
 // Errors:  none: shapes that are not taken are left to the functors of ttt/.
-// Not supported: GPUs before compute capability 9.0, which know no clusters; heads of other widths than 64 and
-//          128; hidden layers that are not 4 heads wide; more than two layers; float64.
+// Not supported: GPUs before compute capability 9.0, which know no clusters; heads of other widths than 64
+//          and 128; hidden layers that are not 4 heads wide; more than two layers; float64.
 // Source:  CUDA C++ Programming Guide, thread block clusters, distributed shared memory.
 #pragma once
 

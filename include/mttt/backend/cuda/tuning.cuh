@@ -74,9 +74,9 @@ constexpr int ttt_linear_backward_blocks(int width, int mini_batch) {
 
 /// A stream's step of a TTT layer: blocks that share a head (a cluster), threads of one, and blocks that a
 /// multiprocessor is to hold; tokens that are prepared at a time. On an H200, 64 sessions of 32 heads of 128,
-/// TTT-Linear: 135 us; 5 blocks 151 us, 4 with all of W and G in registers 163 us, 3 that go from head to head
-/// and fetch the next one ahead 180 us. TTT-MLP, 16 sessions of 32 heads of 64: 88 us; the last 120 us; of 128:
-/// 393 us with 2 blocks, 442 us with one.
+/// TTT-Linear: 135 us; 5 blocks 151 us, 4 with all of W and G in registers 163 us, 3 that go from head to
+/// head and fetch the next one ahead 180 us. TTT-MLP, 16 sessions of 32 heads of 64: 88 us; the last 120 us;
+/// of 128: 393 us with 2 blocks, 442 us with one.
 struct TttStepShape {
   unsigned cluster, threads, blocks;
 };
