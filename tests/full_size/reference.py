@@ -4,8 +4,8 @@
     reference.py --size 7b FOLDER
 
 FOLDER receives what a published repository holds (config.json, shards of bf16 weights with their index) and
-reference.safetensors: codes, and the logits of text and audio that they give under teacher forcing; sound, its
-codes, and the sound that these give. All in float32, from the bf16 weights.
+reference.safetensors: codes, and the logits of text and audio that they give under teacher forcing; sound,
+its codes, and the sound that these give. All in float32, from the bf16 weights.
 
 Needs torch, transformers and safetensors. 7b takes 31 GB of memory and a GPU of 48 GB, small no GPU.
 """
@@ -32,7 +32,7 @@ SIZES = {
 def randomise(model, generator):
     """Activations of order one in every layer, and no parameter at a value that hides it."""
     for name, p in list(model.named_parameters()) + list(model.named_buffers()):
-        if not p.is_floating_point() or p.numel() == 0:
+        if not p.is_floating_point() or p.numel() == 0 or "inv_freq" in name:
             continue
         noise = torch.randn(p.shape, generator=generator, device=p.device, dtype=torch.float32)
         if name.endswith("cluster_usage"):
@@ -49,11 +49,9 @@ def randomise(model, generator):
             p.data.copy_(0.3 * noise)
         elif p.dim() == 1:
             p.data.copy_(0.1 * noise)
-        elif ".conv." in name:
-            fan_in = p.shape[1] * p.shape[2]
+        else:  # of the depth decoder, the first axis is the step
+            fan_in = p.shape[-1] if "depth_decoder" in name else p[0].numel()
             p.data.copy_(noise / fan_in**0.5)
-        elif "inv_freq" not in name:
-            p.data.copy_(noise / p.shape[-1] ** 0.5)
 
 
 def delayed(codes, initial):
@@ -75,8 +73,7 @@ def moshi_reference(model, codes, out):
     x = model.decoder.model.embed_tokens(before[:, 0])
     for k in range(streams - 1):
         x = x + model.embed_tokens[k](before[:, k + 1])
-    heard = model.decoder(inputs_embeds=x, use_cache=False)
-    z = heard.last_hidden_state
+    z = model.decoder.model(inputs_embeds=x, use_cache=False).last_hidden_state
     # Frames are the batch of the depth decoder, codebooks its time.
     ids = now[:, :dep_q].permute(0, 2, 1).reshape(batch * steps, dep_q)
     depth = model.depth_decoder(
@@ -88,7 +85,7 @@ def moshi_reference(model, codes, out):
         d = DELAYS[1 + k]
         aligned[k, :, : steps - d] = logits[k, :, d:].float()
     out["codes"] = codes.int()
-    out["text_logits"] = heard.logits.float()
+    out["text_logits"] = model.decoder.lm_head(z).float()
     out["logits"] = aligned
 
 
@@ -128,7 +125,8 @@ def main():
     say("written: " + ", ".join(sorted(os.listdir(args.folder))))
     # What RoPE and masks keep beside the parameters must not be rounded to bf16 and back.
     del model
-    model = MoshiForConditionalGeneration.from_pretrained(args.folder, dtype=torch.float32).to(device).eval()
+    model = MoshiForConditionalGeneration.from_pretrained(
+        args.folder, dtype=torch.float32, attn_implementation="eager").to(device).eval()
     say("read back in float32")
 
     out = {}
