@@ -15,7 +15,7 @@ constexpr MoshiConfig with_ttt(Index inner_layers) {
   return config;
 }
 template <Index inner_layers>
-using TttParams = Moshi<with_ttt(inner_layers), B>::Params;
+using TttParams = typename Moshi<with_ttt(inner_layers), B>::Params;
 
 /// The config.json of foreign_moshi, as kyutai-labs/moshi writes it.
 nlohmann::json kyutai_config() {
