@@ -29,6 +29,7 @@
 #include "mttt/backend/cuda/stream.cuh"
 #include "mttt/backend/cuda/team.cuh"
 #include "mttt/backend/cuda/ttt_linear_backward.cuh"
+#include "mttt/backend/cuda/ttt_mlp_backward.cuh"
 #include "mttt/backend/cuda/ttt_step.cuh"
 #include "mttt/backend/cuda/tuning.cuh"
 
@@ -318,14 +319,24 @@ class Cuda {
   /// which take TttForward and TttBackward of ttt/dual.hpp.
   template <Index width, Index hidden, Index layers, Index mini_batch>
   static constexpr bool fuses_ttt =
-      sizeof(T) == 2 && layers == 1 && detail::ttt_linear_takes<width, mini_batch>;
+      sizeof(T) == 2 && ((layers == 1 && detail::ttt_linear_takes<width, mini_batch>) ||
+                         (layers == 2 && detail::ttt_mlp_takes<width, hidden, mini_batch>));
   template <Index width, Index hidden, Index layers, Index mini_batch, class Scan>
   void ttt_forward(const Scan& scan) {
-    detail::ttt_linear_run_forward<int{width}, int{mini_batch}>(context_->launch, scan);
+    if constexpr (layers == 1) {
+      detail::ttt_linear_run_forward<int{width}, int{mini_batch}>(context_->launch, scan);
+    } else {
+      detail::ttt_mlp_run_forward<int{width}, int{hidden}, int{mini_batch}>(context_->launch, scan);
+    }
   }
   template <Index width, Index hidden, Index layers, Index mini_batch, class Scan>
   void ttt_backward(const Scan& scan) {
-    detail::ttt_linear_run_backward<int{width}, int{mini_batch}>(*this, context_->launch, scan);
+    if constexpr (layers == 1) {
+      detail::ttt_linear_run_backward<int{width}, int{mini_batch}>(*this, context_->launch, scan);
+    } else {
+      detail::ttt_mlp_run_backward<int{width}, int{hidden}, int{mini_batch}>(*this, context_->launch,
+                                                                             context_->processors, scan);
+    }
   }
 
  private:

@@ -1,10 +1,10 @@
 // TTT-MLP on Hopper: the scan of a head's two-layer inner model in one kernel, backward.
 //
-// A head is the work of a cluster of blocks as in ttt_mlp.cuh, and the gradients of the weights take the place of the
-// weights in registers. Groups of mini-batches are taken last first: from the group's checkpoint the weights
-// that each of its mini-batches started from are computed again and kept in scratch memory, as the bf16 tiles
-// that products read; then its mini-batches go backwards. Planes that are needed again are mostly
-// computed again: a product of a tile is cheaper than room for its result.
+// A head is the work of a cluster of blocks as in ttt_mlp.cuh, and the gradients of the weights take the
+// place of the weights in registers. Groups of mini-batches are taken last first: from the group's checkpoint
+// the weights that each of its mini-batches started from are computed again and kept in scratch memory, as
+// the bf16 tiles that products read; then its mini-batches go backwards. Planes that are needed again are
+// mostly computed again: a product of a tile is cheaper than room for its result.
 //
 // Formula: the reverse of ttt_mlp.cuh's, where rates are in the gradients: with dO, dW' and db' given,
 //            U_l = X_l dW_l' + db_l',  dGl_l = -scale_C U_l,  dX_l = -scale_C Gl_l dW_l'^T     if whole
@@ -15,8 +15,8 @@
 //            dGl_2 += dH W_2,  dW_2 += dH^T Gl_2,  Gl_2 = lr G_2:  dlr = G_2 . dGl_2,  dZ_2 from lr dGl_2
 //            dX_2 += dZ_2 W_2^T,  dW_2 += X_2^T dZ_2,  dZ_1 += dX_2 gelu'(Z_1),  dX_1 += dZ_1 W_1^T, ...
 //            dscale_t -= sum of (1 + A) dP over s, of both layers;  dscale_C -= Gl_l . U_l
-//          Sums over the hidden width meet four times: Z_2, Zbar_2, dGl_2, and dQ with dK. Scores of the second
-//          layer and dP of the first are parts of such sums, but what they lead to is linear in them.
+//          Sums over the hidden width meet four times: Z_2, Zbar_2, dGl_2, and dQ with dK. Scores of the
+//          second layer and dP of the first are parts of such sums, but what they lead to is linear in them.
 // Shapes, units, errors: those of ttt_mlp.cuh.
 // Not supported: what ttt_mlp.cuh does not.
 // Source:  ttt/dual.hpp, TttBackward.
@@ -26,80 +26,9 @@
 
 namespace mttt::detail::mlp {
 
-/// Row functions backwards, for numbers that RowLanes shares out.
-template <class Rows>
-struct RowBackward {
-  static constexpr int count = Rows::count;
-  using Values = float[count];
-  const Rows& rows;
-  const float *gamma, *beta;
-
-  /// inner_norm_backward: from d = dy to dz; x is the normal form.
-  __device__ void norm(Values& d, const Values& x, float rstd, Values& dgamma, Values& dbeta) const {
-#pragma unroll
-    for (int i = 0; i < count; ++i) {
-      dgamma[i] = d[i] * x[i], dbeta[i] = d[i];
-      d[i] *= gamma[rows.column(i)];
-    }
-    const float mean_d = rows.mean([&](int i) { return d[i]; });
-    const float mean_dx = rows.mean([&](int i) { return d[i] * x[i]; });
-#pragma unroll
-    for (int i = 0; i < count; ++i) d[i] = rstd * (d[i] - mean_d - x[i] * mean_dx);
-  }
-
-  /// inner_loss_gradient_backward: from d, the gradient of rate * g, to dz and that of the rate, which it returns.
-  __device__ float loss(Values& d, const Values& x, float rstd, float rate,
-                        const std::uint32_t (&target)[count / 2], Values& dtarget, Values& dgamma) const {
-    const auto scale = [&](int i) { return gamma[rows.column(i)]; };
-    const auto error = [&](int i) { return scale(i) * x[i] + beta[rows.column(i)] - Rows::at(target, i); };
-    const auto h = [&](int i) { return error(i) * scale(i); };
-    const float mean_h = rows.mean(h), mean_hx = rows.mean([&](int i) { return h(i) * x[i]; });
-    const float drate = F * rstd * rows.mean([&](int i) { return d[i] * (h(i) - mean_h - x[i] * mean_hx); });
-#pragma unroll
-    for (int i = 0; i < count; ++i) d[i] *= rate * rstd;
-    const float mean_d = rows.mean([&](int i) { return d[i]; });
-    const float mean_dx = rows.mean([&](int i) { return d[i] * x[i]; });
-#pragma unroll
-    for (int i = 0; i < count; ++i) {
-      const float dh = d[i] - mean_d - x[i] * mean_dx;
-      dgamma[i] = dh * (error(i) + scale(i) * x[i]);
-      dtarget[i] = -dh * scale(i);
-      d[i] = dh * scale(i) * scale(i) - d[i] * mean_hx - h(i) * mean_dx;
-    }
-    const float mean_hat = rows.mean([&](int i) { return d[i]; });
-    const float mean_hat_x = rows.mean([&](int i) { return d[i] * x[i]; });
-    const float shrink = rate * drate * rstd / F;  // d rstd rstd^2 / F
-#pragma unroll
-    for (int i = 0; i < count; ++i) d[i] = rstd * (d[i] - mean_hat - x[i] * mean_hat_x) - shrink * x[i];
-    return drate;
-  }
-
-  /// Adds the sum over the warp's rows to its own F numbers.
-  __device__ void add_columns(float* sums, const Values& v, float sign = 1) const {
-#pragma unroll
-    for (int i = 0; i < count; ++i) {
-      float x = v[i];
-#pragma unroll
-      for (int distance = Rows::lanes; distance < 32; distance *= 2)
-        x += __shfl_xor_sync(0xffffffffu, x, distance);
-      if (threadIdx.x % 32 < Rows::lanes) sums[rows.column(i)] += sign * x;
-    }
-  }
-
- private:
-  static constexpr int F = count * Rows::lanes;
-};
-
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
-__device__ inline void meet() {
-  arrive_at_cluster();
-  await_cluster();
-}
-#endif
-
 template <int F, int hidden, int C>
-struct BackwardBlock : MlpBlock<F, hidden, C> {
-  using Base = MlpBlock<F, hidden, C>;
+struct BackwardBlock : MlpBlock<F, hidden, C, tuning::ttt_mlp_backward_warps(C)> {
+  using Base = MlpBlock<F, hidden, C, tuning::ttt_mlp_backward_warps(C)>;
   using Base::H, Base::stride, Base::threads, Base::warps, Base::NC, Base::NH, Base::NF;
   using typename Base::Hidden, typename Base::Width, typename Base::Square, typename Base::Weights,
       typename Base::Biases, typename Base::Rows;
@@ -136,8 +65,7 @@ struct BackwardBlock : MlpBlock<F, hidden, C> {
     if (this->has_hidden()) {
       Hidden z;
       this->first_layer(z, k);
-#pragma unroll
-      for (int i = 0; i < 4 * NH; ++i) (&z[0][0][0])[i] = FastGelu((&z[0][0][0])[i]).f();
+      each(z, [](int, float& x) { x = FastGelu(x).f(); });
       put(z, this->x2, this->row, this->hidden_column);
     }
     __syncthreads();
@@ -161,8 +89,7 @@ struct BackwardBlock : MlpBlock<F, hidden, C> {
       Hidden g, z;
       gradients_before_gelu(g);
       this->first_layer(z, k);
-#pragma unroll
-      for (int i = 0; i < 4 * NH; ++i) (&g[0][0][0])[i] *= FastGelu((&z[0][0][0])[i]).df();
+      each(g, [&](int i, float& x) { x *= FastGelu(number(z, i)).df(); });
       put(g, this->g1, this->row, this->hidden_column);
     }
     meet();
@@ -188,7 +115,7 @@ struct BackwardBlock : MlpBlock<F, hidden, C> {
 #pragma unroll
     for (int j = 0; j < NC; ++j) {
 #pragma unroll
-      for (int e = 0; e < 4; ++e) sum[e / 2] += d[0][j][e] * dots[0][j][e];
+      for (int e = 0; e < 4; ++e) sum[e / 2] += d[j][e] * dots[j][e];
     }
     const int lane = lane_again();
 #pragma unroll
@@ -202,40 +129,36 @@ struct BackwardBlock : MlpBlock<F, hidden, C> {
   }
   /// sum of Gl o U, and U becomes -scale_C U.
   template <int N, int D>
-  __device__ float carried(float (&u)[1][N][4], Factor<C, D> g, int column, float last_scale) const {
+  __device__ float carried(float (&u)[N][4], Factor<C, D> g, int column, float last_scale) const {
     float sum = 0;
     pairs(u, this->row, column, [&](float& a, float& b, int r, int c) {
-      const std::uint32_t both = load_shared(g.pair(r, c));
-      sum += low_of(both) * a + high_of(both) * b;
+      const float2 both = read_pair(g.pair(r, c));
+      sum += both.x * a + both.y * b;
       a *= -last_scale, b *= -last_scale;
     });
     return sum;
   }
   /// dw += x^T g, db += 1^T g
-  template <class X, class G>
-  __device__ static void add_gathered(Weights& dw, float* db, X x, G g, int m, int n) {
+  template <class X, int R, int D>
+  __device__ static void add_gradients(Weights& dw, float* db, X x, Factor<R, D> g, int m, int n) {
     Biases sums;
-    clear(sums);
-    accumulate<C>(dw, x.t(), g, m, n);
-    if (m == 0 && db != nullptr) {
-      accumulate<C>(sums, Ones{}, g, 0, n);
-      Base::each_bias(sums, m, n, [&](float sum, int c) { db[c] += sum; });
-    }
+    Base::gather_gradients(dw, sums, x, g, m, n);
+    Base::template each_bias<D>(sums, [&](float sum, int c) { db[c] += sum; });
   }
 };
 
 /// Bytes of what a block keeps of a mini-batch's first weights: their tiles, and the biases.
 template <int F, int hidden, int C>
-inline constexpr Index image_bytes = 4 * F* MlpBlock<F, hidden, C>::H + 4 * (MlpBlock<F, hidden, C>::H + F);
+inline constexpr Index image_bytes = 4 * F* BackwardBlock<F, hidden, C>::H +
+                                     4 * (BackwardBlock<F, hidden, C>::H + F);
 inline constexpr int images = 16;  // mini-batches of a group at most
 
 template <int F, int hidden, int C, class Job>
-__global__ void __cluster_dims__(cluster_blocks<F, hidden, C>, 1, 1) __launch_bounds__(32 * mlp_warps(C), 1)
+__global__ void __launch_bounds__(32 * tuning::ttt_mlp_backward_warps(C), 1)
     backward_kernel(Job job, unsigned char* scratch) {
 #if __CUDA_ARCH__ >= 900
   using Block = BackwardBlock<F, hidden, C>;
   constexpr int blocks = Block::blocks, H = Block::H, own = C / blocks, threads = Block::threads;
-  constexpr int NH = Block::NH;
   const auto& scan = job.scan;
   const Block block;
   start_next();
@@ -250,10 +173,11 @@ __global__ void __cluster_dims__(cluster_blocks<F, hidden, C>, 1, 1) __launch_bo
   const bool mine =
       rows.row / own == block.rank;  // of the rows that all blocks compute, those that this one writes
   float* const row_sums = block.row_sums + thread / 32 * 2 * F;
-  const Index step = scan.heads * F, mini_batches = scan.mini_batches(), group = scan.group;
+  const Index step = scan.heads * F, group = scan.group, mini_batches = (scan.steps + C - 1) / C;
   unsigned char* const mine_of_scratch = scratch + blockIdx.x * images * image_bytes<F, hidden, C>;
 
   for (Index head = blockIdx.x / blocks; head < scan.batch * scan.heads; head += gridDim.x / blocks) {
+    const HeadRows tokens(scan, head);
     float* const dweights = job.dweights + head * Block::size;
     typename Block::Weights dw1, dw2;
     block.load_weights(dweights, dw1, dw2);
@@ -293,21 +217,24 @@ __global__ void __cluster_dims__(cluster_blocks<F, hidden, C>, 1, 1) __launch_bo
           for (int i = thread; i < F; i += threads) biases[H + i] = block.b2[i];
           if (m + 1 == end) break;
 
-          Block::load(block.k, scan.k + scan.row_at(head, m, 0), step, C);
-          Block::load_rates(block.rates, scan.lr + scan.lr_at(head, m, 0), scan.heads, C);
+          const Index row = tokens.at(m * C);
+          Block::load(block.k, scan.k + row * F, step, C);
+          Block::load_rates(block.rates, scan.lr + row, scan.heads, C);
           commit_copies();
           std::uint32_t target[count / 2];
-          rows.load(target, scan.target + scan.row_at(head, m, rows.row), true);
+          rows.load(target, scan.target + (row + rows.row * scan.heads) * F, true);
           await_copies();
           __syncthreads();
           float x[count], rstd;
           block.descend(rows, target, scan.eps, x, rstd);
           typename Block::Weights learned;
           typename Block::Biases learned_bias;
-          Block::gathered(learned, learned_bias, block.k, block.g1, block.row1, block.column1);
+          clear(learned);
+          Block::gather_gradients(learned, learned_bias, block.k, block.g1, block.row1, block.column1);
           Block::update(w1, learned, learned_bias, -block.scale[C - 1], block.w1, block.b1, block.row1,
                         block.column1);
-          Block::gathered(learned, learned_bias, block.x2, block.g2, block.row2, block.column2);
+          clear(learned);
+          Block::gather_gradients(learned, learned_bias, block.x2, block.g2, block.row2, block.column2);
           Block::update(w2, learned, learned_bias, -block.scale[C - 1], block.w2, block.b2, block.row2,
                         block.column2);
         }
@@ -315,12 +242,13 @@ __global__ void __cluster_dims__(cluster_blocks<F, hidden, C>, 1, 1) __launch_bo
       }
 
       for (Index m = end - 1; m >= first; --m) {
-        const int n = static_cast<int>(scan.tokens(m));
+        const int n = m * C + C <= scan.steps ? C : static_cast<int>(scan.steps - m * C);
         const float last_scale = block.scale[C - 1];
         // The mini-batch again.
-        Block::load(block.k, scan.k + scan.row_at(head, m, 0), step, n);
-        Block::load(block.q, scan.q + scan.row_at(head, m, 0), step, n);
-        Block::load_rates(block.rates, scan.lr + scan.lr_at(head, m, 0), scan.heads, n);
+        const Index row = tokens.at(m * C), of_row = row + rows.row * scan.heads;
+        Block::load(block.k, scan.k + row * F, step, n);
+        Block::load(block.q, scan.q + row * F, step, n);
+        Block::load_rates(block.rates, scan.lr + row, scan.heads, n);
         const unsigned char* image = mine_of_scratch + (m - first) * image_bytes<F, hidden, C>;
         for (int i = thread; i < F * H / 4; i += threads)
           copy_async(block.w1.at + i * 16, image + i * 16, true);
@@ -331,9 +259,7 @@ __global__ void __cluster_dims__(cluster_blocks<F, hidden, C>, 1, 1) __launch_bo
         put(dw1, block.dw1, block.row1, block.column1);
         put(dw2, block.dw2, block.row2, block.column2);
         std::uint32_t target[count / 2];
-        const auto read_target = [&] {
-          rows.load(target, scan.target + scan.row_at(head, m, rows.row), rows.row < n);
-        };
+        const auto read_target = [&] { rows.load(target, scan.target + of_row * F, rows.row < n); };
         read_target();
         await_copies();
         __syncthreads();
@@ -348,8 +274,7 @@ __global__ void __cluster_dims__(cluster_blocks<F, hidden, C>, 1, 1) __launch_bo
         if (block.has_hidden()) {
           typename Block::Hidden z;
           block.queried(z);
-#pragma unroll
-          for (int i = 0; i < 4 * NH; ++i) (&z[0][0][0])[i] = FastGelu((&z[0][0][0])[i]).f();
+          each(z, [](int, float& x) { x = FastGelu(x).f(); });
           put(z, block.xbar, block.row, block.hidden_column);
         }
         __syncthreads();
@@ -371,7 +296,7 @@ __global__ void __cluster_dims__(cluster_blocks<F, hidden, C>, 1, 1) __launch_bo
         {
           float y[count], d[count], dgamma[count], dbeta[count];
           std::uint32_t raw[count / 2];
-          rows.load(raw, job.dout + scan.row_at(head, m, rows.row), rows.row < n);
+          rows.load(raw, job.dout + of_row * F, rows.row < n);
           rows.template gather<blocks>(y, block.part, rows.row);
           const float deviation = rows.normalise(y, scan.eps);
 #pragma unroll
@@ -401,13 +326,12 @@ __global__ void __cluster_dims__(cluster_blocks<F, hidden, C>, 1, 1) __launch_bo
             accumulate<F>(d, block.dz2, block.w2.t(), block.row, block.hidden_column);
             accumulate<C>(d, block.da, block.x2, block.row, block.hidden_column, 0, block.row + 16);
             block.queried(z);
-#pragma unroll
-            for (int i = 0; i < 4 * NH; ++i) (&d[0][0][0])[i] *= FastGelu((&z[0][0][0])[i]).df();
+            each(d, [&](int i, float& x) { x *= FastGelu(number(z, i)).df(); });
             put(d, block.dzbar1, block.row, block.hidden_column);
           }
           if (n == C) {
             accumulate<F>(dx2, block.g2, block.dw2.t(), block.row, block.hidden_column);
-            multiply_by(dx2, -last_scale);
+            each(dx2, [&](int, float& x) { x *= -last_scale; });
           }
           accumulate<C>(dx2, block.da.t(), block.xbar, block.row, block.hidden_column, block.row);
         }
@@ -423,7 +347,7 @@ __global__ void __cluster_dims__(cluster_blocks<F, hidden, C>, 1, 1) __launch_bo
           accumulate<C>(dgl2, block.p.t(), block.dz2, block.row, block.width_column, block.row);
         }
         __syncthreads();
-        Block::add_gathered(dw2, block.db2, block.xbar, block.dz2, block.row2, block.column2);
+        Block::add_gradients(dw2, block.db2, block.xbar, block.dz2, block.row2, block.column2);
         // 3. The first layer of both.
         if (block.has_square()) {
           typename Block::Square d;
@@ -439,7 +363,7 @@ __global__ void __cluster_dims__(cluster_blocks<F, hidden, C>, 1, 1) __launch_bo
         if (block.has_width()) {
           if (n == C) {
             accumulate<H>(dk, block.g1, block.dw1.t(), block.row, block.width_column);
-            multiply_by(dk, -last_scale);
+            each(dk, [&](int, float& x) { x *= -last_scale; });
           }
           accumulate<C>(dk, block.da.t(), block.q, block.row, block.width_column, block.row);
         }
@@ -457,13 +381,11 @@ __global__ void __cluster_dims__(cluster_blocks<F, hidden, C>, 1, 1) __launch_bo
           // Gl_1 = H gelu'(Z_1)
           block.first_layer(z, block.k);
           block.gradients_before_gelu(dz1);
-#pragma unroll
-          for (int i = 0; i < 4 * NH; ++i) {
-            const FastGelu gelu((&z[0][0][0])[i]);
-            float& g = (&d[0][0][0])[i];
-            (&dz1[0][0][0])[i] *= g * gelu.ddf();
+          each(d, [&](int i, float& g) {
+            const FastGelu gelu(number(z, i));
+            number(dz1, i) *= g * gelu.ddf();
             g *= gelu.df();
-          }
+          });
           put(d, block.xbar, block.row, block.hidden_column);  // dH, where Xbar_2 has served
         }
         __syncthreads();
@@ -471,8 +393,8 @@ __global__ void __cluster_dims__(cluster_blocks<F, hidden, C>, 1, 1) __launch_bo
           accumulate<H>(dgl2, block.xbar, block.w2, block.row, block.width_column);
           block.put_plane(dgl2, block.part);
         }
-        Block::add_gathered(dw2, nullptr, block.xbar, block.g2, block.row2, block.column2);
-        Block::add_gathered(dw1, block.db1, block.q, block.dzbar1, block.row1, block.column1);
+        accumulate<C>(dw2, block.xbar.t(), block.g2, block.row2, block.column2);
+        Block::add_gradients(dw1, block.db1, block.q, block.dzbar1, block.row1, block.column1);
         meet();
         // 4. The gradient of the inner loss, and the keys' layers.
         {
@@ -484,8 +406,8 @@ __global__ void __cluster_dims__(cluster_blocks<F, hidden, C>, 1, 1) __launch_bo
           back.add_columns(row_sums + F, dtarget, -1);
           rows.store(block.dz2, d);
           if (mine && rows.row < n) {
-            rows.store(job.dtarget + scan.row_at(head, m, rows.row), dtarget);
-            if (rows.lane == 0) job.dlr[scan.lr_at(head, m, rows.row)] = drate;
+            rows.store(job.dtarget + of_row * F, dtarget);
+            if (rows.lane == 0) job.dlr[of_row] = drate;
           }
         }
         meet();
@@ -493,12 +415,10 @@ __global__ void __cluster_dims__(cluster_blocks<F, hidden, C>, 1, 1) __launch_bo
           typename Block::Hidden z;
           accumulate<F>(dx2, block.dz2, block.w2.t(), block.row, block.hidden_column);
           block.first_layer(z, block.k);
-#pragma unroll
-          for (int i = 0; i < 4 * NH; ++i)
-            (&dz1[0][0][0])[i] += (&dx2[0][0][0])[i] * FastGelu((&z[0][0][0])[i]).df();
+          each(dz1, [&](int i, float& x) { x += number(dx2, i) * FastGelu(number(z, i)).df(); });
           put(dz1, block.g1, block.row, block.hidden_column);  // dZ_1, where Gl_1 has served
         }
-        Block::add_gathered(dw2, block.db2, block.x2, block.dz2, block.row2, block.column2);
+        Block::add_gradients(dw2, block.db2, block.x2, block.dz2, block.row2, block.column2);
         __syncthreads();
         if (block.has_width()) {
           typename Block::Width dq;
@@ -509,19 +429,20 @@ __global__ void __cluster_dims__(cluster_blocks<F, hidden, C>, 1, 1) __launch_bo
           accumulate<C>(dq, block.da, block.k, block.row, block.width_column, 0, block.row + 16);
           block.put_plane(dq, block.dq);
         }
-        Block::add_gathered(dw1, block.db1, block.k, block.g1, block.row1, block.column1);
+        Block::add_gradients(dw1, block.db1, block.k, block.g1, block.row1, block.column1);
         meet();
         if (own_rows.active()) {
           float of_k[OwnRows::count], of_q[OwnRows::count];
           std::uint32_t raw[OwnRows::count / 2];
-          own_rows.load(raw, job.dout + scan.row_at(head, m, answer), answer < n);
+          const Index own_row = row + answer * scan.heads;
+          own_rows.load(raw, job.dout + own_row * F, answer < n);
           own_rows.template gather<blocks>(of_k, block.part, answer);
           own_rows.template gather<blocks>(of_q, block.dq, answer);
 #pragma unroll
           for (int i = 0; i < OwnRows::count; ++i) of_q[i] += own_rows.at(raw, i);
           if (answer < n) {
-            own_rows.store(job.dq + scan.row_at(head, m, answer), of_q);
-            own_rows.store(job.dk + scan.row_at(head, m, answer), of_k);
+            own_rows.store(job.dq + own_row * F, of_q);
+            own_rows.store(job.dk + own_row * F, of_k);
           }
         }
         meet();
@@ -586,8 +507,8 @@ void ttt_mlp_run_backward(B& be, const Launcher& launch, int processors, const J
   const Index clusters = heads < processors / blocks ? heads : processors / blocks;
   const Index bytes = clusters * blocks * mlp::images * mlp::image_bytes<F, hidden, C>;
   unsigned char* scratch = be.template make<unsigned char, dyn>(bytes).data();
-  mlp::start(launch, mlp::backward_kernel<F, hidden, C, Job>, clusters * blocks, 32 * mlp::mlp_warps(C),
-             mlp::BackwardBlock<F, hidden, C>::shared, job, scratch);
+  mlp::start(launch, mlp::backward_kernel<F, hidden, C, Job>, clusters, mlp::cluster_blocks<F, hidden, C>,
+             32 * tuning::ttt_mlp_backward_warps(C), mlp::BackwardBlock<F, hidden, C>::shared, job, scratch);
 }
 
 }  // namespace mttt::detail
