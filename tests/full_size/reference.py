@@ -70,14 +70,16 @@ def moshi_reference(model, codes, out):
     initial[:, 0] = text_card
     now = delayed(codes, initial)
     before = torch.cat([initial.expand(batch, -1, 1), now[:, :, :-1]], dim=2)
-    x = model.decoder.model.embed_tokens(before[:, 0])
+    text_model = getattr(model, "decoder", model)  # later versions have no `decoder` around it
+    x = text_model.model.embed_tokens(before[:, 0])
     for k in range(streams - 1):
         x = x + model.embed_tokens[k](before[:, k + 1])
-    z = model.decoder.model(inputs_embeds=x, use_cache=False).last_hidden_state
+    z = text_model.model(inputs_embeds=x, use_cache=False).last_hidden_state
     # Frames are the batch of the depth decoder, codebooks its time.
     ids = now[:, :dep_q].permute(0, 2, 1).reshape(batch * steps, dep_q)
-    depth = model.depth_decoder(
-        input_ids=ids, last_hidden_state=z.reshape(batch * steps, 1, -1), use_cache=False)
+    depth = model.depth_decoder(  # without a mask, some versions are not causal here
+        input_ids=ids, last_hidden_state=z.reshape(batch * steps, 1, -1), use_cache=False,
+        attention_mask=torch.ones_like(ids))
     logits = depth.logits.reshape(batch, steps, dep_q, -1).permute(2, 0, 1, 3)
     # Back to the frame of the code that is predicted; what is beyond the end stays NaN.
     aligned = torch.full(logits.shape, float("nan"), device=codes.device)
@@ -85,7 +87,7 @@ def moshi_reference(model, codes, out):
         d = DELAYS[1 + k]
         aligned[k, :, : steps - d] = logits[k, :, d:].float()
     out["codes"] = codes.int()
-    out["text_logits"] = model.decoder.lm_head(z).float()
+    out["text_logits"] = text_model.lm_head(z).float()
     out["logits"] = aligned
 
 
@@ -117,16 +119,28 @@ def main():
     torch.set_default_dtype(torch.float32)
     model = model.to(device=device, dtype=torch.bfloat16).eval()
     generator = torch.Generator(device=device).manual_seed(1)
+    mimi = None
+    if not hasattr(model, "audio_encoder"):  # later versions keep it apart
+        mimi = MimiModel(MimiConfig()).to(device=device, dtype=torch.bfloat16)
     with torch.no_grad():
         randomise(model, generator)
+        if mimi is not None:
+            randomise(mimi, generator)
     say(f"{sum(p.numel() for p in model.parameters()) / 1e9:.2f} G random parameters")
     os.makedirs(args.folder, exist_ok=True)
     model.save_pretrained(args.folder, max_shard_size="5GB")
+    if mimi is not None:
+        mimi.save_pretrained(os.path.join(args.folder, "mimi"))
     say("written: " + ", ".join(sorted(os.listdir(args.folder))))
     # What RoPE and masks keep beside the parameters must not be rounded to bf16 and back.
     del model
     model = MoshiForConditionalGeneration.from_pretrained(
         args.folder, dtype=torch.float32, attn_implementation="eager").to(device).eval()
+    if mimi is None:
+        mimi = model.audio_encoder
+    else:
+        mimi = MimiModel.from_pretrained(os.path.join(args.folder, "mimi"), dtype=torch.float32)
+        mimi = mimi.to(device).eval()
     say("read back in float32")
 
     out = {}
@@ -138,7 +152,7 @@ def main():
     with torch.no_grad():
         for what in (
             lambda: moshi_reference(model, codes, out),
-            lambda: mimi_reference(model.audio_encoder, pcm, config.num_codebooks, out),
+            lambda: mimi_reference(mimi, pcm, config.num_codebooks, out),
         ):
             try:
                 what()

@@ -193,6 +193,20 @@ inline std::string replaced(std::string text, const std::string& old, const std:
   return text;
 }
 
+/// Versions that lift the decoder and, later, put the depth decoder's body below its heads.
+inline Tensors moshi_in_later_transformers(const Tensors& ours, bool depth_body) {
+  Tensors out;
+  for (const auto& [name, stored] : moshi_in_transformers(ours)) {
+    std::string later = name;
+    if (name.starts_with("decoder.")) later = name.substr(8);
+    if (depth_body) later = replaced(later, ".linear.weight", ".weight");
+    if (depth_body && name.find("lm_heads") == name.npos)
+      later = replaced(later, "depth_decoder.", "depth_decoder.model.");
+    out[later] = stored;
+  }
+  return out;
+}
+
 /// As MimiModel names its state: the renaming of its conversion script, in its order.
 inline Tensors mimi_in_transformers(const Tensors& ours, const std::string& prefix) {
   const std::vector<std::pair<std::string, std::string>> renamed{

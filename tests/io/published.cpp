@@ -30,6 +30,8 @@ TEST_CASE("Moshi in the names of each program gives the same weights", "[io]") {
       {NameForm::kyutai, moshi_fused(ours, "in_proj_weight")},
       {NameForm::kyutai, moshi_fused(ours, "in_proj.weight")},
       {NameForm::transformers, moshi_in_transformers(ours)},
+      {NameForm::transformers, moshi_in_later_transformers(ours, false)},
+      {NameForm::transformers, moshi_in_later_transformers(ours, true)},
       {NameForm::candle, moshi_in_steps(ours, false)},
       {NameForm::mlx, moshi_in_steps(ours, true)}};
   for (std::size_t i = 0; i < forms.size(); ++i) {

@@ -97,6 +97,8 @@ inline ModelFiles find_model(const std::filesystem::path& folder, std::filesyste
   if (config.contains("depth_decoder_config")) {  // transformers: one set of files for both models
     files.moshi = files.mimi = folder;
     files.mimi_prefix = "audio_encoder.";
+    if (std::filesystem::is_directory(folder / "mimi"))  // later versions keep it apart
+      files.mimi = folder / "mimi", files.mimi_prefix = {};
   } else {
     const bool sharded = std::filesystem::exists(folder / "model.safetensors.index.json", ignored);
     files.moshi = detail::model_file(folder, config, "moshi_name",

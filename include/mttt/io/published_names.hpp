@@ -149,6 +149,13 @@ inline constexpr NameRule transformers_rules[] = {
     {"quantizer.rvq_rest.*", "quantizer.acoustic_residual_vector_quantizer.$1"},
 };
 
+/// What later versions of transformers call what the table calls by its first name.
+inline constexpr std::pair<std::string_view, std::string_view> transformers_versions[] = {
+    {"decoder.model.", "model."},
+    {"decoder.lm_head.weight", "lm_head.weight"},
+    {"depth_decoder.", "depth_decoder.model."},
+    {".linear.weight", ".weight"}};
+
 // A depformer for each step. Norms, which the steps share, are stored with each: the first counts.
 inline constexpr NameRule candle_rules[] = {
     {"depformer_in.#.weight", "depformer.$1.linear_in.weight"},
@@ -257,6 +264,14 @@ inline Spelling filled_in(std::string_view theirs, std::span<const std::string_v
   return spelling;
 }
 
+/// Puts `by` for `old`, which starts or ends the name.
+inline bool replace_once(std::string& name, std::string_view old, std::string_view by) {
+  const bool starts = name.starts_with(old);
+  if (!starts && !name.ends_with(old)) return false;
+  name.replace(starts ? 0 : name.size() - old.size(), old.size(), by);
+  return true;
+}
+
 /// All ways to find a tensor in a file of this form, likeliest first.
 inline std::vector<Spelling> spellings(NameForm form, const std::string& name) {
   std::vector<Spelling> all;
@@ -264,6 +279,16 @@ inline std::vector<Spelling> spellings(NameForm form, const std::string& name) {
   for (const auto& rule : rules_of(form)) {
     found.clear();
     if (matches(rule.ours, name, found)) all.push_back(filled_in(rule.theirs, found));
+  }
+  if (form == NameForm::transformers) {  // versions nest the same modules in different ways
+    for (const auto& [old, by] : transformers_versions) {
+      for (std::size_t i = 0, n = all.size(); i < n; ++i) {
+        Spelling other = all[i];
+        bool differs = false;
+        for (auto& ref : other) differs = replace_once(ref.name, old, by) || differs;
+        if (differs) all.push_back(std::move(other));
+      }
+    }
   }
   std::vector<std::string> plain{name};
   std::set<std::string> seen{name};
@@ -300,7 +325,8 @@ inline bool is_repeated_name(std::string_view name) {
 /// Of the names that start with `prefix`.
 inline NameForm name_form(const TensorFiles& files, const std::string& prefix = "") {
   const auto has = [&](std::string_view name) { return files.contains(prefix + std::string(name)); };
-  if (has("decoder.lm_head.weight") || has("encoder.layers.0.conv.weight")) return NameForm::transformers;
+  if (has("decoder.lm_head.weight") || has("lm_head.weight") || has("encoder.layers.0.conv.weight"))
+    return NameForm::transformers;
   if (has("depformer.slices.0.linear_in.weight")) return NameForm::mlx;
   if (has("depformer.0.linear_in.weight")) return NameForm::candle;
   return NameForm::kyutai;
