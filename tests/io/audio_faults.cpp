@@ -16,10 +16,10 @@ std::string bytes_of(T value) {
 /// A wav by hand. tag 1: whole numbers, 3: floats.
 std::string wav(int tag, int channels, int rate, int bits, const std::string& data) {
   const int frame = channels * bits / 8;
-  const std::string format = bytes_of(static_cast<std::uint16_t>(tag)) +
-                             bytes_of(static_cast<std::uint16_t>(channels)) + bytes_of(rate) +
-                             bytes_of(rate * frame) + bytes_of(static_cast<std::uint16_t>(frame)) +
-                             bytes_of(static_cast<std::uint16_t>(bits));
+  const std::string format =
+      bytes_of(static_cast<std::uint16_t>(tag)) + bytes_of(static_cast<std::uint16_t>(channels)) +
+      bytes_of(rate) + bytes_of(static_cast<std::uint32_t>(std::int64_t{rate} * frame)) +
+      bytes_of(static_cast<std::uint16_t>(frame)) + bytes_of(static_cast<std::uint16_t>(bits));
   return "RIFF" + bytes_of(static_cast<std::uint32_t>(36 + data.size())) + "WAVEfmt " + bytes_of(16) +
          format + "data" + bytes_of(static_cast<std::uint32_t>(data.size())) + data;
 }
