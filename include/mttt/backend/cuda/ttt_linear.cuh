@@ -72,13 +72,12 @@ template <int F>
 struct FastWeights {
   static constexpr int size = (F + 1) * F;
   float w[F / 8][4], b[4];
-  int band;
+  int band, lane = lane_of_warp();
 
   __device__ int at(int j, int half) const {
-    const int lane = lane_of_warp();
     return (16 * band + lane / 4 + 8 * half) * F + 8 * j + lane % 4 * 2;
   }
-  __device__ int bias_at(int i) const { return 16 * band + lane_of_warp() % 4 * 2 + i / 2 * 8 + i % 2; }
+  __device__ int bias_at(int i) const { return 16 * band + lane % 4 * 2 + i / 2 * 8 + i % 2; }
   __device__ void read(const float* flat) {
     for_pairs<F>([&](int j, int half) {
       const float2 two = *reinterpret_cast<const float2*>(flat + at(j, half));
@@ -94,13 +93,12 @@ struct FastWeights {
     write_bias(flat + F * F);
   }
   __device__ void write_bias(float* bias) const {
-    if (lane_of_warp() >= 4) return;
+    if (lane >= 4) return;
 #pragma unroll
     for (int i = 0; i < 4; ++i) bias[bias_at(i)] = b[i];
   }
   /// Rounded into a tile for products, and the bias as it is.
   __device__ void offer(std::uint32_t tile, float* bias) const {
-    const int lane = lane_of_warp();
     const std::uint32_t first =
         Tile<F, F>::at(tile, 16 * band + lane / 4, 0) + static_cast<std::uint32_t>(lane % 4 * 4);
     for_pairs<F>([&](int j, int half) {
@@ -121,7 +119,12 @@ struct FastWeights {
     for (int part = 0; part < F / 64; ++part) {
       float sum[8][4];
       clear<8>(sum);
-      add_whole_product<C, 64>(sum, ByColumns<T>{x, 0, 2 * band}, ByColumns<T>{g, 0, 8 * part});
+      if constexpr (in_groups<C>()) {
+        start_group_product<C, true, true>(sum, x + band / 4 * C * 128, g + part * C * 128);
+        await_group_products(sum);
+      } else {
+        add_whole_product<C, 64>(sum, ByColumns<T>{x, 0, 2 * band}, ByColumns<T>{g, 0, 8 * part});
+      }
       for_pairs<64>([&](int j, int half) {
 #pragma unroll
         for (int e = 2 * half; e < 2 * half + 2; ++e)
@@ -152,26 +155,29 @@ struct LossPiece {
   float x[P::N / 8][4], rstd[2], means[2][2], rate[2];
 };
 
-/// Gl of a piece. Takes places 0 and 1.
+/// Gl of a piece; all tiles have been offered. Takes places 0 and 1.
 template <int F, class P>
 __device__ void learn_piece(const P& piece, const NormWeights& norm, std::uint32_t k, std::uint32_t target,
                             std::uint32_t w, const float* bias, const float* rates, float eps,
                             float (&g)[P::N / 8][4], LossPiece<P>& loss) {
   using T = Tile<P::R, F>;
   start_with_bias(piece, bias, loss.x);
-  add_whole_product<F, P::N>(loss.x, ByRows<T>{k, piece.first_row, 0},
-                             ByColumns<Tile<F, F>>{w, 0, piece.chunk()});
+  if constexpr (in_groups<P::R>()) {
+    start_group_product<F, false, true>(loss.x, k, w + piece.slice * F * 128);
+    await_group_products(loss.x);
+  } else {
+    add_whole_product<F, P::N>(loss.x, ByRows<T>{k, piece.first_row, 0},
+                               ByColumns<Tile<F, F>>{w, 0, piece.chunk()});
+  }
   loss.rate[0] = rates[piece.row(0)], loss.rate[1] = rates[piece.row(1)];
   piece.normalise(loss.x, loss.rstd, eps, 0);
-  loss_gradient<T>(piece, norm, target, loss.rstd, loss.x, g, loss.means, 1);
-#pragma unroll
-  for (int i = 0; i < P::N / 2; ++i) g[i / 4][i % 4] *= loss.rate[i % 4 / 2];
+  loss_gradient<T>(piece, norm, target, loss.rstd, loss.rate, loss.x, g, loss.means, 1);
 }
 
 /// Whether the query of element e of a piece's row block sees the key of its column.
 template <class P>
 __device__ bool sees(const P& piece, int n, int e) {
-  return 8 * n + lane_of_warp() % 4 * 2 + e % 2 <= piece.row(e / 2);
+  return 8 * n + piece.lane % 4 * 2 + e % 2 <= piece.row(e / 2);
 }
 
 /// How a block's shared memory is laid out, in bytes from its start; float32 arrays last.
@@ -192,20 +198,29 @@ struct TttLinearForward {
   static constexpr int shared = floats + 4 * (exchange + 3 * P::place_floats);
 };
 
+/// This thread's number, read anew: what one half of a block computes from it the compiler would else compute
+/// for both, and keep in registers that neither has left.
+__device__ inline int own_thread() {
+  int x;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(x));
+  return x;
+}
+
 /// Where this warp stands in its half of a forward block.
 template <int F, int C>
 struct TttLinearHalf {
   using Shape = TttLinearForward<F, C>;
   std::uint32_t memory = shared_address(ttt_memory);
   float* floats = reinterpret_cast<float*>(ttt_memory + Shape::floats);
-  int thread = static_cast<int>(threadIdx.x) % Shape::half, warp = thread / 32;
+  int thread = own_thread() % Shape::half, warp = thread / 32;
   NormWeights norm{floats + Shape::gamma, floats + Shape::beta};
 
   __device__ typename Shape::P piece(int barrier, int place) const {
     return {16 * (warp % (C / 16)),
             warp / (C / 16),
             floats + Shape::exchange + place * Shape::P::place_floats,
-            {barrier, Shape::half}};
+            {barrier, Shape::half},
+            thread % 32};
   }
   __device__ std::uint32_t k(int m) const { return memory + Shape::k + m % Shape::stages * Shape::tile; }
   __device__ std::uint32_t q(int m) const { return memory + Shape::q + m % Shape::stages * Shape::tile; }
@@ -228,9 +243,10 @@ __device__ void ttt_linear_learn(const TttLinearTask& task, float* weights, floa
   const auto piece = half.piece(1, 0);
   const int M = task.mini_batches;
   FastWeights<F> fast;
-  fast.band = half.warp;
+  fast.band = half.warp, fast.lane = half.thread % 32;
   fast.read(weights);
   fast.offer(half.w(0), half.bias(0));
+  offer_tiles<C>();
   const float factor = -half.floats[Shape::scale + C - 1];
   const bool whole = task.tokens<C>(M - 1) == C;  // the last mini-batch
   float* checkpoint = task.checkpoints + blockIdx.x * static_cast<Index>(fast.size);
@@ -249,10 +265,12 @@ __device__ void ttt_linear_learn(const TttLinearTask& task, float* weights, floa
                    task.eps, g, loss);
     if (m > 0) half.answered().sync();
     write_piece<Tile<C, F>>(piece, half.g(), g);
+    offer_tiles<C>();
     half.learned().arrive();
     piece.barrier.sync();
     if (m + 1 < M || whole) fast.template add<C>(half.k(m), half.g(), factor);
     fast.offer(half.w(m + 1), half.bias(m + 1));
+    offer_tiles<C>();
   }
   fast.write(weights);
   if (gradients == nullptr) return;
@@ -295,20 +313,26 @@ __device__ void ttt_linear_answer(const TttLinearTask& task, bf16* out) {
   for (int m = 0; m < Shape::stages - 1; ++m) ttt_linear_copy<F, C>(task, half, m, first + m * stride);
   const float scale[2] = {half.floats[Shape::scale + piece.row(0)], half.floats[Shape::scale + piece.row(1)]};
   await_copies_but<Shape::stages - 2>();
+  offer_tiles<C>();
   half.ready(0).arrive();
   piece.barrier.sync();
 
   for (int m = 0; m < M; ++m, first += stride) {
     await_copies_but<Shape::stages - 3>();
+    offer_tiles<C>();
     if (m + 1 < M) half.ready(m + 1).arrive();
-    PackedPiece<F> query;
-    query.read(ByRows<T>{half.q(m), piece.first_row, 0});
+    const ByRows<T> query{half.q(m), piece.first_row, 0};
     PackedPiece<C> p;
     {
       float dots[C / 8][4];
 #pragma unroll
       for (int i = 0; i < C / 2; ++i) dots[i / 4][i % 4] = 1;
-      add_whole_product<F, C>(dots, query, ByRows<T>{half.k(m), 0, 0});
+      if constexpr (in_groups<C>()) {
+        start_group_product<F, false, false>(dots, half.q(m), half.k(m));
+        await_group_products(dots);
+      } else {
+        add_whole_product<F, C>(dots, query, ByRows<T>{half.k(m), 0, 0});
+      }
 #pragma unroll
       for (int i = 0; i < C / 2; ++i)
         dots[i / 4][i % 4] = sees(piece, i / 4, i % 4) ? -scale[i % 4 / 2] * dots[i / 4][i % 4] : 0;
@@ -317,8 +341,14 @@ __device__ void ttt_linear_answer(const TttLinearTask& task, bf16* out) {
     float z[P::N / 8][4], rstd[2];
     half.learned().sync();  // hence the weights that these gradients were taken at are here as well
     start_with_bias(piece, half.bias(m), z);
-    add_whole_product<F, P::N>(z, query, ByColumns<Tile<F, F>>{half.w(m), 0, piece.chunk()});
-    add_whole_product<C, P::N>(z, p, ByColumns<T>{half.g(), 0, piece.chunk()});
+    if constexpr (in_groups<C>()) {
+      start_group_product<F, false, true>(z, half.q(m), half.w(m) + piece.slice * F * 128);
+      start_group_product(z, p, half.g() + piece.slice * C * 128);
+      await_group_products(z);
+    } else {
+      add_whole_product<F, P::N>(z, query, ByColumns<Tile<F, F>>{half.w(m), 0, piece.chunk()});
+      add_whole_product<C, P::N>(z, p, ByColumns<T>{half.g(), 0, piece.chunk()});
+    }
     if (m + 1 < M) half.answered().arrive();
     ttt_linear_copy<F, C>(task, half, m + Shape::stages - 1, first + (Shape::stages - 1) * stride);
     piece.normalise(z, rstd, task.eps, 0);

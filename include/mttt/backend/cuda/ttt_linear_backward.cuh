@@ -106,6 +106,12 @@ struct TttLinearBack {
     return to.biases + (blockIdx.x * static_cast<Index>(task.group) + i) * F;
   }
 
+  /// What threads have written or copied before may be read after it.
+  __device__ void sync() const {
+    offer_tiles<C>();
+    __syncthreads();
+  }
+
   /// The weights that mini-batches begin, begin + 1, ... start from, into scratch.
   __device__ void learn_again(int begin, int count) {
     FastWeights<F> fast;
@@ -122,7 +128,7 @@ struct TttLinearBack {
     for (int i = 0; i < count; ++i) {
       fast.offer(tile(Shape::w), floats + Shape::bias);
       await_copies();
-      __syncthreads();
+      sync();
       keep_weights(i);
       if (i + 1 == count) break;
       copy(i + 1);
@@ -132,11 +138,11 @@ struct TttLinearBack {
       learn_piece<F>(piece, norm, tile(keys), tile(wanted), tile(Shape::w), floats + Shape::bias,
                      floats + Shape::rates + i % 2 * C, task.eps, g, loss);
       write_piece<T>(piece, tile(Shape::g), g);
-      __syncthreads();
+      sync();
       fast.template add<C>(tile(keys), tile(Shape::g), -floats[Shape::scale + C - 1]);
     }
     __threadfence();  // the copies that fetch them go past the first cache
-    __syncthreads();
+    sync();
   }
   __device__ void keep_weights(int i) const {
     uint4* kept = kept_weights(i);
@@ -161,7 +167,7 @@ struct TttLinearBack {
     commit_copies();
     dw.offer(tile(Shape::dw), floats + Shape::dbias);
     await_copies_but<1>();
-    __syncthreads();
+    sync();
     LossPiece<P> loss;
     {
       float g[N / 8][4];
@@ -170,18 +176,18 @@ struct TttLinearBack {
       write_piece<T>(piece, tile(Shape::g), g);
     }
     await_copies();
-    __syncthreads();
+    sync();
     float dots[C / 8][4];  // 1 + A, 0 where masked
     answers(dots);
-    __syncthreads();
+    sync();
     queries(m, dots);
     const float factor = task.tokens<C>(m) == C ? -floats[Shape::scale + C - 1] : 0;
     losses(m, factor, loss);
-    __syncthreads();
+    sync();
     keys(m, factor);
     dw.template add<C>(tile(Shape::q), tile(Shape::dzbar), 1);
     dw.template add<C>(tile(Shape::k), tile(Shape::dz), 1);
-    __syncthreads();
+    sync();
   }
 
   /// A row block of C x C numbers, which all slices of its rows hold alike.

@@ -85,12 +85,6 @@ struct PackedPiece {
 #pragma unroll
     for (int k = 0; k < K / 16; ++k) pack_factor(a[k], c[2 * k], c[2 * k + 1]);
   }
-  /// Or what another left factor holds, to be read once for several products.
-  template <class Left>
-  __device__ void read(const Left& from) {
-#pragma unroll
-    for (int k = 0; k < K / 16; ++k) from.left(a[k], k);
-  }
   __device__ void left(std::uint32_t (&to)[4], int k) const {
 #pragma unroll
     for (int i = 0; i < 4; ++i) to[i] = a[k][i];
@@ -149,6 +143,69 @@ __device__ void add_whole_product(float (&c)[N / 8][4], const Left& left, const 
   }
 }
 
+// Four warps of 16 rows each, one above the other, multiply together where tiles have 64 rows and the code is
+// compiled for it: the right factor is then read once for all. Tiles that threads have written must have been
+// offered (offer_copies) before the barrier before.
+
+template <int R>
+constexpr bool in_groups() {
+  return R == 64 && by_groups<128>();
+}
+/// Starts c (64 x 64) += a (64 x K, a warp's 16 rows in its registers) b (K x 64, a tile's columns from
+/// `right` on).
+template <int K>
+__device__ void start_group_product(float (&c)[8][4], const PackedPiece<K>& a, std::uint32_t right) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  hold(reinterpret_cast<float(&)[1][8][4]>(c));
+  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+#pragma unroll
+  for (int k = 0; k < K / 16; ++k) group_multiply(c, a.a[k], tile_descriptor(right + k * 16 * 128));
+  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+#endif
+}
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+/// The same of one step, both factors in shared memory: as they lie (a row's terms of the sum side by side),
+/// or by columns.
+template <bool left_by_columns, bool right_by_columns>
+__device__ void group_step(float (&c)[8][4], std::uint64_t a, std::uint64_t b) {
+  asm volatile(
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, "
+      "%11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, "
+      "%31}, %32, %33, 1, 1, 1, %34, %35;"
+      : "+f"(c[0][0]), "+f"(c[0][1]), "+f"(c[0][2]), "+f"(c[0][3]), "+f"(c[1][0]), "+f"(c[1][1]),
+        "+f"(c[1][2]), "+f"(c[1][3]), "+f"(c[2][0]), "+f"(c[2][1]), "+f"(c[2][2]), "+f"(c[2][3]),
+        "+f"(c[3][0]), "+f"(c[3][1]), "+f"(c[3][2]), "+f"(c[3][3]), "+f"(c[4][0]), "+f"(c[4][1]),
+        "+f"(c[4][2]), "+f"(c[4][3]), "+f"(c[5][0]), "+f"(c[5][1]), "+f"(c[5][2]), "+f"(c[5][3]),
+        "+f"(c[6][0]), "+f"(c[6][1]), "+f"(c[6][2]), "+f"(c[6][3]), "+f"(c[7][0]), "+f"(c[7][1]),
+        "+f"(c[7][2]), "+f"(c[7][3])
+      : "l"(a), "l"(b), "n"(left_by_columns ? 1 : 0), "n"(right_by_columns ? 1 : 0));
+}
+#endif
+/// Starts c (64 x 64) += left (64 x K) right (K x 64). What is read as it lies is a tile of 64 rows.
+template <int K, bool left_by_columns, bool right_by_columns>
+__device__ void start_group_product(float (&c)[8][4], std::uint32_t left, std::uint32_t right) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  hold(reinterpret_cast<float(&)[1][8][4]>(c));
+  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+#pragma unroll
+  for (int k = 0; k < K / 16; ++k) {
+    const int by_columns = k * 16 * 128, as_it_lies = k / 4 * 64 * 128 + k % 4 * 32;
+    group_step<left_by_columns, right_by_columns>(
+        c, tile_descriptor(left + (left_by_columns ? by_columns : as_it_lies)),
+        tile_descriptor(right + (right_by_columns ? by_columns : as_it_lies)));
+  }
+  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+#endif
+}
+__device__ inline void await_group_products(float (&c)[8][4]) {
+  await_products<0, 128>(reinterpret_cast<float(&)[1][8][4]>(c));
+}
+/// Tiles that this thread has written or copied may be read by such products after the next barrier.
+template <int R>
+__device__ void offer_tiles() {
+  if constexpr (in_groups<R>()) offer_copies<128>();
+}
+
 template <int N>
 __device__ void clear(float (&c)[N][4]) {
 #pragma unroll
@@ -199,15 +256,15 @@ struct Piece {
   int first_row, slice;  // of the warp: rows first_row and 15 more
   float* exchange;       // in shared memory: place_floats a place
   NamedBarrier barrier;  // of all warps of the tile
+  int lane = lane_of_warp();
 
-  __device__ int row(int half) const { return first_row + lane_of_warp() / 4 + 8 * half; }
+  __device__ int row(int half) const { return first_row + lane / 4 + 8 * half; }
   __device__ int chunk() const { return slice * N / 8; }
-  __device__ int column(int j) const { return slice * N + 8 * j + lane_of_warp() % 4 * 2; }
+  __device__ int column(int j) const { return slice * N + 8 * j + lane % 4 * 2; }
   /// Address in tile T, which has F columns, of the pair (j, half).
   template <class T>
   __device__ std::uint32_t pair_at(std::uint32_t tile, int j, int half) const {
-    const std::uint32_t first =
-        T::at(tile, row(0), chunk()) + static_cast<std::uint32_t>(lane_of_warp() % 4 * 4);
+    const std::uint32_t first = T::at(tile, row(0), chunk()) + static_cast<std::uint32_t>(lane % 4 * 4);
     return further<T>(first, j) + static_cast<std::uint32_t>(half * 8 * 128);
   }
 
@@ -269,8 +326,9 @@ struct Piece {
 #pragma unroll
     for (int half = 0; half < 2; ++half) rstd[half] = rsqrtf(of_row[half][1] * (1.0f / F) + eps);
     for_pairs<N>([&](int j, int half) {
-      z[j][2 * half] = (z[j][2 * half] - of_row[half][0]) * rstd[half];
-      z[j][2 * half + 1] = (z[j][2 * half + 1] - of_row[half][0]) * rstd[half];
+      const float shift = -of_row[half][0] * rstd[half];
+      z[j][2 * half] = fmaf(z[j][2 * half], rstd[half], shift);
+      z[j][2 * half + 1] = fmaf(z[j][2 * half + 1], rstd[half], shift);
     });
   }
 
@@ -279,7 +337,7 @@ struct Piece {
   template <int V>
   __device__ void exchange_rows(const float (&mine)[2][V], float (&of)[2][S][4], int place) const {
     float* at = exchange + place * place_floats;
-    if (lane_of_warp() % 4 == 0) {
+    if (lane % 4 == 0) {
 #pragma unroll
       for (int i = 0; i < 2 * V; ++i) at[(slice * R + row(i / V)) * 4 + i % V] = mine[i / V][i % V];
     }
@@ -347,12 +405,12 @@ struct NormWeights {
   __device__ float2 shift(int column) const { return *reinterpret_cast<const float2*>(beta + column); }
 };
 
-/// inner_loss_gradient of rows x that are normalised already: g = rstd (h - mean(h) - x mean(h x)), and
-/// means[half] = {mean(h), mean(h x)} for the way back. Takes one place.
+/// inner_loss_gradient of rows x that are normalised already, times `rate`: g = rate rstd (h - mean(h) - x
+/// mean(h x)), and means[half] = {mean(h), mean(h x)} for the way back. Takes one place.
 template <class T, class P>
 __device__ void loss_gradient(const P& piece, const NormWeights& norm, std::uint32_t target,
-                              const float (&rstd)[2], float (&x)[P::N / 8][4], float (&g)[P::N / 8][4],
-                              float (&means)[2][2], int place) {
+                              const float (&rstd)[2], const float (&rate)[2], float (&x)[P::N / 8][4],
+                              float (&g)[P::N / 8][4], float (&means)[2][2], int place) {
   float sums[2][2] = {};
   for_pairs<P::N>([&](int j, int half) {
     const float2 gamma = norm.scale(piece.column(j)), beta = norm.shift(piece.column(j));
@@ -368,9 +426,10 @@ __device__ void loss_gradient(const P& piece, const NormWeights& norm, std::uint
 #pragma unroll
   for (int i = 0; i < 4; ++i) means[i / 2][i % 2] = sums[i / 2][i % 2] * (1.0f / P::F);
   for_pairs<P::N>([&](int j, int half) {
+    const float factor = rate[half] * rstd[half];
 #pragma unroll
     for (int e = 2 * half; e < 2 * half + 2; ++e)
-      g[j][e] = rstd[half] * (g[j][e] - means[half][0] - x[j][e] * means[half][1]);
+      g[j][e] = fmaf(x[j][e], -factor * means[half][1], fmaf(g[j][e], factor, -factor * means[half][0]));
   });
 }
 
@@ -478,8 +537,7 @@ template <class T, class P>
 __device__ void store_piece(const P& piece, std::uint32_t tile, const float (&c)[P::N / 8][4], bf16* to,
                             Index step, int valid) {
   constexpr int chunks = P::N / 8, passes = chunks / 2, pass = 32 / chunks;  // rows of a pass
-  const int first = piece.first_row + lane_of_warp() / chunks,
-            chunk = piece.chunk() + lane_of_warp() % chunks;
+  const int first = piece.first_row + piece.lane / chunks, chunk = piece.chunk() + piece.lane % chunks;
   uint4 eight[passes];
   __syncwarp();
   write_piece<T>(piece, tile, c);
