@@ -117,7 +117,7 @@ struct BackwardBlock : MlpBlock<F, hidden, C, tuning::ttt_mlp_backward_warps(C)>
 #pragma unroll
       for (int e = 0; e < 4; ++e) sum[e / 2] += d[j][e] * dots[j][e];
     }
-    const int lane = lane_again();
+    const int lane = static_cast<int>(lane_again() % 32);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       sum[half] += __shfl_xor_sync(0xffffffffu, sum[half], 1);

@@ -160,8 +160,9 @@ struct MlpBlock {
   }
   /// This block's share of b2 + in W2.
   __device__ void second_layer(Width& z, Factor<C, H> in) const {
+    const float share = rank == 0 ? 1 : 0;  // not a choice for each number, which would be a branch each
     pairs(z, row, width_column,
-          [&](float& a, float& b, int, int c) { a = rank == 0 ? b2[c] : 0, b = rank == 0 ? b2[c + 1] : 0; });
+          [&](float& a, float& b, int, int c) { a = share * b2[c], b = share * b2[c + 1]; });
     accumulate_all<groups, H>(z, in, w2, row, width_column);
   }
   template <int NT>
@@ -212,7 +213,7 @@ struct MlpBlock {
   /// f(sum, column) of a layer's D sums of columns.
   template <int D, class Fn>
   __device__ static void each_bias(Biases& db, Fn&& f) {
-    const int lane = lane_again();
+    const int lane = static_cast<int>(lane_again() % 32);
     if (bias_column() >= D || lane >= 4) return;
 #pragma unroll
     for (int j = 0; j < 2; ++j) {

@@ -16,8 +16,8 @@ namespace mttt::detail::mlp {
 
 /// This thread's lane, as if it were another one each time: else what follows from it, the addresses of all
 /// planes of a loop, is kept in registers.
-__device__ inline int lane_again() {
-  int lane = threadIdx.x % 32;
+__device__ inline unsigned lane_again() {
+  unsigned lane = threadIdx.x % 32;
   asm volatile("" : "+r"(lane));
   return lane;
 }
@@ -32,31 +32,31 @@ struct Factor {
   /// The i-th of several that follow each other.
   __device__ Factor stage(Index i) const { return {at + static_cast<std::uint32_t>(i * bytes)}; }
   /// Address of the pair at (row, column) of the tile.
-  __device__ std::uint32_t pair(int row, int column) const {
-    return Tile<R, D>::at(at, row, column / 8) + column % 8 * 2;
+  __device__ std::uint32_t pair(unsigned row, unsigned column) const {
+    return at + row * 128 + column / 64 * (R * 128) + (column / 8 ^ row) % 8 * 16 + column % 8 * 2;
   }
   /// 16 x 16 at (m, k) of a left factor, at (k, n) of a right one.
-  __device__ void left(std::uint32_t (&f)[4], int m, int k, int lane) const {
+  __device__ void left(std::uint32_t (&f)[4], int m, int k, unsigned lane) const {
     turned ? load_transposed(f, piece<true>(k, m, lane)) : load_matrices(f, piece<false>(m, k, lane));
   }
-  __device__ void right(std::uint32_t (&f)[4], int k, int n, int lane) const {
+  __device__ void right(std::uint32_t (&f)[4], int k, int n, unsigned lane) const {
     turned ? load_matrices(f, piece<true>(n, k, lane)) : load_transposed(f, piece<false>(k, n, lane));
   }
 
  private:
-  /// What this lane tells of four 8 x 8 matrices from (row, column) on, by columns of two or by rows of two.
+  /// What this lane tells of four 8 x 8 matrices from (row, column), multiples of 16, on: by columns of two
+  /// or by rows of two.
   template <bool by_rows>
-  __device__ std::uint32_t piece(int row, int column, int lane) const {
-    const int down = by_rows ? lane % 8 + lane / 16 * 8 : lane % 16;
-    const int right = by_rows ? lane / 8 % 2 : lane / 16, chunk = column / 8;
-    return at + static_cast<std::uint32_t>((row + down) * 128 + chunk / 8 * (R * 128) +
-                                           (chunk % 8 ^ right ^ down % 8) * 16);
+  __device__ std::uint32_t piece(unsigned row, unsigned column, unsigned lane) const {
+    const unsigned down = by_rows ? lane % 8 + lane / 16 * 8 : lane % 16;
+    const unsigned right = by_rows ? lane / 8 % 2 : lane / 16;
+    return at + (row + down) * 128 + column / 64 * (R * 128) + (column / 8 % 8 ^ right ^ lane % 8) * 16;
   }
 };
 
 /// Rows of ones: products with it are sums of columns.
 struct Ones {
-  __device__ void left(std::uint32_t (&to)[4], int, int, int) const {
+  __device__ void left(std::uint32_t (&to)[4], int, int, unsigned) const {
     to[0] = to[1] = to[2] = to[3] = 0x3f803f80u;
   }
 };
@@ -67,7 +67,7 @@ template <int K, int NT, class A, class B>
 __device__ __forceinline__ void accumulate(float (&c)[NT][4], const A& a, const B& b, int m, int n,
                                            int first = 0, int end = K) {
   static_assert(NT % 2 == 0);
-  const int lane = lane_again();
+  const unsigned lane = lane_again();
 #pragma unroll
   for (int k = 0; k < K; k += 16) {
     if (k < first || k >= end) continue;
@@ -124,7 +124,7 @@ __device__ __forceinline__ void accumulate_all(float (&c)[NT][4], Factor<RA, DA,
     static_assert(NT == 8 || (NT == 4 && RA == 64 && !a_turned));
     std::uint32_t left[K / 16][4];
     if constexpr (NT == 8) {
-      const int lane = lane_again();
+      const unsigned lane = lane_again();
 #pragma unroll
       for (int k = 0; k < K; k += 16) a.left(left[k / 16], m, k, lane);
     }
@@ -156,12 +156,13 @@ __device__ __forceinline__ void accumulate_all(float (&c)[NT][4], Factor<RA, DA,
 /// f(a, b, row, column) of each two neighbours in such sums.
 template <int NT, class Fn>
 __device__ __forceinline__ void pairs(float (&c)[NT][4], int m, int n, Fn&& f) {
-  const int lane = lane_again();
+  const unsigned lane = lane_again(), row = static_cast<unsigned>(m) + lane / 4,
+                 column = static_cast<unsigned>(n) + lane % 4 * 2;
 #pragma unroll
   for (int j = 0; j < NT; ++j) {
 #pragma unroll
     for (int half = 0; half < 2; ++half)
-      f(c[j][2 * half], c[j][2 * half + 1], m + 8 * half + lane / 4, n + 8 * j + lane % 4 * 2);
+      f(c[j][2 * half], c[j][2 * half + 1], row + 8 * half, column + 8 * j);
   }
 }
 /// f(i, x) of each number.
@@ -179,10 +180,19 @@ __device__ __forceinline__ void clear(float (&c)[NT][4]) {
   each(c, [](int, float& x) { x = 0; });
 }
 
-/// Sums into a tile, rounded.
+/// Sums into a tile, rounded. Eight columns of eight begin at a multiple of 64.
 template <int NT, int R, int D>
 __device__ __forceinline__ void put(float (&c)[NT][4], Factor<R, D> tile, int m, int n) {
-  pairs(c, m, n, [&](float a, float b, int row, int column) { write_pair(tile.pair(row, column), a, b); });
+  const unsigned lane = lane_again(), first = static_cast<unsigned>(n) / 8;
+  std::uint32_t row = tile.at + (static_cast<unsigned>(m) + lane / 4) * 128 + lane % 4 * 4;
+  if (NT == 8) row += first / 8 * (R * 128);
+#pragma unroll
+  for (int j = 0; j < NT; ++j) {
+    const unsigned chunk = NT == 8 ? j : first + j;
+    const std::uint32_t to = row + chunk / 8 * (R * 128) + (chunk % 8 ^ lane / 4) * 16;
+    write_pair(to, c[j][0], c[j][1]);
+    write_pair(to + 8 * 128, c[j][2], c[j][3]);
+  }
 }
 
 }  // namespace mttt::detail::mlp
