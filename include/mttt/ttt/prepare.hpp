@@ -96,8 +96,9 @@ struct Prepare {
     const Index token = item / teams_a_token(), first = item % teams_a_token() * together;
     const Index start = position == nullptr ? 0 : static_cast<Index>(position[token / steps]);
     const Index place = (start + token % steps) % mini_batch, line = line_per_token ? token : place;
+    const auto self = *this;
     team.rows(heads - first < together ? heads - first : together,
-              [=, *this](auto part, Index r) { head_of_token(part, token, first + r, line); });
+              [=](auto part, Index r) { self.head_of_token(part, token, first + r, line); });
   }
 
   template <class Team>
@@ -189,8 +190,9 @@ struct PrepareBackward {
     } else {
       const Index teams = forward.teams_a_token(), token = item / teams,
                   first = item % teams * forward.together;
+      const auto self = *this;
       team.rows(heads - first < forward.together ? heads - first : forward.together,
-                [=, *this](auto one, Index r) { head_of_token(one, token, first + r, nullptr, nullptr); });
+                [=](auto one, Index r) { self.head_of_token(one, token, first + r, nullptr, nullptr); });
     }
   }
 
