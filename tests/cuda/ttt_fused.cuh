@@ -161,9 +161,6 @@ struct FusedScan {
     for (const auto& [name, x] : expected) {
       CAPTURE(name);
       const double error = distance(found.at(name), x);
-      if (std::getenv("MTTT_TEST_REPORT") != nullptr)
-        std::printf("F %ld C %ld T %ld %-10s %.5f of %.5f\n", long(F), long(C), long(c.steps), name.c_str(),
-                    error, tolerance(name));
       CHECK(error <= tolerance(name));  // false of NaN
     }
     const auto again = fused(c, in);

@@ -12,13 +12,14 @@
 //          tokens; fast weights W (F, F) and b (F) in float32, the operands of products are rounded to bf16.
 // Units:   strides in elements.
 // Errors:  those of check.cuh.
-// Not supported: other widths and mini-batches: fuses_ttt of cuda.cuh is false for them.
+// Not supported: other widths and mini-batches: fuses_ttt of cuda.cuh is false for them. GPUs that give a
+//          block less than 218 KB of shared memory, at heads of 128 with mini-batches of 64.
 // Source:  ttt/dual.hpp; warp specialisation as in FlashAttention-3 (Shah et al. 2024), section 3.1.
 #pragma once
 
 #include "mttt/backend/cuda/check.cuh"
 #include "mttt/backend/cuda/launch.cuh"
-#include "mttt/backend/cuda/ttt_tiles.cuh"
+#include "mttt/backend/cuda/ttt_rows.cuh"
 #include "mttt/backend/cuda/tuning.cuh"
 
 namespace mttt::detail {

@@ -66,7 +66,9 @@ constexpr AttentionTiles attention_brief(int head_dim) { return {16, 16, 32, 102
 inline constexpr int ring_parts = 4, ring_part = 128, ring_threads = 256, ring_fill = 2;
 inline constexpr int ring_queue = 64 << 10;
 
-/// Scans of TTT-Linear: blocks of a head that a multiprocessor is to hold, forward and backward.
+/// Scans of TTT-Linear: blocks that a multiprocessor is to hold, forward and backward. On an H200, 64 heads of 64,
+/// mini-batches of 16, 2048 tokens of 8 sessions: backward 1.53 ms with 3, 1.84 ms with 4 (which at one session
+/// made it 1.73 instead of 0.74 ms, other changes included).
 constexpr int ttt_linear_blocks(int width) { return width == 128 ? 1 : 2; }
 constexpr int ttt_linear_backward_blocks(int width, int mini_batch) {
   return width == 128 ? 1 : mini_batch == 16 ? 3 : 2;
