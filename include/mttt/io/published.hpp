@@ -60,7 +60,7 @@ inline std::filesystem::path model_file(const std::filesystem::path& folder, con
     fail(folder.string() + ", config.json", cat("'", key, "': ", quote(name)), "a file of that folder",
          "fetch the file again");
   }
-  const std::filesystem::path path = folder / local;
+  std::filesystem::path path = folder / local;
   std::error_code ignored;  // what cannot be looked at cannot be opened either, which says why
   if (std::filesystem::exists(path, ignored)) return path;
   if (!needed) return {};
