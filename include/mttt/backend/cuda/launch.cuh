@@ -14,6 +14,7 @@
 #include <utility>
 
 #include "mttt/backend/cuda/check.cuh"
+#include "mttt/core/tensor.hpp"
 
 namespace mttt::detail {
 
