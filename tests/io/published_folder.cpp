@@ -58,7 +58,10 @@ TEST_CASE("a config.json that matches is taken, of either program", "[io]") {
   config["depformer_dim_feedforward"] = {33, 33, 33};
   config["depformer_weights_per_step_schedule"] = nullptr;
   config["conditioners"] = nullptr;
+  config["tts_config"] = nlohmann::json::object();
   expect(config);
+  config["model_type"] = "hibiki";
+  check_refused([&] { expect(config); }, "'model_type': found \"hibiki\", expected \"moshi\"");
   config = transformers_config();
   config.erase("rope_theta");
   config["rope_parameters"] = {{"rope_theta", 10000.0}, {"rope_type", "default"}};

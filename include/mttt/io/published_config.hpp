@@ -60,7 +60,7 @@ class ConfigFields {
 
   void refuse_unknown() {
     for (const auto& [name, value] : config_.items()) {
-      if (known_.contains(name) || value.is_null() || value == false) continue;
+      if (known_.contains(name) || value.empty() || value == false) continue;  // null is empty too
       problems_.add("config field '", name, "': found ", value.dump(), ", expected no such field");
     }
   }
