@@ -8,6 +8,7 @@
 #include <CLI/CLI.hpp>
 
 #include "../program.hpp"
+#include "mttt/io/json.hpp"
 #include "mttt/io/safetensors.hpp"
 #include "options.hpp"
 
@@ -17,9 +18,10 @@ namespace {
 std::string preset_of(const std::filesystem::path& checkpoint) {
   const mttt::SafetensorsFile file(checkpoint);
   const auto found = file.metadata().find("config");
-  const auto config = found == file.metadata().end() ? nlohmann::json()
-                                                     : nlohmann::json::parse(found->second, nullptr, false);
-  std::string preset = config.is_object() ? config.value("preset", "") : "";
+  const auto config =
+      found == file.metadata().end() ? nlohmann::json() : mttt::detail::parse_json(found->second);
+  const auto named = config.is_object() ? config.find("preset") : config.end();
+  std::string preset = named != config.end() && named->is_string() ? named->get<std::string>() : "";
   if (preset != "tiny" && preset != "tiny_without_ttt") {
     mttt::fail(checkpoint.string(),
                preset.empty() ? "no preset in its metadata" : "the preset '" + preset + "'",

@@ -11,6 +11,7 @@
 
 #include "../program.hpp"
 #include "mttt/io/file.hpp"
+#include "mttt/io/json.hpp"
 
 namespace {
 
@@ -18,7 +19,7 @@ using Json = nlohmann::ordered_json;
 
 Json read_json(const std::string& path) {
   const mttt::WholeFile file(path);
-  auto json = Json::parse(file.text(), nullptr, false);
+  auto json = mttt::detail::parse_json<Json>(file.text());
   if (!json.is_object()) mttt::fail(path, "no JSON object", "what the program stream writes", "stream again");
   return json;
 }
@@ -37,7 +38,7 @@ Json losses_of(const std::string& path) {
   std::string_view rest = file.text();
   while (!rest.empty()) {
     const auto end = std::min(rest.find('\n'), rest.size());
-    const auto line = Json::parse(rest.substr(0, end), nullptr, false);
+    const auto line = mttt::detail::parse_json<Json>(rest.substr(0, end));
     rest.remove_prefix(std::min(end + 1, rest.size()));
     if (!line.is_object() || !line.contains("loss")) continue;
     if (first.is_null()) first = line;
