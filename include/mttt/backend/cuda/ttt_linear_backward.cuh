@@ -123,6 +123,7 @@ struct TttLinearBack {
           copy_tile(i % 2 == 0 ? Shape::k : Shape::q, task.k, begin + i);
           copy_tile(i % 2 == 0 ? Shape::target : Shape::dout, task.target, begin + i);
           copy_rates(begin + i, floats + Shape::rates + i % 2 * C);
+          commit_copies();  // await_copies waits for nothing else
         };
     copy(0);
     for (int i = 0; i < count; ++i) {
