@@ -100,12 +100,7 @@ struct FastWeights {
   }
   /// Rounded into a tile for products, and the bias as it is.
   __device__ void offer(std::uint32_t tile, float* bias) const {
-    const std::uint32_t first =
-        Tile<F, F>::at(tile, 16 * band + lane / 4, 0) + static_cast<std::uint32_t>(lane % 4 * 4);
-    for_pairs<F>([&](int j, int half) {
-      write_pair(further<Tile<F, F>>(first, j) + static_cast<std::uint32_t>(half * 8 * 128), w[j][2 * half],
-                 w[j][2 * half + 1]);
-    });
+    write_rows<Tile<F, F>, F>(tile, 16 * band, 0, lane, w);
     write_bias(bias);
   }
   __device__ void clear_all() {
@@ -116,12 +111,15 @@ struct FastWeights {
   template <int C>
   __device__ void add(std::uint32_t x, std::uint32_t g, float factor) {
     using T = Tile<C, F>;
+    float of_bias[2][4];
+    clear<2>(of_bias);
 #pragma unroll
     for (int part = 0; part < F / 64; ++part) {
       float sum[8][4];
       clear<8>(sum);
       if constexpr (in_groups<C>()) {
         start_group_product<C, true, true>(sum, x + band / 4 * C * 128, g + part * C * 128);
+        if (part == 0) add_whole_product<C, 16>(of_bias, Ones{}, ByColumns<T>{g, 0, 2 * band});
         await_group_products(sum);
       } else {
         add_whole_product<C, 64>(sum, ByColumns<T>{x, 0, 2 * band}, ByColumns<T>{g, 0, 8 * part});
@@ -132,11 +130,11 @@ struct FastWeights {
           w[8 * part + j][e] = fmaf(factor, sum[j][e], w[8 * part + j][e]);
       });
     }
-    float sum[2][4];
-    clear<2>(sum);
-    add_whole_product<C, 16>(sum, Ones{}, ByColumns<T>{g, 0, 2 * band});
+    if constexpr (!in_groups<C>()) {
+      add_whole_product<C, 16>(of_bias, Ones{}, ByColumns<T>{g, 0, 2 * band});
+    }
 #pragma unroll
-    for (int i = 0; i < 4; ++i) b[i] = fmaf(factor, sum[i / 2][i % 2], b[i]);
+    for (int i = 0; i < 4; ++i) b[i] = fmaf(factor, of_bias[i / 2][i % 2], b[i]);
   }
 };
 
@@ -189,12 +187,15 @@ struct TttLinearForward {
                        threads = 2 * half;  // half: threads of one role, 16 rows of weights a warp
   static constexpr int blocks = tuning::ttt_linear_blocks(F);
   // Keys and queries stay until the answer; targets and rates until the gradients, so one mini-batch less.
+  // A slot is filled again only after `learned`: whoever reads what lay there has arrived at it. What fills a
+  // slot is read only after `ready`, where copying threads arrive after their own wait, or, by these threads,
+  // after the next `learned`.
   static constexpr int stages = C == 16 ? 4 : 3, target_stages = stages - 1;
   static constexpr int tile = Tile<C, F>::bytes, weights = Tile<F, F>::bytes;
   static constexpr int k = 0, q = k + stages * tile, target = q + stages * tile;
   static constexpr int g = target + target_stages * tile, w = g + tile, floats = w + 2 * weights;
   // In floats:
-  static constexpr int bias = 0, gamma = bias + 2 * F, beta = gamma + F, scale = beta + F;
+  static constexpr int bias = 0, norm = bias + 2 * F, scale = norm + 2 * F;
   static constexpr int rates = scale + C, exchange = rates + target_stages * C;
   static constexpr int shared = floats + 4 * (exchange + 3 * P::place_floats);
 };
@@ -207,6 +208,22 @@ __device__ inline int own_thread() {
   return x;
 }
 
+/// The half that learns holds the weights besides, and takes registers that the other half gives. In all they
+/// stay as many as __launch_bounds__ allows, 128 a thread.
+template <int F, int C>
+__device__ void take_registers(bool learns) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  if constexpr (in_groups<C>()) {
+    if (learns) {
+      asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(tuning::ttt_linear_learning_registers(F)));
+    } else {
+      asm volatile(
+          "setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(256 - tuning::ttt_linear_learning_registers(F)));
+    }
+  }
+#endif
+}
+
 /// Where this warp stands in its half of a forward block.
 template <int F, int C>
 struct TttLinearHalf {
@@ -214,7 +231,7 @@ struct TttLinearHalf {
   std::uint32_t memory = shared_address(ttt_memory);
   float* floats = reinterpret_cast<float*>(ttt_memory + Shape::floats);
   int thread = own_thread() % Shape::half, warp = thread / 32;
-  NormWeights norm{floats + Shape::gamma, floats + Shape::beta};
+  NormWeights norm{floats + Shape::norm};
 
   __device__ typename Shape::P piece(int barrier, int place) const {
     return {16 * (warp % (C / 16)),
@@ -319,9 +336,6 @@ __device__ void ttt_linear_answer(const TttLinearTask& task, bf16* out) {
   piece.barrier.sync();
 
   for (int m = 0; m < M; ++m, first += stride) {
-    await_copies_but<Shape::stages - 3>();
-    offer_tiles<C>();
-    if (m + 1 < M) half.ready(m + 1).arrive();
     const ByRows<T> query{half.q(m), piece.first_row, 0};
     PackedPiece<C> p;
     {
@@ -340,24 +354,30 @@ __device__ void ttt_linear_answer(const TttLinearTask& task, bf16* out) {
       p.pack(dots);
     }
     float z[P::N / 8][4], rstd[2];
+    await_copies_but<Shape::stages - 3>();  // of m + 1, under way since the last z
+    offer_tiles<C>();
+    if (m + 1 < M) half.ready(m + 1).arrive();
     half.learned().sync();  // hence the weights that these gradients were taken at are here as well
+    const auto copy_next = [&] {
+      ttt_linear_copy<F, C>(task, half, m + Shape::stages - 1, first + (Shape::stages - 1) * stride);
+    };
     start_with_bias(piece, half.bias(m), z);
     if constexpr (in_groups<C>()) {
       start_group_product<F, false, true>(z, half.q(m), half.w(m) + piece.slice * F * 128);
       start_group_product(z, p, half.g() + piece.slice * C * 128);
+      copy_next();
       await_group_products(z);
     } else {
       add_whole_product<F, P::N>(z, query, ByColumns<Tile<F, F>>{half.w(m), 0, piece.chunk()});
       add_whole_product<C, P::N>(z, p, ByColumns<T>{half.g(), 0, piece.chunk()});
     }
     if (m + 1 < M) half.answered().arrive();
-    ttt_linear_copy<F, C>(task, half, m + Shape::stages - 1, first + (Shape::stages - 1) * stride);
+    if constexpr (!in_groups<C>()) copy_next();
     piece.normalise(z, rstd, task.eps, 0);
-    for_pairs<P::N>([&](int j, int of) {
-      const float2 gamma = half.norm.scale(piece.column(j)), beta = half.norm.shift(piece.column(j));
-      const float2 asked = read_pair(piece.template pair_at<T>(half.q(m), j, of));
-      z[j][2 * of] = asked.x + (gamma.x * z[j][2 * of] + beta.x);
-      z[j][2 * of + 1] = asked.y + (gamma.y * z[j][2 * of + 1] + beta.y);
+    for_pairs_of<T>(piece, half.q(m), [&](int j, int of, float2 asked) {
+      const float4 norms = half.norm.both(piece.column(j));
+      z[j][2 * of] = asked.x + (norms.x * z[j][2 * of] + norms.z);
+      z[j][2 * of + 1] = asked.y + (norms.y * z[j][2 * of + 1] + norms.w);
     });
     store_piece<T>(piece, half.q(m), z, out + first * F, task.heads * F, task.tokens<C>(m));
   }
@@ -372,14 +392,15 @@ __global__ void __launch_bounds__(TttLinearForward<F, C>::threads, TttLinearForw
   float* floats = reinterpret_cast<float*>(ttt_memory + Shape::floats);
   const Index head = task.head(), at = blockIdx.x * static_cast<Index>(FastWeights<F>::size);
   for (int i = threadIdx.x; i < F; i += Shape::threads) {
-    floats[Shape::gamma + i] = task.gamma[head * F + i];
-    floats[Shape::beta + i] = task.beta[head * F + i];
+    NormWeights{floats + Shape::norm}.set(i, task.gamma[head * F + i], task.beta[head * F + i]);
   }
   for (int i = threadIdx.x; i < C; i += Shape::threads) floats[Shape::scale + i] = task.scale[i];
   __syncthreads();
   if (threadIdx.x < Shape::half) {
+    take_registers<F, C>(true);
     ttt_linear_learn<F, C>(task, weights + at, gradients == nullptr ? nullptr : gradients + at);
   } else {
+    take_registers<F, C>(false);
     ttt_linear_answer<F, C>(task, out);
   }
 }

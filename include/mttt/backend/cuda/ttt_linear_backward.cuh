@@ -46,7 +46,7 @@ struct TttLinearBackward {
   static constexpr int w = dz + tile, dw = w + of_weights, p = dw + of_weights, da = p + Square::bytes;
   static constexpr int floats = da + Square::bytes;
   // In floats:
-  static constexpr int bias = 0, dbias = bias + F, gamma = dbias + F, beta = gamma + F, scale = beta + F;
+  static constexpr int bias = 0, dbias = bias + F, norm = dbias + F, scale = norm + 2 * F;
   static constexpr int rates = scale + C, exchange = rates + 2 * C;
   static constexpr int shared = floats + 4 * (exchange + 6 * P::place_floats);
   static_assert(shared >= 4 * (C / 16 * F * 2 + C + threads / 32));  // what the last sums take
@@ -78,7 +78,7 @@ struct TttLinearBack {
   float* floats = reinterpret_cast<float*>(ttt_memory + Shape::floats);
   int thread = static_cast<int>(threadIdx.x), warp = thread / 32;
   P piece{16 * (warp % (C / 16)), warp / (C / 16), floats + Shape::exchange, {0, threads}};
-  NormWeights norm{floats + Shape::gamma, floats + Shape::beta};
+  NormWeights norm{floats + Shape::norm};
   int diagonal = piece.first_row / 16;  // block of 16 keys, and of queries, that the mask cuts through
 
   FastWeights<F> dw;
@@ -362,8 +362,7 @@ __global__ void __launch_bounds__(TttLinearBackward<F, C>::threads, TttLinearBac
   TttLinearBack<F, C> block{task, to};
   const Index head = task.head();
   if (block.thread < F) {
-    block.floats[Shape::gamma + block.thread] = task.gamma[head * F + block.thread];
-    block.floats[Shape::beta + block.thread] = task.beta[head * F + block.thread];
+    block.norm.set(block.thread, task.gamma[head * F + block.thread], task.beta[head * F + block.thread]);
   }
   if (block.thread < C) block.floats[Shape::scale + block.thread] = task.scale[block.thread];
   __syncthreads();

@@ -183,11 +183,54 @@ struct ColumnSums {
   }
 };
 
-/// The learned scale and shift of a head's norm, float32 in shared memory.
+/// Rows of N columns, rounded, into tile T from a row and a chunk on: four matrices at a time where the GPU
+/// has an instruction for it.
+template <class T, int N>
+__device__ void write_rows(std::uint32_t tile, int row, int chunk, int lane, const float (&c)[N / 8][4]) {
+#if __CUDA_ARCH__ >= 900
+  const std::uint32_t first = T::at(tile, row + lane % 16, chunk ^ lane / 16);
+#pragma unroll
+  for (int n = 0; n < N / 16; ++n) {
+    std::uint32_t m[4];
+    pack_factor(m, c[2 * n], c[2 * n + 1]);
+    asm volatile(
+        "stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(further<T>(first, 2 * n)),
+        "r"(m[0]), "r"(m[1]), "r"(m[2]), "r"(m[3])
+        : "memory");
+  }
+#else
+  const std::uint32_t first = T::at(tile, row + lane / 4, chunk) + static_cast<std::uint32_t>(lane % 4 * 4);
+  for_pairs<N>([&](int j, int half) {
+    write_pair(further<T>(first, j) + static_cast<std::uint32_t>(half * 8 * 128), c[j][2 * half],
+               c[j][2 * half + 1]);
+  });
+#endif
+}
+/// f(j, half, the pair of tile T there), as for_pairs.
+template <class T, class P, class Function>
+__device__ void for_pairs_of(const P& piece, std::uint32_t tile, Function f) {
+  const std::uint32_t first = T::at(tile, piece.first_row + piece.lane % 16, piece.chunk() ^ piece.lane / 16);
+#pragma unroll
+  for (int n = 0; n < P::N / 16; ++n) {
+    std::uint32_t m[4];
+    load_matrices(m, further<T>(first, 2 * n));
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      f(2 * n + i / 2, i % 2, float2{__uint_as_float(m[i] << 16), __uint_as_float(m[i] & 0xffff0000u)});
+    }
+  }
+}
+
+/// The learned scale and shift of a head's norm, float32 in shared memory: for every two columns scale,
+/// scale, shift, shift, so that a lane has its four in one read.
 struct NormWeights {
-  const float *gamma, *beta;
-  __device__ float2 scale(int column) const { return *reinterpret_cast<const float2*>(gamma + column); }
-  __device__ float2 shift(int column) const { return *reinterpret_cast<const float2*>(beta + column); }
+  float* pairs;
+  __device__ void set(int column, float gamma, float beta) const {
+    float* at = pairs + column / 2 * 4 + column % 2;
+    at[0] = gamma, at[2] = beta;
+  }
+  __device__ float4 both(int column) const { return *reinterpret_cast<const float4*>(pairs + 2 * column); }
+  __device__ float2 scale(int column) const { return *reinterpret_cast<const float2*>(pairs + 2 * column); }
 };
 
 /// inner_loss_gradient of rows x that are normalised already, times `rate`: g = rate rstd (h - mean(h) - x
@@ -197,12 +240,11 @@ __device__ void loss_gradient(const P& piece, const NormWeights& norm, std::uint
                               const float (&rstd)[2], const float (&rate)[2], float (&x)[P::N / 8][4],
                               float (&g)[P::N / 8][4], float (&means)[2][2], int place) {
   float sums[2][2] = {};
-  for_pairs<P::N>([&](int j, int half) {
-    const float2 gamma = norm.scale(piece.column(j)), beta = norm.shift(piece.column(j));
-    const float2 wanted = read_pair(piece.template pair_at<T>(target, j, half));
+  for_pairs_of<T>(piece, target, [&](int j, int half, float2 wanted) {
+    const float4 norms = norm.both(piece.column(j));
     const float a = x[j][2 * half], b = x[j][2 * half + 1];
-    const float ha = (gamma.x * a + (beta.x - wanted.x)) * gamma.x;
-    const float hb = (gamma.y * b + (beta.y - wanted.y)) * gamma.y;
+    const float ha = (norms.x * a + (norms.z - wanted.x)) * norms.x;
+    const float hb = (norms.y * b + (norms.w - wanted.y)) * norms.y;
     sums[half][0] += ha + hb;
     sums[half][1] += ha * a + hb * b;
     g[j][2 * half] = ha, g[j][2 * half + 1] = hb;
@@ -230,10 +272,10 @@ __device__ void loss_gradient_backward(const P& piece, const NormWeights& norm, 
   constexpr float inv = 1.0f / P::F;
   // e = gamma x + beta - target, of a pair
   const auto error = [&](int j, int half) -> float2 {
-    const float2 gamma = norm.scale(piece.column(j)), beta = norm.shift(piece.column(j));
+    const float4 norms = norm.both(piece.column(j));
     const float2 wanted = read_pair(piece.template pair_at<T>(target, j, half));
-    return {gamma.x * x[j][2 * half] + (beta.x - wanted.x),
-            gamma.y * x[j][2 * half + 1] + (beta.y - wanted.y)};
+    return {norms.x * x[j][2 * half] + (norms.z - wanted.x),
+            norms.y * x[j][2 * half + 1] + (norms.w - wanted.y)};
   };
   float sums[2][3] = {};  // of d, d x, d h
   for_pairs<P::N>([&](int j, int half) {
@@ -312,9 +354,7 @@ __device__ void norm_backward(const P& piece, const NormWeights& norm, const flo
 /// Writes a piece, rounded, into tile T of F columns.
 template <class T, class P>
 __device__ void write_piece(const P& piece, std::uint32_t tile, const float (&c)[P::N / 8][4]) {
-  for_pairs<P::N>([&](int j, int half) {
-    write_pair(piece.template pair_at<T>(tile, j, half), c[j][2 * half], c[j][2 * half + 1]);
-  });
+  write_rows<T, P::N>(tile, piece.first_row, piece.chunk(), piece.lane, c);
 }
 /// The same on to global memory, rows before `valid`; no other warp may read these numbers of the tile
 /// meanwhile.
