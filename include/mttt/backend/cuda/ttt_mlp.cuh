@@ -24,7 +24,7 @@
 namespace mttt::detail::mlp {
 
 template <int F, int hidden, int C>
-using ForwardBlock = MlpBlock<F, hidden, C, tuning::ttt_mlp_forward_warps, true>;
+using ForwardBlock = MlpBlock<F, hidden, C, tuning::ttt_mlp_forward_warps(C), true>;
 
 template <int F, int hidden, int C>
 inline constexpr int cluster_blocks = ForwardBlock<F, hidden, C>::blocks;
@@ -34,7 +34,7 @@ inline constexpr int forward_shared = ForwardBlock<F, hidden, C>::placed + 4 * C
                                       (C * ForwardBlock<F, hidden, C>::stride + 2 * C) * 4;
 
 template <int F, int hidden, int C, class Job>
-__global__ void __launch_bounds__(32 * tuning::ttt_mlp_forward_warps, 1) forward_kernel(Job job) {
+__global__ void __launch_bounds__(32 * tuning::ttt_mlp_forward_warps(C), 1) forward_kernel(Job job) {
 #if __CUDA_ARCH__ >= 900
   using Block = ForwardBlock<F, hidden, C>;
   constexpr int blocks = Block::blocks, H = Block::H, own = C / blocks;
@@ -77,17 +77,36 @@ __global__ void __launch_bounds__(32 * tuning::ttt_mlp_forward_warps, 1) forward
   }
   for (int i = threadIdx.x; i < C; i += Block::threads) block.scale[i] = scan.scale[i];
 
-  const typename Block::Rows rows;
-  const RowLanes<own, F, Block::threads> own_rows;
-  const int answer = block.rank * own + own_rows.row;
   float* kept = scan.checkpoints + head * Block::size;
   int until_kept = 0;  // mini-batches
+  typename Block::Hidden z;
+  await_copies();
+  Block::sync();
+  const auto start_keys = [&](int stage) {  // without a condition; what no mini-batch follows goes unread
+    if (!block.has_hidden()) return;
+    block.begin_first(z);
+    block.start_first(z, keys.stage(stage));
+  };
+  start_keys(0);
   for (int m = 0; m < count; ++m) {
     const int n = m + 1 < count ? C : last, stage = m % 2;
     const Factor<C, F> k = keys.stage(stage), q = queries.stage(stage);
     const Index row = tokens.at(static_cast<Index>(m) * C);
-    await_copies();
-    Block::sync();  // the copies, and the weights that the mini-batch before has made, are there
+    std::uint32_t target[Block::Rows::count / 2];
+    {
+      const typename Block::Rows rows;
+      rows.load(target, scan.target + (row + rows.row * scan.heads) * F, rows.row < n);
+    }
+    typename Block::Hidden slope;
+    if (block.has_hidden()) {
+      await_all<groups>(z);
+      each(z, [&](int i, float& x) {
+        const FastGelu gelu(x);
+        x = gelu.f(), number(slope, i) = gelu.df();
+      });
+      put(z, block.x2, block.row, block.hidden_column);
+    }
+    Block::sync();  // also: W2 and the biases that the mini-batch before has made are there
     if (until_kept == 0) {
       block.store_state(kept, w1, w2);
       kept += scan.batch * scan.heads * Block::size;
@@ -95,31 +114,23 @@ __global__ void __launch_bounds__(32 * tuning::ttt_mlp_forward_warps, 1) forward
     }
     --until_kept;
     if (m + 1 < count) load(m + 1);
-    std::uint32_t target[Block::Rows::count / 2];
-    rows.load(target, scan.target + (row + rows.row * scan.heads) * F, rows.row < n);
-
-    typename Block::Hidden z, slope;
-    if (block.has_hidden()) {
-      block.first_layer(z, k);
-      each(z, [&](int i, float& x) {
-        const FastGelu gelu(x);
-        x = gelu.f(), number(slope, i) = gelu.df();
-      });
-      put(z, block.x2, block.row, block.hidden_column);
-    }
-    Block::sync();
+    typename Block::Width y;
+    typename Block::Square dots;
+    block.begin_second(y), clear(dots);  // a warp without columns reads numbers beyond b2, which go unused
+    if (block.has_width()) block.start_second(y, block.x2);
+    if (block.has_square()) block.template start_causal<F>(dots, q, k);
     if (block.has_width()) {
-      typename Block::Width y;
-      block.second_layer(y, block.x2);
+      await_all<groups>(y);
       block.put_plane(y, block.part);
     }
     arrive_at_cluster();
-    block.template put_causal<F>(q, k, 1);
+    block.put_causal(dots, 1);
     await_cluster();
     {
-      float g[Block::Rows::count], y[Block::Rows::count];
-      rows.template gather<blocks>(y, block.part, rows.row);
-      rows.loss_gradient(g, y, target, block.gamma, block.beta, scan.eps);
+      const typename Block::Rows rows;
+      float g[Block::Rows::count], x[Block::Rows::count];
+      rows.template gather<blocks>(x, block.part, rows.row);
+      rows.loss_gradient(g, x, target, block.gamma, block.beta, scan.eps);
       const float rate = rates[stage * C + rows.row];
 #pragma unroll
       for (int i = 0; i < Block::Rows::count; ++i) g[i] *= rate;
@@ -128,54 +139,55 @@ __global__ void __launch_bounds__(32 * tuning::ttt_mlp_forward_warps, 1) forward
     Block::sync();
     if (block.has_hidden()) {
       typename Block::Hidden g;
-      clear(g);
-      accumulate_all<groups, F>(g, block.g2, block.w2.t(), block.row, block.hidden_column);
+      clear(g), block.begin_first(z);
+      start_all<groups, F>(g, block.g2, block.w2.t(), block.row, block.hidden_column);
+      block.start_first(z, q);
+      await_all<groups>(g);
       each(g, [&](int i, float& x) { x *= number(slope, i); });
       put(g, block.g1, block.row, block.hidden_column);
-      block.first_layer(z, q);
+      await_all<groups>(z);
     }
     Block::sync();  // all products with W1 are done, too
     typename Block::Weights learned;
     typename Block::Biases learned_bias;
-    if (n == C) {
-      clear(learned);
-      Block::gather_gradients(learned, learned_bias, k, block.g1, block.row1, block.column1);
-      Block::update(w1, learned, learned_bias, -block.scale[C - 1], block.w1, block.b1, block.row1,
-                    block.column1);
-    }
+    clear(learned);
+    if (block.has_hidden()) block.start_answers(z, block.g1, block.hidden_column);
+    Block::gather_gradients(learned, learned_bias, k, block.g1, block.row1, block.column1);
     if (block.has_hidden()) {
-      if constexpr (groups) {
-        accumulate_all<groups, C>(z, block.p, block.g1, block.row, block.hidden_column);
-      } else {
-        accumulate<C>(z, block.p, block.g1, block.row, block.hidden_column, 0, block.row + 16);
-      }
+      await_all<groups>(z);
       each(z, [](int, float& x) { x = FastGelu(x).f(); });
       put(z, block.xbar, block.row, block.hidden_column);
     }
     Block::sync();
-    block.template put_causal<H>(block.xbar, block.x2, block.rank == 0 ? 1 : 0);
-    typename Block::Width y;
-    if (block.has_width()) block.second_layer(y, block.xbar);
-    Block::sync();
+    block.begin_second(y), clear(dots);
+    if (block.has_square()) block.template start_causal<H>(dots, block.xbar, block.x2);
+    if (block.has_width()) block.start_second(y, block.xbar);
+    if (n == C) {
+      Block::update(w1, learned, learned_bias, -block.scale[C - 1], block.w1, block.b1, block.row1,
+                    block.column1);
+    }
+    block.put_causal(dots, block.rank == 0 ? 1 : 0);
+    if (block.has_width()) await_all<groups>(y);
+    Block::sync();  // all products with W2 are done, too
+    clear(learned);
+    if (block.has_width()) block.start_answers(y, block.g2, block.width_column);
+    Block::gather_gradients(learned, learned_bias, block.x2, block.g2, block.row2, block.column2);
     if (block.has_width()) {
-      if constexpr (groups) {
-        accumulate_all<groups, C>(y, block.p, block.g2, block.row, block.width_column);
-      } else {
-        accumulate<C>(y, block.p, block.g2, block.row, block.width_column, 0, block.row + 16);
-      }
+      await_all<groups>(y);
       block.put_plane(y, answers);
     }
+    await_copies();
+    Block::offer();
     arrive_at_cluster();
-    if (n == C) {
-      clear(learned);
-      Block::gather_gradients(learned, learned_bias, block.x2, block.g2, block.row2, block.column2);
-    }
-    await_cluster();  // all products with W2 are done, too
-    if (n == C)
+    if (n == C)  // meanwhile
       Block::update(w2, learned, learned_bias, -block.scale[C - 1], block.w2, block.b2, block.row2,
                     block.column2);
+    await_cluster();  // the next keys are there, and nothing reads X2 any more
+    start_keys(1 - stage);
+    const RowLanes<own, F, Block::threads> own_rows;
     if (own_rows.active()) {
-      float o[RowLanes<own, F, Block::threads>::count];
+      const int answer = block.rank * own + own_rows.row;
+      float o[own_rows.count];
       own_rows.template gather<blocks>(o, answers, answer);
       own_rows.normalise(o, scan.eps);
       float scale[own_rows.count], shift[own_rows.count];
@@ -189,6 +201,7 @@ __global__ void __launch_bounds__(32 * tuning::ttt_mlp_forward_warps, 1) forward
       if (answer < n) own_rows.store(job.out + (row + answer * scan.heads) * F, o);
     }
   }
+  if (block.has_hidden()) await_all<groups>(z);
   __syncthreads();  // the biases are final
   block.store_state(weights, w1, w2);
   if (job.gradients != nullptr) {
@@ -251,7 +264,7 @@ void ttt_mlp_run_forward(const Launcher& launch, const Job& job) {
   const Index heads = job.scan.batch * job.scan.heads;
   if (heads == 0) return;
   mlp::start(launch, mlp::forward_kernel<F, hidden, C, Job>, heads, mlp::cluster_blocks<F, hidden, C>,
-             32 * tuning::ttt_mlp_forward_warps, mlp::forward_shared<F, hidden, C>, job);
+             32 * tuning::ttt_mlp_forward_warps(C), mlp::forward_shared<F, hidden, C>, job);
 }
 
 }  // namespace mttt::detail

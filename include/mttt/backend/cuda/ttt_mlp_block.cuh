@@ -61,8 +61,8 @@ struct MlpBlock {
   static constexpr int columns = N / column_warps > 16 ? N / column_warps : 16;
   static constexpr int NH = columns<H> / 8, NF = columns<F> / 8, NC = columns<C> / 8, NW = 64 / warps;
   static_assert(F * H == 8192 && F >= 64 && H >= 64);
-  /// Four warps have the 64 rows of a mini-batch, and the same 64 columns of wide planes and of weights.
-  static constexpr bool groups = in_groups && C == 64 && warps == 8 && by_groups<threads>();
+  /// Four warps have the 64 rows of a mini-batch, and the same 32 columns of wide planes and of weights.
+  static constexpr bool groups = in_groups && C == 64 && warps == 16 && by_groups<threads>();
   using Rows = RowLanes<C, F, threads>;
   using Hidden = float[NH][4];
   using Width = float[NF][4];
@@ -85,6 +85,7 @@ struct MlpBlock {
     rank = cluster_rank();
 #endif
     warp = static_cast<int>(threadIdx.x) / 32;
+    if constexpr (groups) warp = __shfl_sync(0xffffffffu, warp, 0);  // known to be the same in all lanes
     row = warp % token_warps * 16;
     hidden_column = warp / token_warps * columns<H>, width_column = warp / token_warps * columns<F>;
     square_column = warp / token_warps * columns<C>;
@@ -109,9 +110,10 @@ struct MlpBlock {
     array = reinterpret_cast<float*>(memory);
     memory += n * 4;
   }
-  __device__ bool has_hidden() const { return hidden_column < H; }
-  __device__ bool has_width() const { return width_column < F; }
-  __device__ bool has_square() const { return square_column < C; }
+  /// Always, if the columns are enough for all warps; which the compiler is to know.
+  __device__ bool has_hidden() const { return column_warps * columns<H> <= H || hidden_column < H; }
+  __device__ bool has_width() const { return column_warps * columns<F> <= F || width_column < F; }
+  __device__ bool has_square() const { return column_warps * columns<C> <= C || square_column < C; }
 
   // A head's flat array: W1 b1 W2 b2.
   __device__ Index at1(int r, int c) const { return r * hidden + rank * H + c; }
@@ -153,17 +155,35 @@ struct MlpBlock {
     });
   }
 
-  /// z = b1 + in W1
-  __device__ void first_layer(Hidden& z, Factor<C, F> in) const {
+  // What is started must be waited for (await_all) before its sums are read. Sums that are under way together
+  // must all have their first numbers before the first product starts: else the compiler takes the products
+  // one by one.
+
+  /// z = b1, b1 + in W1
+  __device__ void begin_first(Hidden& z) const {
     pairs(z, row, hidden_column, [&](float& a, float& b, int, int c) { a = b1[c], b = b1[c + 1]; });
-    accumulate_all<groups, F>(z, in, w1, row, hidden_column);
   }
-  /// This block's share of b2 + in W2.
-  __device__ void second_layer(Width& z, Factor<C, H> in) const {
+  __device__ void start_first(Hidden& z, Factor<C, F> in) const {
+    start_all<groups, F>(z, in, w1, row, hidden_column);
+  }
+  __device__ void first_layer(Hidden& z, Factor<C, F> in) const {
+    begin_first(z);
+    start_first(z, in);
+    await_all<groups>(z);
+  }
+  /// This block's share of b2, of b2 + in W2.
+  __device__ void begin_second(Width& z) const {
     const float share = rank == 0 ? 1 : 0;  // not a choice for each number, which would be a branch each
     pairs(z, row, width_column,
           [&](float& a, float& b, int, int c) { a = share * b2[c], b = share * b2[c + 1]; });
-    accumulate_all<groups, H>(z, in, w2, row, width_column);
+  }
+  __device__ void start_second(Width& z, Factor<C, H> in) const {
+    start_all<groups, H>(z, in, w2, row, width_column);
+  }
+  __device__ void second_layer(Width& z, Factor<C, H> in) const {
+    begin_second(z);
+    start_second(z, in);
+    await_all<groups>(z);
   }
   template <int NT>
   __device__ void put_plane(float (&z)[NT][4], float* plane) const {
@@ -175,11 +195,15 @@ struct MlpBlock {
   template <int K, int D>
   __device__ void causal(Square& dots, Factor<C, D> queries, Factor<C, D> keys, float one) const {
     clear(dots);
-    if constexpr (groups) {
-      accumulate_all<groups, K>(dots, queries, keys.t(), row, square_column);
-    } else if (square_column <= row) {
-      accumulate<K>(dots, queries, keys.t(), row, square_column);
-    }
+    start_causal<K>(dots, queries, keys);
+    await_all<groups>(dots);
+    mask(dots, one);
+  }
+  template <int K, int D>
+  __device__ void start_causal(Square& dots, Factor<C, D> queries, Factor<C, D> keys) const {
+    if (groups || square_column <= row) start_all<groups, K>(dots, queries, keys.t(), row, square_column);
+  }
+  __device__ void mask(Square& dots, float one) const {
     pairs(dots, row, square_column, [&](float& a, float& b, int t, int s) {
       a = s <= t ? one + a : 0;
       b = s + 1 <= t ? one + b : 0;
@@ -193,21 +217,30 @@ struct MlpBlock {
           [&](float& a, float& b, int t, int) { a *= -scale[t], b *= -scale[t]; });
     put(scaled, tile, row, square_column);
   }
-  template <int K, int D>
-  __device__ void put_causal(Factor<C, D> queries, Factor<C, D> keys, float one) const {
+  __device__ void put_causal(Square& dots, float one) const {
     if (!has_square()) return;
-    Square dots;
-    causal<K>(dots, queries, keys, one);
+    await_all<groups>(dots);
+    mask(dots, one);
     put_scaled(dots, p);
+  }
+  /// z += P g, of this warp's columns from `column` on.
+  template <int N, int D>
+  __device__ void start_answers(float (&z)[N][4], Factor<C, D> g, int column) const {
+    if constexpr (groups) {
+      start_all<groups, C>(z, p, g, row, column);
+    } else {
+      accumulate<C>(z, p, g, row, column, 0, row + 16);
+    }
   }
 
   /// dw += x^T g, and db = 1^T g, of a layer.
   template <class X, int R, int D>
   __device__ static void gather_gradients(Weights& dw, Biases& db, X x, Factor<R, D> g, int m, int n) {
-    accumulate_all<groups, C>(dw, x.t(), g, m, n);
+    start_all<groups, C>(dw, x.t(), g, m, n);
     const int column = bias_column();
     clear(db);
     if (column < D) accumulate<C>(db, Ones{}, g, 0, column);
+    await_all<groups>(dw);
   }
   __device__ static int bias_column() { return static_cast<int>(threadIdx.x) / 32 * 16; }
   /// f(sum, column) of a layer's D sums of columns.
@@ -232,21 +265,27 @@ struct MlpBlock {
 
   /// A barrier of the block, after which products of groups may read what was written to tiles.
   __device__ static void sync() {
-    if constexpr (groups) offer_copies<threads>();
+    offer();
     __syncthreads();
+  }
+  __device__ static void offer() {
+    if constexpr (groups) offer_copies<threads>();
   }
 
   /// Starts to copy n rows of a tensor; the others are zeros.
   __device__ static void load(Factor<C, F> to, const bf16* from, Index step, int n) {
-    constexpr int chunks = F / 8;
-    for (int i = threadIdx.x; i < C * chunks; i += threads) {
-      const int r = i / chunks, chunk = i % chunks;
+    constexpr int chunks = F / 8, pass = threads / chunks;
+    const int thread = thread_again(), chunk = thread % chunks;
+#pragma unroll
+    for (int first = 0; first < C; first += pass) {
+      const int r = first + thread / chunks;
       const bool in = r < n;
-      copy_async(Tile<C, F>::at(to.at, r, chunk), from + (in ? r * step : 0) + chunk * 8, in);
+      if (C % pass == 0 || r < C)
+        copy_async(Tile<C, F>::at(to.at, r, chunk), from + (in ? r * step : 0) + chunk * 8, in);
     }
   }
   __device__ static void load_rates(float* to, const float* from, Index step, int n) {
-    const int r = threadIdx.x;
+    const int r = thread_again();
     if (r < C) copy_number(to + r, from + (r < n ? r * step : 0), r < n);
   }
 };

@@ -7,7 +7,7 @@
 // Units:   rows, columns in elements; addresses in bytes of the shared window.
 // Errors:  none.
 // Not supported: what mma.cuh does not.
-// Source:  PTX ISA: mma.sync.m16n8k16, ldmatrix, wgmma and its matrix descriptor.
+// Source:  PTX ISA: mma.sync.m16n8k16, ldmatrix, stmatrix, wgmma and its matrix descriptor.
 #pragma once
 
 #include "mttt/backend/cuda/ttt_tiles.cuh"
@@ -20,6 +20,11 @@ __device__ inline unsigned lane_again() {
   unsigned lane = threadIdx.x % 32;
   asm volatile("" : "+r"(lane));
   return lane;
+}
+__device__ inline int thread_again() {
+  unsigned thread = threadIdx.x;
+  asm volatile("" : "+r"(thread));
+  return static_cast<int>(thread);
 }
 
 /// A tile as a factor of products: its element (i, j) is the factor's (i, j), or (j, i) if it is turned.
@@ -84,73 +89,71 @@ __device__ __forceinline__ void accumulate(float (&c)[NT][4], const A& a, const 
 }
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-/// c (64 x 64) += a (64 x 16, registers) b (16 x 64), which lies turned: (64 x 16).
-__device__ inline void group_multiply_turned(float (&c)[8][4], const std::uint32_t (&a)[4], std::uint64_t b) {
-  asm volatile(
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, "
-      "%11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, "
-      "%31}, "
-      "{%32, %33, %34, %35}, %36, 1, 1, 1, 0;"
-      : "+f"(c[0][0]), "+f"(c[0][1]), "+f"(c[0][2]), "+f"(c[0][3]), "+f"(c[1][0]), "+f"(c[1][1]),
-        "+f"(c[1][2]), "+f"(c[1][3]), "+f"(c[2][0]), "+f"(c[2][1]), "+f"(c[2][2]), "+f"(c[2][3]),
-        "+f"(c[3][0]), "+f"(c[3][1]), "+f"(c[3][2]), "+f"(c[3][3]), "+f"(c[4][0]), "+f"(c[4][1]),
-        "+f"(c[4][2]), "+f"(c[4][3]), "+f"(c[5][0]), "+f"(c[5][1]), "+f"(c[5][2]), "+f"(c[5][3]),
-        "+f"(c[6][0]), "+f"(c[6][1]), "+f"(c[6][2]), "+f"(c[6][3]), "+f"(c[7][0]), "+f"(c[7][1]),
-        "+f"(c[7][2]), "+f"(c[7][3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
-}
-/// c (64 x 32) += a (64 x 16) b (16 x 32), both in shared memory.
-__device__ inline void group_multiply_columns(float (&c)[4][4], std::uint64_t a, std::uint64_t b) {
+/// c (64 x 32 or 16) += a (64 x 16) b (16 x 32 or 16), both in shared memory: as they lie (a row's terms of
+/// the sum side by side), or by columns.
+template <bool left_by_columns, bool right_by_columns>
+__device__ void group_multiply_narrow(float (&c)[4][4], std::uint64_t a, std::uint64_t b) {
   asm volatile(
       "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, "
-      "%11, %12, %13, %14, %15}, %16, %17, 1, 1, 1, 0, 1;"
+      "%11, %12, %13, %14, %15}, %16, %17, 1, 1, 1, %18, %19;"
       : "+f"(c[0][0]), "+f"(c[0][1]), "+f"(c[0][2]), "+f"(c[0][3]), "+f"(c[1][0]), "+f"(c[1][1]),
         "+f"(c[1][2]), "+f"(c[1][3]), "+f"(c[2][0]), "+f"(c[2][1]), "+f"(c[2][2]), "+f"(c[2][3]),
         "+f"(c[3][0]), "+f"(c[3][1]), "+f"(c[3][2]), "+f"(c[3][3])
-      : "l"(a), "l"(b));
+      : "l"(a), "l"(b), "n"(left_by_columns ? 1 : 0), "n"(right_by_columns ? 1 : 0));
+}
+template <bool left_by_columns, bool right_by_columns>
+__device__ void group_multiply_narrow(float (&c)[2][4], std::uint64_t a, std::uint64_t b) {
+  asm volatile(
+      "wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7}, %8, %9, 1, 1, "
+      "1, %10, %11;"
+      : "+f"(c[0][0]), "+f"(c[0][1]), "+f"(c[0][2]), "+f"(c[0][3]), "+f"(c[1][0]), "+f"(c[1][1]),
+        "+f"(c[1][2]), "+f"(c[1][3])
+      : "l"(a), "l"(b), "n"(left_by_columns ? 1 : 0), "n"(right_by_columns ? 1 : 0));
 }
 #endif
 
-/// The same by four warps together where `groups` says that they have 64 rows and the same 64 or 32 columns:
-/// the right factor is then read once, and the left one from where it lies if the columns are 32. All of K;
-/// what was written to the tiles must have been offered (MlpBlock::sync).
+/// The same by four warps together where `groups` says that they have 64 rows and the same 32 or 16 columns:
+/// both factors are then read from where they lie. All of K; what was written to the tiles must have been
+/// offered (MlpBlock::sync), and c is to be let alone until await_all.
 template <bool groups, int K, int NT, int RA, int DA, bool a_turned, int R, int D, bool turned>
-__device__ __forceinline__ void accumulate_all(float (&c)[NT][4], Factor<RA, DA, a_turned> a,
-                                               Factor<R, D, turned> b, int m, int n) {
+__device__ __forceinline__ void start_all(float (&c)[NT][4], Factor<RA, DA, a_turned> a,
+                                          Factor<R, D, turned> b, int m, int n) {
   if constexpr (!groups) {
     accumulate<K>(c, a, b, m, n);
   } else {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-    static_assert(NT == 8 || (NT == 4 && RA == 64 && !a_turned));
-    std::uint32_t left[K / 16][4];
-    if constexpr (NT == 8) {
-      const unsigned lane = lane_again();
-#pragma unroll
-      for (int k = 0; k < K; k += 16) a.left(left[k / 16], m, k, lane);
-    }
+    static_assert(a_turned || RA == 64);
     const auto offset = [](int rows, int row, int column) {
       return static_cast<std::uint32_t>(column / 64 * (rows * 128) + row * 128 + column % 64 * 2);
     };
+    int group = m / 64 * 64;
+    asm volatile("" : "+r"(group), "+r"(n));  // as in lane_again
     hold(reinterpret_cast<float(&)[1][NT][4]>(c));
     asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 #pragma unroll
     for (int k = 0; k < K; k += 16) {
-      const std::uint64_t right = tile_descriptor(b.at + (turned ? offset(R, n, k) : offset(R, k, n)));
-      if constexpr (NT == 8 && turned) {
-        group_multiply_turned(c, left[k / 16], right);
-      } else if constexpr (NT == 8) {
-        group_multiply(c, left[k / 16], right);
-      } else if constexpr (turned) {
-        group_multiply(c, tile_descriptor(a.at + offset(RA, 0, k)), right, 1);
-      } else {
-        group_multiply_columns(c, tile_descriptor(a.at + offset(RA, 0, k)), right);
-      }
+      group_multiply_narrow<a_turned, !turned>(
+          c, tile_descriptor(a.at + (a_turned ? offset(RA, k, group) : offset(RA, 0, k))),
+          tile_descriptor(b.at + (turned ? offset(R, n, k) : offset(R, k, n))));
     }
     asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-    asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
-    hold(reinterpret_cast<float(&)[1][NT][4]>(c));
 #endif
   }
+}
+/// Waits for all products that were started; c is the sums of one.
+template <bool groups, int NT>
+__device__ __forceinline__ void await_all(float (&c)[NT][4]) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  if constexpr (groups) {
+    asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+    hold(reinterpret_cast<float(&)[1][NT][4]>(c));
+  }
+#endif
+}
+template <bool groups, int K, int NT, class A, class B>
+__device__ __forceinline__ void accumulate_all(float (&c)[NT][4], A a, B b, int m, int n) {
+  start_all<groups, K>(c, a, b, m, n);
+  await_all<groups>(c);
 }
 
 /// f(a, b, row, column) of each two neighbours in such sums.
@@ -180,18 +183,24 @@ __device__ __forceinline__ void clear(float (&c)[NT][4]) {
   each(c, [](int, float& x) { x = 0; });
 }
 
-/// Sums into a tile, rounded. Eight columns of eight begin at a multiple of 64.
+/// Four 8 x 8 matrices; lane l gives the address of row l % 8 of matrix l / 8.
+__device__ inline void store_matrices(std::uint32_t at, std::uint32_t a, std::uint32_t b, std::uint32_t c,
+                                      std::uint32_t d) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(at), "r"(a), "r"(b),
+               "r"(c), "r"(d)
+               : "memory");
+}
+/// Sums into a tile, rounded; n is a multiple of their 8 NT columns.
 template <int NT, int R, int D>
 __device__ __forceinline__ void put(float (&c)[NT][4], Factor<R, D> tile, int m, int n) {
+  static_assert(NT == 2 || NT == 4 || NT == 8);
   const unsigned lane = lane_again(), first = static_cast<unsigned>(n) / 8;
-  std::uint32_t row = tile.at + (static_cast<unsigned>(m) + lane / 4) * 128 + lane % 4 * 4;
-  if (NT == 8) row += first / 8 * (R * 128);
+  const std::uint32_t row = tile.at + first / 8 * (R * 128) + (static_cast<unsigned>(m) + lane % 16) * 128;
+  const unsigned chunk = first % 8 ^ lane / 16 ^ lane % 8;
 #pragma unroll
-  for (int j = 0; j < NT; ++j) {
-    const unsigned chunk = NT == 8 ? j : first + j;
-    const std::uint32_t to = row + chunk / 8 * (R * 128) + (chunk % 8 ^ lane / 4) * 16;
-    write_pair(to, c[j][0], c[j][1]);
-    write_pair(to + 8 * 128, c[j][2], c[j][3]);
+  for (unsigned j = 0; j < NT; j += 2) {
+    store_matrices(row + (chunk ^ j) * 16, pack_bf16(c[j][0], c[j][1]), pack_bf16(c[j][2], c[j][3]),
+                   pack_bf16(c[j + 1][0], c[j + 1][1]), pack_bf16(c[j + 1][2], c[j + 1][3]));
   }
 }
 

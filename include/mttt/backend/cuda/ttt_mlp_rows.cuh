@@ -63,8 +63,8 @@ struct RowLanes {
                        pack = count < 4 ? count : 4;
   static_assert(pack % 2 == 0);
   int row, lane;
-  __device__ RowLanes()
-      : row(static_cast<int>(threadIdx.x) / lanes), lane(static_cast<int>(threadIdx.x) % lanes) {}
+  __device__ RowLanes() : RowLanes(thread_again()) {}
+  __device__ explicit RowLanes(int thread) : row(thread / lanes), lane(thread % lanes) {}
   __device__ bool active() const { return row < R; }
   __device__ int column(int i) const { return (i / pack * lanes + lane) * pack + i % pack; }
   __device__ static float sum(float x) {
@@ -106,7 +106,16 @@ struct RowLanes {
   template <int TR, int D>
   __device__ void store(Factor<TR, D> tile, const float (&x)[count]) const {
 #pragma unroll
-    for (int i = 0; i < count; i += 2) write_pair(tile.pair(row, column(i)), x[i], x[i + 1]);
+    for (int i = 0; i < count; i += pack) {
+      const std::uint32_t to = tile.pair(row, column(i));
+      if constexpr (pack == 4) {
+        asm volatile("st.shared.v2.b32 [%0], {%1, %2};" ::"r"(to), "r"(pack_bf16(x[i], x[i + 1])),
+                     "r"(pack_bf16(x[i + 2], x[i + 3]))
+                     : "memory");
+      } else {
+        write_pair(to, x[i], x[i + 1]);
+      }
+    }
   }
   __device__ static float at(const std::uint32_t (&raw)[count / 2], int i) {
     return __uint_as_float(i % 2 == 0 ? raw[i / 2] << 16 : raw[i / 2] & 0xffff0000u);
@@ -115,13 +124,19 @@ struct RowLanes {
   template <int blocks>
   __device__ void gather(float (&x)[count], const float* plane, int of) const {
 #if __CUDA_ARCH__ >= 900
-#pragma unroll
-    for (int i = 0; i < count; ++i) x[i] = 0;
-#pragma unroll(blocks <= 2 ? blocks : 1)
-    for (int rank = 0; rank < blocks; ++rank) {
+    const auto add = [&](int rank) {
 #pragma unroll
       for (int i = 0; i < count; i += pack)
         add_of_block<pack>(x + i, shared_address(plane + of * (F + 8) + column(i)), rank);
+    };
+    if constexpr (blocks == 2) {  // a + b is b + a
+      read(x, plane + of * (F + 8));
+      add(1 - cluster_rank());
+    } else {
+#pragma unroll
+      for (int i = 0; i < count; ++i) x[i] = 0;
+#pragma unroll 1
+      for (int rank = 0; rank < blocks; ++rank) add(rank);
     }
 #endif
   }

@@ -93,9 +93,10 @@ constexpr TttStepShape ttt_mlp_step(int width) {
 inline constexpr int ttt_step_tokens = 4;
 
 /// Warps of a block of TTT-MLP's scans, for mini-batches of C tokens. On an H200, 64 heads of 64, 2048
-/// tokens, ms with 8 and with 16: forward C = 64 0.411 (by groups of four that multiply together; by single
-/// warps 0.464 and 0.472), C = 32 0.464 and 0.518; backward C = 64 2.16 and 1.91, C = 32 2.03 and 2.22.
-inline constexpr int ttt_mlp_forward_warps = 8;
+/// tokens, ms with 8 and with 16: forward C = 64, by groups of four that multiply together, 0.359 and 0.291
+/// (0.398 before products were started ahead of their use), C = 32 0.464 and 0.518; backward C = 64 2.16 and
+/// 1.91, C = 32 2.03 and 2.22.
+constexpr int ttt_mlp_forward_warps(int mini_batch) { return mini_batch == 64 ? 16 : 8; }
 constexpr int ttt_mlp_backward_warps(int mini_batch) { return mini_batch == 64 ? 16 : 8; }
 
 }  // namespace mttt::tuning
