@@ -265,7 +265,7 @@ TEST_CASE("CUDA: TTT-MLP's fused scan does not see the future") {
   hold_to_causality<32>({1, 70, 1}, 40);
   hold_to_causality<64>({2, 150, 1}, 77);
 }
-TEST_CASE("CUDA: TTT-MLP's fused scans of a session alone and in a batch") {
+TEST_CASE("CUDA: TTT-MLP's fused scans of a session alone and in a batch", "[small]") {
   hold_to_batches<16>({3, 37, 2});
   hold_to_batches<64>({3, 149, 1});
 }

@@ -304,7 +304,7 @@ TEST_CASE("CUDA: a step of more TTT heads than the GPU holds") {
   hold_many<bf16, 64, 2>(60);
   hold_many<bf16, 128, 2>(20);
 }
-TEST_CASE("CUDA: a TTT step of few heads") {  // short enough for compute-sanitizer
+TEST_CASE("CUDA: a TTT step of few heads", "[small]") {  // short enough for compute-sanitizer
   hold_many<bf16, 64, 1>(4);
   hold_many<bf16, 128, 1>(4);
   hold_many<bf16, 64, 2>(4);
