@@ -179,7 +179,7 @@ TEST_CASE("a folder of adapters says rank and scaling", "[io]") {
   check_refused(
       [&] { load_moshi<foreign_moshi>(find_model(m.folder.folder, m.folder / "tuned"), m.be, m.back); },
       "found lora_A [1, 16] and lora_B [9, 1], expected [128, 16] and [9, 128]");
-  for (const nlohmann::json wrong : {nlohmann::json("128"), nlohmann::json(-1), nlohmann::json(1e300)}) {
+  for (const nlohmann::json& wrong : {nlohmann::json("128"), nlohmann::json(-1), nlohmann::json(1e300)}) {
     config["lora_rank"] = wrong;
     m.folder.put("tuned/config.json", config.dump());
     check_refused([&] { find_model(m.folder.folder, m.folder / "tuned"); },
