@@ -30,7 +30,8 @@ void hold(const laws::Options& options = {}) {
 constexpr laws::Options groups{.batch = 3, .steps = 18};
 }  // namespace
 
-TEST_CASE("CUDA: segments of recomputed gated TTT-Linear, float64") { hold<Learner, double>(); }
+// With seed 1 the gradient of base_lr, a single number, is a sum that cancels to a thousandth of its usual size.
+TEST_CASE("CUDA: segments of recomputed gated TTT-Linear, float64") { hold<Learner, double>({.seed = 2}); }
 TEST_CASE("CUDA: segments of TTT-Linear of heads of 64, bfloat16") { hold<Linear64, bf16>(groups); }
 TEST_CASE("CUDA: segments of TTT-MLP of heads of 64, bfloat16") { hold<Mlp64, bf16>(groups); }
 
