@@ -318,9 +318,9 @@ class Cuda {
   /// Whether the scans of TTT layers of this shape have kernels of their own: ttt_forward and ttt_backward,
   /// which take TttForward and TttBackward of ttt/dual.hpp.
   template <Index width, Index hidden, Index layers, Index mini_batch>
-  static constexpr bool fuses_ttt =
-      sizeof(T) == 2 && ((layers == 1 && detail::ttt_linear_takes<width, mini_batch>) ||
-                         (layers == 2 && detail::ttt_mlp_takes<width, hidden, mini_batch>));
+  static constexpr bool fuses_ttt = sizeof(T) == 2 &&
+                                    ((layers == 1 && detail::ttt_linear_takes<width, mini_batch>) ||
+                                     (layers == 2 && detail::ttt_mlp_takes<width, hidden, mini_batch>));
   template <Index width, Index hidden, Index layers, Index mini_batch, class Scan>
   void ttt_forward(const Scan& scan) {
     if constexpr (layers == 1) {
