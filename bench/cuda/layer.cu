@@ -6,6 +6,7 @@
 
 namespace {
 using namespace mttt;
+using bench::Fill;
 using bench::milliseconds;
 using bench::report;
 
@@ -16,14 +17,6 @@ using B = Cuda<bf16>;
 using Layer = TemporalLayer<config, false, B>;
 using Gradient = TemporalLayer<config, false, Cuda<float>>::Params;
 
-struct Fill {
-  bf16* to;
-  float scale;
-  MTTT_HD void operator()(Index i) const {
-    const auto random = philox(7, static_cast<std::uint64_t>(i), 0);
-    to[i] = bf16(scale * (static_cast<float>(uniform_from(random.word[0])) * 2 - 1));
-  }
-};
 }  // namespace
 
 int main() {
@@ -33,14 +26,14 @@ int main() {
   Store<Gradient, B> grad(be);
   for_each_tensor(
       [&](std::string_view, const auto& t) {
-        be.for_each(t.size(), Fill{t.data(), 0.02f});
+        be.for_each(t.size(), Fill<bf16>{t.data(), 0.02f});
       },
       *params);
   const auto scope = be.scope();
   const auto make = [&] { return be.make<bf16, dyn, dyn, dim>(1, steps); };
   const auto x = make(), y = make(), dy = make(), dx = make();
-  be.for_each(x.size(), Fill{x.data(), 1});
-  be.for_each(dy.size(), Fill{dy.data(), 1});
+  be.for_each(x.size(), Fill<bf16>{x.data(), 1});
+  be.for_each(dy.size(), Fill<bf16>{dy.data(), 1});
 
   const double weights = static_cast<double>(count_elements(*params));
   const double attention = 4.0 * dim * steps * steps / 2;  // causal: half of the square
@@ -79,8 +72,8 @@ int main() {
     report(text, three, product, 0);
     return one + two + three;
   };
-  be.for_each(wide.size(), Fill{wide.data(), 1});
-  be.for_each(half.size(), Fill{half.data(), 1});
+  be.for_each(wide.size(), Fill<bf16>{wide.data(), 1});
+  be.for_each(half.size(), Fill<bf16>{half.data(), 1});
   double products = 0;
   products +=
       part("in_proj", dim, 3 * dim, params->self_attn.in_proj.matrix(), grad->self_attn.in_proj.matrix());
@@ -95,7 +88,7 @@ int main() {
   const auto qkv = be.make<bf16, dyn, dyn, 3 * dim>(1, steps),
              dqkv = be.make<bf16, dyn, dyn, 3 * dim>(1, steps);
   const auto lse = be.make<float, dyn, dyn, heads>(1, steps);
-  be.for_each(qkv.size(), Fill{qkv.data(), 1});
+  be.for_each(qkv.size(), Fill<bf16>{qkv.data(), 1});
   const AttentionShape shape{heads, heads, dim / heads, 3000};
   const Strides in{steps * 3 * dim, 3 * dim}, out{steps * dim, dim};
   const bf16* q = qkv.data();

@@ -13,6 +13,7 @@
 #include <cstdio>
 #include <vector>
 
+#include "mttt/core/rng.hpp"
 #include "mttt/cuda.cuh"
 
 namespace bench {
@@ -36,6 +37,17 @@ class Event {
 
  private:
   cudaEvent_t event_ = nullptr;
+};
+
+/// Numbers evenly distributed within `scale` of `mean`, the same in every run.
+template <class T>
+struct Fill {
+  T* to;
+  float scale, mean = 0;
+  MTTT_HD void operator()(mttt::Index i) const {
+    const auto random = mttt::philox(7, static_cast<std::uint64_t>(i), 0);
+    to[i] = T(mean + scale * (static_cast<float>(mttt::uniform_from(random.word[0])) * 2 - 1));
+  }
 };
 
 /// Seconds by the host's clock.

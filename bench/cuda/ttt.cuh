@@ -21,16 +21,6 @@
 
 namespace bench {
 
-/// Numbers around `middle` that differ.
-template <class T>
-struct Scattered {
-  T* to;
-  float middle, spread;
-  MTTT_HD void operator()(mttt::Index i) const {
-    const auto bits = static_cast<std::uint32_t>(i) * 2654435761u;
-    to[i] = T(middle + spread * (static_cast<float>(bits >> 8) * 0x1p-23f - 1));
-  }
-};
 struct TokenScales {
   float* to;
   MTTT_HD void operator()(mttt::Index i) const { to[i] = 1 / static_cast<float>(i + 1); }
@@ -112,7 +102,7 @@ class TttBench {
   template <class T>
   T* numbers(Index n, float middle, float spread) {
     T* to = be_.template make<T, mttt::dyn>(n).data();
-    be_.for_each(n, Scattered<T>{to, middle, spread});
+    be_.for_each(n, Fill<T>{to, spread, middle});
     return to;
   }
   /// Whole products, causal pairs' shares, and whole products of the layers but the first.

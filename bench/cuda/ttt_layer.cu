@@ -6,19 +6,11 @@
 
 namespace {
 using namespace mttt;
+using bench::Fill;
 using bench::milliseconds;
 using bench::report;
 using B = Cuda<bf16>;
 constexpr Index dim = 4096, steps = 2048;
-
-struct Fill {
-  bf16* to;
-  float scale;
-  MTTT_HD void operator()(Index i) const {
-    const auto random = philox(7, static_cast<std::uint64_t>(i), 0);
-    to[i] = bf16(scale * (static_cast<float>(uniform_from(random.word[0])) * 2 - 1));
-  }
-};
 
 /// The parts between the projections of a layer of `heads` heads, as ttt/ttt.hpp queues them.
 template <Index heads, Index C, class Device>
@@ -34,7 +26,7 @@ void parts(Device& be, const bf16* x) {
   };
   const auto random = [&](Index n, float scale) {
     bf16* to = be.template make<bf16, dyn>(n).data();
-    be.for_each(n, Fill{to, scale});
+    be.for_each(n, Fill<bf16>{to, scale});
     return to;
   };
   bf16 *q = plane(), *k = plane(), *target = plane(), *out = plane(), *dq = plane(), *dk = plane(),
@@ -115,14 +107,14 @@ void layer() {
   Store<Gradient, B> grad(be);
   for_each_tensor(
       [&](std::string_view, const auto& t) {
-        if (t.size() > 0) be.for_each(t.size(), Fill{t.data(), 0.02f});
+        if (t.size() > 0) be.for_each(t.size(), Fill<bf16>{t.data(), 0.02f});
       },
       *params);
   const auto scope = be.scope();
   const auto make = [&] { return be.make<bf16, dyn, dyn, dim>(1, steps); };
   const auto x = make(), y = make(), dy = make(), dx = make();
-  be.for_each(x.size(), Fill{x.data(), 1});
-  be.for_each(dy.size(), Fill{dy.data(), 1});
+  be.for_each(x.size(), Fill<bf16>{x.data(), 1});
+  be.for_each(dy.size(), Fill<bf16>{dy.data(), 1});
   const double product = 2.0 * steps * dim * dim;
   const double whole = milliseconds(
       be,

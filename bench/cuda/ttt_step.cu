@@ -11,19 +11,9 @@ using B = Cuda<bf16>;
 using Step = TttStreamStep<TttVariant::lm, bf16, float>;
 
 template <class T>
-struct Fill {
-  T* to;
-  float mean, scale;
-  MTTT_HD void operator()(Index i) const {
-    const auto random = philox(7, static_cast<std::uint64_t>(i), 0);
-    to[i] = T(mean + scale * (static_cast<float>(uniform_from(random.word[0])) * 2 - 1));
-  }
-};
-
-template <class T>
 T* random(B& be, Index n, float scale, float mean = 0) {
   T* to = be.make<T, dyn>(n).data();
-  be.for_each(n, Fill<T>{to, mean, scale});
+  be.for_each(n, bench::Fill<T>{to, scale, mean});
   return to;
 }
 
@@ -115,13 +105,13 @@ void layer(Index batch) {
   Store<typename Layer::Params, B> params(be);
   for_each_tensor(
       [&](std::string_view, const auto& t) {
-        be.for_each(t.size(), Fill<bf16>{t.data(), 0, 0.02f});
+        be.for_each(t.size(), bench::Fill<bf16>{t.data(), 0.02f});
       },
       *params);
   Store<typename Layer::State, B> state(be, batch);
   Layer::reset(be, *params, *state, Mask{});
   const auto x = be.make<bf16, dyn, dyn, 4096>(batch, 1), y = be.make<bf16, dyn, dyn, 4096>(batch, 1);
-  be.for_each(x.size(), Fill<bf16>{x.data(), 0, 1});
+  be.for_each(x.size(), bench::Fill<bf16>{x.data(), 1});
   const auto step = [&] { Layer::step(be, *params, *state, x, y, Mask{}); };
   char name[80];
   std::snprintf(name, sizeof name, "layer of 4096, heads of %lld, %lld layer(s), B = %lld",
