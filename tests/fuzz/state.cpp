@@ -1,35 +1,15 @@
 // Hostile states of a conversation: what a file puts into one must be refused, or go on frame by frame.
 #include "fuzz.hpp"
+#include "laws/duplex_small.hpp"
 #include "mttt/io/checkpoint.hpp"
-#include "mttt/lm/duplex.hpp"
 
 namespace {
 using namespace mttt;
 using B = Cpu<float>;
 
-constexpr MimiConfig codec_config{
-    .sample_rate = 1200,
-    .seanet = {.dimension = 8, .n_filters = 2, .kernel_size = 3, .ratios = {3, 2}},
-    .transformer = {.d_model = 8, .num_heads = 2, .num_layers = 1, .dim_feedforward = 12, .context = 5},
-    .quantizer = {.dim = 8, .codebook_dim = 4, .card = 9, .n_q = 3}};
-constexpr MoshiConfig lm_config{.n_q = 5,
-                                .dep_q = 3,
-                                .card = 9,
-                                .text_card = 9,
-                                .delays = {1, 0, 2, 1, 1, 0},
-                                .temporal = {.dim = 8,
-                                             .num_heads = 2,
-                                             .num_layers = 2,
-                                             .hidden = 10,
-                                             .context = 4,
-                                             .ttt_layers = LayerSet::range(1, 1),
-                                             .initial_gating_alpha = 0.7,
-                                             .ttt = {.dim = 0, .num_heads = 0, .mini_batch_size = 3}},
-                                .depformer = {.dim = 6, .num_heads = 3, .num_layers = 2, .hidden = 5}};
-
-using Codec = Mimi<codec_config, B>;
-using Gen = LMGen<lm_config, B>;
-using Talk = Duplex<Codec, Gen, B>;
+using Codec = Mimi<testing::mimi_small, B>;
+using Gen = LMGen<testing::duplex_small, B>;
+using Talk = testing::SmallTalk<B>;
 
 struct Conversation {
   static constexpr Index batch = 2;
@@ -59,7 +39,7 @@ struct Conversation {
       Talk::step(be, models, *state, *in, *out, {});
       // What is said can be looked up by those who listen.
       for (Index k = 0; k < Gen::spoken; ++k) {
-        if (out->said(0, k) < ungenerated_code || out->said(0, k) > lm_config.card) std::abort();
+        if (out->said(0, k) < ungenerated_code || out->said(0, k) > testing::duplex_small.card) std::abort();
       }
     }
     for_each_tensor(
