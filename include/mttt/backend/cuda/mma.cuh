@@ -184,19 +184,21 @@ __device__ inline void group_multiply(float (&c)[4][4], std::uint64_t a, std::ui
         "+f"(c[3][0]), "+f"(c[3][1]), "+f"(c[3][2]), "+f"(c[3][3])
       : "l"(a), "l"(b), "r"(add));
 }
-__device__ inline void group_multiply(float (&c)[8][4], std::uint64_t a, std::uint64_t b, int add) {
+/// Factors as they lie, a row's terms of the sum side by side, or by columns.
+template <bool a_by_columns = false, bool b_by_columns = false>
+__device__ void group_multiply(float (&c)[8][4], std::uint64_t a, std::uint64_t b, int add) {
   asm volatile(
       "{ .reg .pred add; setp.ne.b32 add, %34, 0; "
       "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, "
       "%11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, "
-      "%31}, %32, %33, add, 1, 1, 0, 0; }"
+      "%31}, %32, %33, add, 1, 1, %35, %36; }"
       : "+f"(c[0][0]), "+f"(c[0][1]), "+f"(c[0][2]), "+f"(c[0][3]), "+f"(c[1][0]), "+f"(c[1][1]),
         "+f"(c[1][2]), "+f"(c[1][3]), "+f"(c[2][0]), "+f"(c[2][1]), "+f"(c[2][2]), "+f"(c[2][3]),
         "+f"(c[3][0]), "+f"(c[3][1]), "+f"(c[3][2]), "+f"(c[3][3]), "+f"(c[4][0]), "+f"(c[4][1]),
         "+f"(c[4][2]), "+f"(c[4][3]), "+f"(c[5][0]), "+f"(c[5][1]), "+f"(c[5][2]), "+f"(c[5][3]),
         "+f"(c[6][0]), "+f"(c[6][1]), "+f"(c[6][2]), "+f"(c[6][3]), "+f"(c[7][0]), "+f"(c[7][1]),
         "+f"(c[7][2]), "+f"(c[7][3])
-      : "l"(a), "l"(b), "r"(add));
+      : "l"(a), "l"(b), "r"(add), "n"(a_by_columns ? 1 : 0), "n"(b_by_columns ? 1 : 0));
 }
 /// c (64 x 64) += a (64 x 16, registers) b (16 x 64).
 __device__ inline void group_multiply(float (&c)[8][4], const std::uint32_t (&a)[4], std::uint64_t b) {

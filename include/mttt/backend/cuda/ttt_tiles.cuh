@@ -160,24 +160,6 @@ __device__ void start_group_product(float (&c)[8][4], const PackedPiece<K>& a, s
   asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 #endif
 }
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
-/// The same of one step, both factors in shared memory: as they lie (a row's terms of the sum side by side),
-/// or by columns.
-template <bool left_by_columns, bool right_by_columns>
-__device__ void group_step(float (&c)[8][4], std::uint64_t a, std::uint64_t b) {
-  asm volatile(
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, "
-      "%11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, "
-      "%31}, %32, %33, 1, 1, 1, %34, %35;"
-      : "+f"(c[0][0]), "+f"(c[0][1]), "+f"(c[0][2]), "+f"(c[0][3]), "+f"(c[1][0]), "+f"(c[1][1]),
-        "+f"(c[1][2]), "+f"(c[1][3]), "+f"(c[2][0]), "+f"(c[2][1]), "+f"(c[2][2]), "+f"(c[2][3]),
-        "+f"(c[3][0]), "+f"(c[3][1]), "+f"(c[3][2]), "+f"(c[3][3]), "+f"(c[4][0]), "+f"(c[4][1]),
-        "+f"(c[4][2]), "+f"(c[4][3]), "+f"(c[5][0]), "+f"(c[5][1]), "+f"(c[5][2]), "+f"(c[5][3]),
-        "+f"(c[6][0]), "+f"(c[6][1]), "+f"(c[6][2]), "+f"(c[6][3]), "+f"(c[7][0]), "+f"(c[7][1]),
-        "+f"(c[7][2]), "+f"(c[7][3])
-      : "l"(a), "l"(b), "n"(left_by_columns ? 1 : 0), "n"(right_by_columns ? 1 : 0));
-}
-#endif
 /// Starts c (64 x 64) += left (64 x K) right (K x 64). What is read as it lies is a tile of 64 rows.
 template <int K, bool left_by_columns, bool right_by_columns>
 __device__ void start_group_product(float (&c)[8][4], std::uint32_t left, std::uint32_t right) {
@@ -187,9 +169,9 @@ __device__ void start_group_product(float (&c)[8][4], std::uint32_t left, std::u
 #pragma unroll
   for (int k = 0; k < K / 16; ++k) {
     const int by_columns = k * 16 * 128, as_it_lies = k / 4 * 64 * 128 + k % 4 * 32;
-    group_step<left_by_columns, right_by_columns>(
+    group_multiply<left_by_columns, right_by_columns>(
         c, tile_descriptor(left + (left_by_columns ? by_columns : as_it_lies)),
-        tile_descriptor(right + (right_by_columns ? by_columns : as_it_lies)));
+        tile_descriptor(right + (right_by_columns ? by_columns : as_it_lies)), 1);
   }
   asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 #endif
