@@ -28,9 +28,9 @@
 #include "mttt/backend/cuda/sort.cuh"
 #include "mttt/backend/cuda/stream.cuh"
 #include "mttt/backend/cuda/team.cuh"
-#include "mttt/backend/cuda/ttt_linear_backward.cuh"
-#include "mttt/backend/cuda/ttt_mlp_backward.cuh"
-#include "mttt/backend/cuda/ttt_step.cuh"
+#include "mttt/backend/cuda/ttt/linear_backward.cuh"
+#include "mttt/backend/cuda/ttt/mlp_backward.cuh"
+#include "mttt/backend/cuda/ttt/step.cuh"
 #include "mttt/backend/cuda/tuning.cuh"
 
 namespace mttt {

@@ -5,14 +5,14 @@
 // the order of the slices: one order whatever the batch.
 //
 // Formula: see ttt/inner_model.hpp: inner_norm, inner_loss_gradient and their backwards.
-// Shapes:  a piece c[N / 8][4], N = F / S, as in ttt_tiles.cuh. Arrays [2] are of a lane's two rows.
-// Units:   as in ttt_tiles.cuh.
+// Shapes:  a piece c[N / 8][4], N = F / S, as in tiles.cuh. Arrays [2] are of a lane's two rows.
+// Units:   as in tiles.cuh.
 // Errors:  none.
 // Not supported: what mma.cuh does not.
 // Source:  Chan et al. 1983 for moments of parts.
 #pragma once
 
-#include "mttt/backend/cuda/ttt_tiles.cuh"
+#include "mttt/backend/cuda/ttt/tiles.cuh"
 
 namespace mttt::detail {
 

@@ -1,5 +1,5 @@
 // One block of the cluster that scans a head's two-layer inner model: how its planes lie, and what each warp
-// has of them. For ttt_mlp.cuh and ttt_mlp_backward.cuh.
+// has of them. For mlp.cuh and mlp_backward.cuh.
 //
 // Formula: ttt/inner_model.hpp.
 // Shapes:  a head of F columns has `blocks` blocks, each H = 8192 / F columns of the hidden width. Planes (C,
@@ -13,7 +13,7 @@
 #pragma once
 
 #include "mttt/backend/cuda/launch.cuh"
-#include "mttt/backend/cuda/ttt_mlp_rows.cuh"
+#include "mttt/backend/cuda/ttt/mlp_rows.cuh"
 #include "mttt/backend/cuda/tuning.cuh"
 
 namespace mttt::detail::mlp {

@@ -10,7 +10,7 @@
 // Source:  PTX ISA: mma.sync.m16n8k16, ldmatrix, stmatrix, wgmma and its matrix descriptor.
 #pragma once
 
-#include "mttt/backend/cuda/ttt_tiles.cuh"
+#include "mttt/backend/cuda/ttt/tiles.cuh"
 
 namespace mttt::detail::mlp {
 

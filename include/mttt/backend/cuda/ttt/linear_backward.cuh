@@ -15,14 +15,14 @@
 //            dlr_s  = g_s . dGl_s;  dZ, dtarget from lr dGl through the loss's gradient
 //            dK     = dA^T Q - scale_C Gl dW'^T + dZ W^T
 //            dW     = dW' + Q^T dZbar + K^T dZ,  db = db' + 1^T dZbar + 1^T dZ
-// Shapes:  as in ttt_linear.cuh; scratch (B H, group, F, F) in bf16 and (B H, group, F) in float32.
+// Shapes:  as in linear.cuh; scratch (B H, group, F, F) in bf16 and (B H, group, F) in float32.
 // Units:   strides in elements.
 // Errors:  those of check.cuh.
-// Not supported: what ttt_linear.cuh does not.
+// Not supported: what linear.cuh does not.
 // Source:  ttt/dual.hpp, TttBackward.
 #pragma once
 
-#include "mttt/backend/cuda/ttt_linear.cuh"
+#include "mttt/backend/cuda/ttt/linear.cuh"
 
 namespace mttt::detail {
 

@@ -19,7 +19,7 @@
 
 #include "mttt/backend/cuda/check.cuh"
 #include "mttt/backend/cuda/launch.cuh"
-#include "mttt/backend/cuda/ttt_rows.cuh"
+#include "mttt/backend/cuda/ttt/rows.cuh"
 #include "mttt/backend/cuda/tuning.cuh"
 
 namespace mttt::detail {

@@ -1,12 +1,12 @@
 // TTT-MLP on Hopper: the scan of a head's two-layer inner model in one kernel, backward.
 //
-// A head is the work of a cluster of blocks as in ttt_mlp.cuh, and the gradients of the weights take the
+// A head is the work of a cluster of blocks as in mlp.cuh, and the gradients of the weights take the
 // place of the weights in registers. Groups of mini-batches are taken last first: from the group's checkpoint
 // the weights that each of its mini-batches started from are computed again and kept in scratch memory, as
 // the bf16 tiles that products read; then its mini-batches go backwards. Planes that are needed again are
 // mostly computed again: a product of a tile is cheaper than room for its result.
 //
-// Formula: the reverse of ttt_mlp.cuh's, where rates are in the gradients: with dO, dW' and db' given,
+// Formula: the reverse of mlp.cuh's, where rates are in the gradients: with dO, dW' and db' given,
 //            U_l = X_l dW_l' + db_l',  dGl_l = -scale_C U_l,  dX_l = -scale_C Gl_l dW_l'^T     if whole
 //            dZbar_2 from LN;  then for l = 2, 1:  dP = dZbar_l Gl_l^T,  dA = -scale_t dP  for s <= t
 //            dXbar_l = dZbar_l W_l^T + dA X_l,  dX_l += dA^T Xbar_l,  dGl_l += P^T dZbar_l,
@@ -17,12 +17,12 @@
 //            dscale_t -= sum of (1 + A) dP over s, of both layers;  dscale_C -= Gl_l . U_l
 //          Sums over the hidden width meet four times: Z_2, Zbar_2, dGl_2, and dQ with dK. Scores of the
 //          second layer and dP of the first are parts of such sums, but what they lead to is linear in them.
-// Shapes, units, errors: those of ttt_mlp.cuh.
-// Not supported: what ttt_mlp.cuh does not.
+// Shapes, units, errors: those of mlp.cuh.
+// Not supported: what mlp.cuh does not.
 // Source:  ttt/dual.hpp, TttBackward.
 #pragma once
 
-#include "mttt/backend/cuda/ttt_mlp.cuh"
+#include "mttt/backend/cuda/ttt/mlp.cuh"
 
 namespace mttt::detail::mlp {
 

@@ -19,7 +19,7 @@
 // Source:  ttt/dual.hpp is the reference; PTX ISA: mma, barrier.cluster, mapa.
 #pragma once
 
-#include "mttt/backend/cuda/ttt_mlp_block.cuh"
+#include "mttt/backend/cuda/ttt/mlp_block.cuh"
 
 namespace mttt::detail::mlp {
 

@@ -10,7 +10,7 @@
 // Source:  PTX ISA: barrier.cluster, mapa.
 #pragma once
 
-#include "mttt/backend/cuda/ttt_mlp_products.cuh"
+#include "mttt/backend/cuda/ttt/mlp_products.cuh"
 
 namespace mttt::detail::mlp {
 
