@@ -7,6 +7,7 @@
 #pragma once
 
 #include "mttt/backend/cpu/cpu.hpp"
+#include "mttt/backend/with_weights.hpp"
 #include "mttt/codec/codebook_init.hpp"
 #include "mttt/codec/conv1d.hpp"
 #include "mttt/codec/conv_transpose1d.hpp"

@@ -4,6 +4,7 @@
 //   static void visit(auto&& f, auto&&... p) { f("weight", p.weight...); f("bias", p.bias...); }
 // A member is a Tensor, another such aggregate, a std::array of either, or a std::tuple of aggregates. The
 // names of nested members are joined with dots, so that they spell the names of the published checkpoints.
+// for_each_parameter takes a quantised weight (core/quantised.hpp) whole, for_each_tensor its values and scales.
 //
 // Shapes:  none.   Units: none.
 // Errors:  Error when a joined name is longer than Path::capacity.
@@ -22,6 +23,10 @@
 #include "mttt/core/tensor.hpp"
 
 namespace mttt {
+
+/// A weight of several tensors, core/quantised.hpp.
+template <class T>
+inline constexpr bool is_quantised = false;
 
 /// A dotted name that grows and shrinks without allocating: walking a State must not allocate within a step.
 class Path {
@@ -62,7 +67,7 @@ inline constexpr bool is_std_tuple = false;
 template <class... T>
 inline constexpr bool is_std_tuple<std::tuple<T...>> = true;
 
-template <class F>
+template <class F, bool whole = false>
 struct Walker {
   F& f;
   Path& path;
@@ -77,7 +82,7 @@ struct Walker {
   template <class First, class... Rest>
   void enter(First& first, Rest&... rest) const {
     using T = std::remove_cvref_t<First>;
-    if constexpr (is_tensor<T>) {
+    if constexpr (is_tensor<T> || (whole && is_quantised<T>)) {
       f(path.view(), first, rest...);
     } else if constexpr (is_std_array<T>) {
       for (std::size_t i = 0; i < first.size(); ++i) element(i, first[i], rest[i]...);
@@ -111,6 +116,13 @@ template <class F, class First, class... Rest>
 void for_each_tensor(F&& f, First&& first, Rest&&... rest) {
   Path path;
   detail::Walker<F>{f, path}.enter(first, rest...);
+}
+
+/// The same with quantised weights whole: f(name, parameter, parameters of the others at the same place...).
+template <class F, class First, class... Rest>
+void for_each_parameter(F&& f, First&& first, Rest&&... rest) {
+  Path path;
+  detail::Walker<F, true>{f, path}.enter(first, rest...);
 }
 
 /// The number of elements of all tensors.

@@ -365,8 +365,8 @@ struct Attention {
   static constexpr Index in = C.dim, out = C.dim, qkv_dim = C.qkv_dim();
 
   struct Params {
-    Tensor<T, qkv_dim, C.dim> in_proj;  // rows q | k | v
-    Tensor<T, C.dim, C.dim> out_proj;
+    Weight<B, qkv_dim, C.dim> in_proj;  // rows q | k | v
+    Weight<B, C.dim, C.dim> out_proj;
     static void visit(auto&& f, auto&&... p) {
       f("in_projs.0.weight", p.in_proj...);
       f("out_projs.0.weight", p.out_proj...);

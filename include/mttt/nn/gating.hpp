@@ -71,8 +71,8 @@ struct SiluGating {
   static constexpr Index in = C.dim, out = C.dim, hidden = C.hidden;
 
   struct Params {
-    Tensor<T, 2 * hidden, in> linear_in;
-    Tensor<T, out, hidden> linear_out;
+    Weight<B, 2 * hidden, in> linear_in;
+    Weight<B, out, hidden> linear_out;
     static void visit(auto&& f, auto&&... p) {
       f("linear_in.weight", p.linear_in...);
       f("linear_out.weight", p.linear_out...);

@@ -4,13 +4,14 @@
 // Shapes:  x (B, T, in), weight (out, in), bias (out), y (B, T, out).
 // Units:   none.
 // Errors:  none.
-// Not supported: quantised weights.
+// Not supported: none.
 // Source:  torch.nn.Linear.
 #pragma once
 
 #include <cmath>
 
 #include "mttt/core/concepts.hpp"
+#include "mttt/core/quantised.hpp"
 #include "mttt/nn/elementwise.hpp"
 
 namespace mttt {
@@ -26,6 +27,15 @@ void init_truncated_normal(Tensor<T, E...> tensor, double deviation, Rng& rng) {
   for (Index i = 0; i < tensor.size(); ++i)
     tensor.data()[i] = static_cast<T>(deviation * rng.truncated_normal());
 }
+/// The same numbers, rounded to the format.
+template <class Format, Index out, Index in>
+void init_truncated_normal(QuantisedTensor<Format, out, in> weight, double deviation, Rng& rng) {
+  std::array<float, static_cast<std::size_t>(in)> row;
+  for (Index r = 0; r < out; ++r) {
+    for (auto& w : row) w = static_cast<float>(deviation * rng.truncated_normal());
+    Format::quantise(row.data(), in, &weight.values(r, 0), &weight.scales(r, 0));
+  }
+}
 template <class T, Index... E>
 void init_constant(Tensor<T, E...> tensor, double value) {
   for (Index i = 0; i < tensor.size(); ++i) tensor.data()[i] = static_cast<T>(value);
@@ -37,7 +47,7 @@ struct Linear {
   static constexpr Index in = C.in, out = C.out;
 
   struct Params {
-    Tensor<T, C.out, C.in> weight;
+    Weight<B, C.out, C.in> weight;
     Tensor<T, C.bias ? C.out : 0> bias;  // of no elements without bias
     static void visit(auto&& f, auto&&... p) {
       f("weight", p.weight...);

@@ -1,0 +1,183 @@
+// Weights in 8 and 4 bits: their formats, and the tensor of them that stands where a Tensor stood.
+//
+// A parameter of a block gets its type in one place:  Weight<B, out, in> weight;  It is Tensor<T, out, in> on
+// Cpu<T> and Cuda<T>, and QuantisedTensor<Int8, out, in> on WithWeights<Int8, Cuda<T>>
+// (backend/with_weights.hpp). What is large and multiplied with is a Weight; embeddings, norms, biases and what
+// a TTT layer starts from stay Tensors.
+//
+// Formula: Int8   w(r, i) = scale(r) value(r, i), value in [-127, 127], scale = max |w(r, .)| / 127
+//          Int4   w(r, i) = scale(r, i / 32) (nibble - 8), nibble in [0, 15]: byte j of the 16 of a group holds
+//                 weight j in its low half and j + 16 in its high one. The last group is filled up with 8s,
+//                 which are zeros.
+//          Int4's scale is what errs least, in squares, of ten: the group's weight of largest modulus, on -8
+//          or somewhat beyond. It is symmetric: of normal numbers the error is 8.2 % of their deviation; an
+//          offset for each group would make that 7.6 %, and 12 % more bytes.
+// Shapes:  weights (out, in); values (out, Format::values(in)), scales (out, Format::scales(in)): 1 byte a
+//          weight and 4 a row, 9/16 of a byte.
+// Units:   none.
+// Errors:  none here; io/checkpoint.hpp and quantise (io/quantise.hpp) refuse NaN and infinity.
+// Not supported: training. A gradient of such a weight does not compile.
+// Source:  symmetric rows: bitsandbytes `int8_vectorwise_quant`; groups of 32: ggml `block_q4_0`, whose bytes
+//          lie likewise.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+
+#include "mttt/core/bf16.hpp"
+#include "mttt/core/visit.hpp"
+
+namespace mttt {
+
+struct Int8 {
+  using Value = std::int8_t;
+  using Scale = float;
+  static constexpr int bits = 8;
+
+  /// Stored for a row of `in` weights.
+  MTTT_HD static constexpr Index values(Index in) { return in; }
+  MTTT_HD static constexpr Index scales(Index) { return 1; }
+
+  /// Weight i of a row.
+  MTTT_HD static float weight(const Value* row, const Scale* scale, Index i) {
+    return scale[0] * static_cast<float>(row[i]);
+  }
+  /// A row of finite numbers.
+  static void quantise(const float* weights, Index in, Value* row, Scale* scale) {
+    float largest = 0;
+    for (Index i = 0; i < in; ++i) largest = std::max(largest, std::abs(weights[i]));
+    scale[0] = largest / 127;
+    // A scale that is subnormal may be off by half, and the quotient beyond 127 with it.
+    for (Index i = 0; i < in; ++i)
+      row[i] = static_cast<Value>(
+          scale[0] > 0 ? std::nearbyint(std::clamp(weights[i] / scale[0], -127.0f, 127.0f)) : 0.0f);
+  }
+};
+
+struct Int4 {
+  using Value = std::uint8_t;
+  using Scale = bf16;
+  static constexpr int bits = 4;
+  static constexpr Index group = 32;
+
+  MTTT_HD static constexpr Index values(Index in) { return scales(in) * (group / 2); }
+  MTTT_HD static constexpr Index scales(Index in) { return (in + group - 1) / group; }
+
+  MTTT_HD static float weight(const Value* row, const Scale* scale, Index i) {
+    const Index g = i / group, j = i % group;
+    const int byte = row[g * (group / 2) + j % (group / 2)];
+    return float(scale[g]) * static_cast<float>((j < group / 2 ? byte & 15 : byte >> 4) - 8);
+  }
+  static void quantise(const float* weights, Index in, Value* row, Scale* scale) {
+    for (Index g = 0; g < scales(in); ++g) {
+      float w[group] = {};
+      std::copy_n(weights + g * group, std::min(group, in - g * group), w);
+      scale[g] = best_scale(w);
+      for (Index j = 0; j < group / 2; ++j)
+        row[g * (group / 2) + j] = static_cast<Value>(nibble(w[j], float(scale[g])) |
+                                                      nibble(w[j + group / 2], float(scale[g])) << 4);
+    }
+  }
+
+ private:
+  static int nibble(float w, float scale) {
+    return 8 + static_cast<int>(scale == 0 ? 0.0f : std::nearbyint(std::clamp(w / scale, -8.0f, 7.0f)));
+  }
+  static Scale best_scale(const float* w) {
+    float extreme = 0;
+    for (Index i = 0; i < group; ++i) extreme = std::abs(w[i]) > std::abs(extreme) ? w[i] : extreme;
+    Scale best(extreme / -8);
+    float least = std::numeric_limits<float>::infinity();
+    for (int shrink = 0; shrink < 10; ++shrink) {
+      const Scale scale(extreme / -8 * (1.0f - 0.03f * static_cast<float>(shrink)));
+      const float s = scale, per = s == 0 ? 0.0f : 1 / s;
+      float error = 0;
+      for (Index i = 0; i < group; ++i) {
+        const float rest = w[i] - s * std::nearbyint(std::clamp(w[i] * per, -8.0f, 7.0f));
+        error += rest * rest;
+      }
+      if (error < least) least = error, best = scale;
+    }
+    return best;
+  }
+};
+
+template <class Format>
+struct TransposedQuantised;
+
+/// What products read: `rows` x `cols` weights.
+template <class Format>
+struct QuantisedMatrix {
+  const typename Format::Value* values;
+  const typename Format::Scale* scales;
+  Index rows, cols;
+
+  constexpr TransposedQuantised<Format> t() const { return {*this}; }
+  MTTT_HD constexpr const typename Format::Value* row(Index r) const {
+    return values + r * Format::values(cols);
+  }
+  MTTT_HD constexpr const typename Format::Scale* row_scales(Index r) const {
+    return scales + r * Format::scales(cols);
+  }
+  /// Rows [begin, end).
+  constexpr QuantisedMatrix take_rows(Index begin, Index end) const {
+    return {row(begin), row_scales(begin), end - begin, cols};
+  }
+};
+
+/// x W^T is the one product with such weights, so that what is transposed is a type of its own.
+template <class Format>
+struct TransposedQuantised {
+  QuantisedMatrix<Format> weight;
+};
+
+/// Weights (out, in) in a format. Named "weight", it is stored as "weight" and "weight.scale".
+template <class Format, Index out, Index in>
+struct QuantisedTensor {
+  Tensor<typename Format::Value, out, Format::values(in)> values;
+  Tensor<typename Format::Scale, out, Format::scales(in)> scales;
+  static void visit(auto&& f, auto&&... w) {
+    f("", w.values...);
+    f("scale", w.scales...);
+  }
+
+  static constexpr Index size() { return out * in; }
+  constexpr QuantisedMatrix<Format> matrix() const { return {values.data(), scales.data(), out, in}; }
+};
+
+template <class Format, Index out, Index in>
+inline constexpr bool is_quantised<QuantisedTensor<Format, out, in>> = true;
+
+namespace detail {
+
+template <class B, Index out, Index in>
+struct WeightOf {
+  using type = Tensor<typename B::Scalar, out, in>;
+};
+template <class B, Index out, Index in>
+requires requires { typename B::Weights; }
+struct WeightOf<B, out, in> {
+  using type = QuantisedTensor<typename B::Weights, out, in>;
+};
+
+/// One row of weights as numbers.
+template <class Format, class T>
+struct DequantiseRow {
+  QuantisedMatrix<Format> from;
+  T* to;  // (rows, cols)
+  template <class Team>
+  MTTT_HD void operator()(Team team, Index r) const {
+    const auto* row = from.row(r);
+    const auto* scales = from.row_scales(r);
+    T* out = to + r * from.cols;
+    team.for_each(from.cols, [=](Index i) { out[i] = static_cast<T>(Format::weight(row, scales, i)); });
+  }
+};
+
+}  // namespace detail
+
+/// A large weight of a block on the backend B.
+template <class B, Index out, Index in>
+using Weight = typename detail::WeightOf<B, out, in>::type;
+
+}  // namespace mttt
