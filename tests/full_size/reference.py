@@ -74,10 +74,11 @@ def moshi_reference(model, codes, out):
     x = text_model.model.embed_tokens(before[:, 0])
     for k in range(streams - 1):
         x = x + model.embed_tokens[k](before[:, k + 1])
-    z = text_model.model(inputs_embeds=x, use_cache=False).last_hidden_state
+    z = text_model.model(  # without a mask, some versions are not causal
+        inputs_embeds=x, use_cache=False, attention_mask=torch.ones_like(before[:, 0])).last_hidden_state
     # Frames are the batch of the depth decoder, codebooks its time.
     ids = now[:, :dep_q].permute(0, 2, 1).reshape(batch * steps, dep_q)
-    depth = model.depth_decoder(  # without a mask, some versions are not causal here
+    depth = model.depth_decoder(  # likewise
         input_ids=ids, last_hidden_state=z.reshape(batch * steps, 1, -1), use_cache=False,
         attention_mask=torch.ones_like(ids))
     logits = depth.logits.reshape(batch, steps, dep_q, -1).permute(2, 0, 1, 3)
