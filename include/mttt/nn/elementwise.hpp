@@ -106,16 +106,20 @@ struct AddParts {
   MTTT_HD void operator()(Index c) const { grad[c] += total(c); }
 };
 
+/// Rows in pieces: one of a ring of 3000 keys is 25 MB, too much for one team.
 template <class T>
 struct ClearRows {
+  static constexpr Index piece = 32768;
   T* data;
   Index width;
   const std::uint8_t* mask;
+  MTTT_HD Index pieces() const { return (width + piece - 1) / piece; }
   template <class Team>
-  MTTT_HD void operator()(Team team, Index b) const {
+  MTTT_HD void operator()(Team team, Index i) const {
+    const Index b = i / pieces(), first = i % pieces() * piece;
     if (!active(mask, b)) return;
-    T* row = data + b * width;
-    team.for_each(width, [=](Index i) { row[i] = T(0); });
+    T* row = data + b * width + first;
+    team.for_each(piece < width - first ? piece : width - first, [=](Index j) { row[j] = T(0); });
   }
 };
 
@@ -181,7 +185,9 @@ void clear_state(B& be, S& state, Mask mask) {
       [&](std::string_view, auto& t) {
         using T = typename std::remove_cvref_t<decltype(t)>::value_type;
         const Index batch = t.extent(0);
-        if (batch > 0) be.rows(batch, detail::ClearRows<T>{t.data(), t.size() / batch, mask.data()});
+        if (batch == 0) return;
+        const detail::ClearRows<T> rows{t.data(), t.size() / batch, mask.data()};
+        be.rows(batch * rows.pieces(), rows, 0, rows.width < rows.piece ? rows.width : rows.piece);
       },
       state);
 }
