@@ -1,6 +1,7 @@
 // Coded recordings to files and back, and what is refused.
 #include "mttt/io/codes.hpp"
 
+#include "mttt/core/rng.hpp"
 #include "scratch.hpp"
 
 namespace {
@@ -12,13 +13,11 @@ CodedRecording small(Index card = 256) {
 }
 }  // namespace
 
-TEST_CASE("codes: a round trip, in 16 or in 32 bits") {
+TEST_CASE("codes: a round trip, whatever number of bits a code needs") {
   const Scratch scratch;
-  const Index card = GENERATE(256, 32768, 32769, 2000000000);
+  const Index card = GENERATE(6, 256, 2048, 32768, 32769, 2000000000);
   const CodedRecording saved = small(card);
   save_codes(scratch / "a.safetensors", saved);
-  CHECK(SafetensorsFile(scratch / "a.safetensors").at("codes").dtype ==
-        (card <= 32768 ? DType::I16 : DType::I32));
   const CodedRecording loaded = load_codes(scratch / "a.safetensors");
   CHECK(loaded.streams == 3);
   CHECK(loaded.frames == 2);
@@ -30,6 +29,23 @@ TEST_CASE("codes: a round trip, in 16 or in 32 bits") {
   CHECK(loaded.source == "source 2");
   CHECK(std::vector(loaded.stream(1).begin(), loaded.stream(1).end()) ==
         std::vector<std::int32_t>{-1, static_cast<std::int32_t>(card - 1)});
+}
+
+TEST_CASE("codes: 2048 of them take 11 bits each") {
+  const Scratch scratch;
+  Rng rng(1);
+  constexpr Index frames = 1001;  // 11 bits of them end inside of a byte
+  CodedRecording saved{17, frames, {}, 12.5, 32000, 2048, "codec", "source"};
+  for (Index i = 0; i < 17 * frames; ++i)
+    saved.codes.push_back(static_cast<std::int32_t>(rng.uniform() * (i < frames ? 32000 : 2048)));
+  saved.codes[20] = -1;                                    // text: 32001 values still take 15 bits
+  saved.codes[static_cast<std::size_t>(frames) + 7] = -1;  // 2049 values take 12
+  save_codes(scratch / "a.safetensors", saved);
+  const SafetensorsFile file(scratch / "a.safetensors");
+  CHECK(file.at("codes").dtype == DType::U8);
+  CHECK(file.at("codes").count() == 1877 + 1502 + 15 * 1377);
+  CHECK(file.metadata().at("bits") == "15+,12+,11,11,11,11,11,11,11,11,11,11,11,11,11,11,11");
+  CHECK(load_codes(file.path()).codes == saved.codes);
 }
 
 TEST_CASE("codes: impossible ones are neither written nor read") {
@@ -79,6 +95,38 @@ TEST_CASE("codes: damaged and foreign files are refused") {
   write({2, 2}, {{"kind", "params"}});
   check_refused(load, "a file of kind 'params'");
   check_refused([&] { load_codes(scratch / "none.safetensors"); }, "no such file");
+}
+
+TEST_CASE("codes: packed ones that are damaged are refused") {
+  const Scratch scratch;
+  const auto path = scratch / "a.safetensors";
+  const auto refused = [&](const char* key, const char* value, const std::string& words,
+                           std::size_t bytes = 4) {
+    SafetensorsWriter writer;
+    SafetensorsMetadata all{{"kind", "codes"},    {"format_version", "1"}, {"frame_rate", "12.5"},
+                            {"text_card", "256"}, {"card", "256"},         {"codec", "c"},
+                            {"source", "s"},      {"streams", "2"},        {"frames", "2"},
+                            {"bits", "8,8"}};
+    all[key] = value;
+    for (const auto& [name, text] : all) writer.set_metadata(name, text);
+    const std::vector<std::uint8_t> codes(bytes, 255);
+    writer.add("codes", {static_cast<std::int64_t>(bytes)}, std::span<const std::uint8_t>(codes));
+    writer.write(path);
+    if (words.empty()) {
+      CHECK(load_codes(path).codes == std::vector<std::int32_t>{255, 255, 255, 255});
+    } else {
+      check_refused([&] { load_codes(path); }, words);
+    }
+  };
+  refused("bits", "8,8", "");
+  for (const char* bits : {"8", "8,", "8,8,8", "0,8", "32,8", "8,x", "8 ,8", "8,9"})
+    refused("bits", bits, detail::cat("2 streams of 2 frames in ", detail::quote(bits)));
+  refused("frames", "3", "2 streams of 3 frames");
+  refused("frames", "9223372036854775807", "frames in '8,8'");
+  refused("frames", "-2", "-2 frames");
+  refused("streams", "-2", "-2 streams");
+  refused("bits", "8,8", "5 U8", 5);
+  refused("card", "255", "code 255 in stream 1");
 }
 
 TEST_CASE("codes: a folder is read in the order of names") {

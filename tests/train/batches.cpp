@@ -51,7 +51,8 @@ TEST_CASE("batches: recordings come in proportion to their frames, starts evenly
   std::map<Index, int> starts;
   for (std::int64_t index = 0; index < n / 8; ++index) {
     for (Index b = 0; b < 8; ++b) {
-      const auto [recording, start] = batches.segment(index, b);
+      const auto [recording, start, continues] = batches.segment(index, b);
+      REQUIRE(!continues);
       second += recording == 1;
       if (recording == 0) ++starts[start];
     }
@@ -85,7 +86,7 @@ TEST_CASE("batches: a recording shorter than a segment is padded with -1") {
 TEST_CASE("batches: recordings that do not belong together are refused") {
   using test::contains;
   const BatchOptions options{.batch = 1, .frames = 4};
-  CHECK_THROWS_WITH(Batches({}, options), contains("no recordings"));
+  CHECK_THROWS_WITH(Batches(std::vector<CodedRecording>{}, options), contains("no recordings"));
   CHECK_THROWS_WITH(Batches({numbered(0, 9)}, {.batch = 0, .frames = 4}), contains("0 segments of 4 frames"));
   CHECK_THROWS_WITH(Batches({numbered(0, 9), numbered(1, 9, 4)}, options),
                     contains("recording 1: found 4 streams"));
@@ -107,4 +108,69 @@ TEST_CASE("entropy: bits a code") {
   CHECK(entropy(Codes{0, 1, 2, 3}) == Approx(2));
   CHECK(entropy(Codes{7, 7, 9, 9, -1, -1}) == Approx(1));
   CHECK(entropy(Codes{0, 0, 0, 1}) == Approx(0.8112781245));
+}
+
+TEST_CASE("batches: sequential lanes play recordings from their start to their end") {
+  const Index frames = 10, lanes = 2;
+  const std::vector<CodedRecording> recordings{numbered(0, 25), numbered(1, 10), numbered(2, 31)};
+  const Batches batches(recordings, {.batch = lanes, .frames = frames, .order = Order::sequential});
+  // The queue is 0, 1, 2, 0, 1, 2, ...; a lane that is done takes its next one.
+  const auto at = [&](std::int64_t index, Index b) {
+    const auto s = batches.segment(index, b);
+    return std::tuple(s.recording, s.start, s.continues);
+  };
+  CHECK(at(0, 0) == std::tuple(0u, 0, false));
+  CHECK(at(0, 1) == std::tuple(1u, 0, false));
+  CHECK(at(1, 0) == std::tuple(0u, 10, true));
+  CHECK(at(1, 1) == std::tuple(2u, 0, false));  // exactly one segment long: done
+  CHECK(at(2, 0) == std::tuple(0u, 20, true));  // 5 frames, the rest is padding
+  CHECK(at(3, 0) == std::tuple(0u, 0, false));  // the queue starts anew
+  CHECK(at(4, 1) == std::tuple(2u, 30, true));
+  CHECK(at(5, 1) == std::tuple(1u, 0, false));
+  CHECK(at(1, 1) == std::tuple(2u, 0, false));  // back again
+  const auto codes = batch(batches, 2);
+  CHECK(codes[4] == 24);
+  CHECK(codes[5] == -1);
+
+  // The frames before a segment, and what stands for them where a recording starts.
+  Cpu<float> be;
+  const auto before =
+      batches.make_before(be, 1, 3, [](Index k) { return static_cast<std::int32_t>(-k - 7); });
+  CHECK(std::vector(&before(0, 1, 0), &before(0, 1, 0) + 3) == std::vector<std::int32_t>{107, 108, 109});
+  CHECK(std::vector(&before(1, 2, 0), &before(1, 2, 0) + 3) == std::vector<std::int32_t>{-9, -9, -9});
+  const Mask continuing = batches.make_continuing(be, 1);
+  CHECK(continuing(0) == 1);
+  CHECK(continuing(1) == 0);
+}
+
+TEST_CASE("batches: sources come in proportion to their weights, their recordings in turn") {
+  const auto make = [](Order order, std::uint64_t seed = 3) {
+    std::vector<DataSource> sources(2);
+    sources[0] = {{numbered(0, 40), numbered(1, 4)}, 3};
+    sources[1] = {{numbered(2, 400)}, 1};
+    return Batches(std::move(sources), {.batch = 4, .frames = 400, .seed = seed, .order = order});
+  };
+  const Order order = GENERATE(Order::random, Order::sequential);
+  const Batches batches = make(order);
+  const int n = 4000;
+  double second_source = 0;
+  std::map<std::size_t, int> seen;
+  for (std::int64_t index = 0; index < n / 4; ++index) {
+    for (Index b = 0; b < 4; ++b) {
+      const auto recording = batches.segment(index, b).recording;
+      ++seen[recording];
+      second_source += recording == 2;
+    }
+  }
+  CHECK(second_source / n == Approx(0.25).margin(4 * std::sqrt(0.25 * 0.75 / n)));
+  if (order == Order::sequential) CHECK(std::abs(seen[0] - seen[1]) <= 1);
+  if (order == Order::random) CHECK(seen[0] == Approx(10 * seen[1]).epsilon(0.3));
+  CHECK(batch(batches, 77) == batch(make(order), 77));
+  CHECK(batch(batches, 77) != batch(make(order, 4), 77));
+  std::vector<DataSource> empty(2);
+  empty[0].recordings = {numbered(0, 4)};
+  CHECK_THROWS_WITH(Batches(empty, {.batch = 1, .frames = 4}),
+                    test::contains("source 1: found no recordings"));
+  empty[0].weight = 0;
+  CHECK_THROWS_WITH(Batches(empty, {.batch = 1, .frames = 4}), test::contains("weight 0.0"));
 }

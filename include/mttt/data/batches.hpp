@@ -1,16 +1,24 @@
-// Batches: random segments of coded recordings; micro-batch i of a training is a function of (seed, i) alone.
+// Batches: segments of coded recordings; micro-batch i of a training is a function of (seed, i) alone.
 //
-// Rule:    segment b of micro-batch i draws Philox at counter i * batch + b: a recording, with a chance in
-//          proportion to its frames, then a first frame after which a whole segment is left. A shorter
-//          recording is taken from its start and padded with -1, which the loss leaves out.
+// Rule:    A recording belongs to a source, and sources are drawn by their weights.
+//          random      segment b of micro-batch i draws Philox at counter i * batch + b: a source, a recording
+//                      with a chance in proportion to its frames, then a first frame after which a whole
+//                      segment is left.
+//          sequential  the batch has lanes; each plays a recording from its start to its end, a segment a
+//                      micro-batch, then takes the next one of the queue. Place q of the queue draws a source,
+//                      whose recordings come in their order, over and over.
+//          What a recording lacks of a segment is -1, which the loss leaves out.
 // Shapes:  codes (B, K, T).
 // Units:   frames.
-// Errors:  no recordings; recordings of different streams, frame rates, codecs; a batch or length below 1.
-// Not supported: every segment exactly once an epoch; recordings larger than memory.
-// Source:  none.
+// Errors:  no recordings; recordings of different streams, frame rates, codecs; a batch or length below 1;
+//          sources without recordings, weights that are not above 0.
+// Not supported: every random segment exactly once an epoch; recordings larger than memory; sequential
+//          segments of one object asked for by several threads.
+// Source:  kyutai-labs/moshi-finetune finetune/data/dataset.py `interleave_iterators`.
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <string>
 #include <utility>
 #include <vector>
@@ -20,42 +28,69 @@
 
 namespace mttt {
 
+enum class Order { random, sequential };
+
 struct BatchOptions {
   Index batch, frames;  // segments a micro-batch, frames a segment
   std::uint64_t seed = 0;
+  Order order = Order::random;
+};
+
+/// Recordings that are drawn together.
+struct DataSource {
+  std::vector<CodedRecording> recordings;
+  double weight = 1;
 };
 
 class Batches {
  public:
   Batches(std::vector<CodedRecording> recordings, BatchOptions options)
-      : recordings_(std::move(recordings)), options_(options) {
+      : Batches(one_source(std::move(recordings)), options) {}
+  Batches(std::vector<DataSource> sources, BatchOptions options) : options_(options) {
     if (options.batch < 1 || options.frames < 1) {
       fail("Batches",
            std::to_string(options.batch) + " segments of " + std::to_string(options.frames) + " frames",
            "one or more of each", "correct the batch and the duration");
     }
-    if (recordings_.empty()) fail("Batches", "no recordings", "at least one", "encode some first");
-    for (std::size_t i = 0; i < recordings_.size(); ++i) {
-      check_codes(recordings_[i], "recording " + std::to_string(i));
-      check_alike(i);
-      total_frames_ += recordings_[i].frames;
+    for (DataSource& source : sources) {
+      const std::string name = "source " + std::to_string(sources_.size());
+      if (!(source.weight > 0) || !std::isfinite(source.weight))
+        fail(name, "weight " + std::to_string(source.weight), "a number above 0", "correct the weights");
+      if (source.recordings.empty())
+        fail(sources.size() == 1 ? "Batches" : name, "no recordings", "at least one", "encode some first");
+      Span span{recordings_.size(), recordings_.size() + source.recordings.size(), 0, 0};
+      for (CodedRecording& recording : source.recordings) {
+        check_codes(recording, "recording " + std::to_string(recordings_.size()));
+        recordings_.push_back(std::move(recording));
+        check_alike(recordings_.size() - 1);
+        span.frames += recordings_.back().frames;
+      }
+      total_frames_ += span.frames;
+      total_weight_ += source.weight;
+      span.weight_end = total_weight_;
+      sources_.push_back(span);
     }
+    if (recordings_.empty()) fail("Batches", "no recordings", "at least one", "encode some first");
   }
 
   Index streams() const { return recordings_[0].streams; }
   Index total_frames() const { return total_frames_; }
   double frame_rate() const { return recordings_[0].frame_rate; }
   const std::vector<CodedRecording>& recordings() const { return recordings_; }
+  const BatchOptions& options() const { return options_; }
 
   struct Segment {
     std::size_t recording;
     Index start;
+    bool continues = false;  // goes on where this lane's segment of the micro-batch before ended
   };
   Segment segment(std::int64_t index, Index b) const {
+    if (options_.order == Order::sequential) return lanes_at(index)[static_cast<std::size_t>(b)];
     const auto counter = static_cast<std::uint64_t>(index * options_.batch + b);
     const PhiloxBlock draw = philox(options_.seed, counter, stream_of_numbers);
-    Index frame = scaled(draw.word[0], draw.word[1], total_frames_);
-    std::size_t i = 0;
+    const Span& source = sources_[source_at(counter)];
+    Index frame = scaled(draw.word[0], draw.word[1], source.frames);
+    std::size_t i = source.first;
     for (; frame >= recordings_[i].frames; ++i) frame -= recordings_[i].frames;
     const Index spare = recordings_[i].frames - options_.frames;
     return {i, spare > 0 ? scaled(draw.word[2], draw.word[3], spare + 1) : 0};
@@ -63,10 +98,7 @@ class Batches {
 
   /// Fills codes (B, K, T) in the host's memory with micro-batch `index`.
   void fill(std::int64_t index, Tensor<std::int32_t, dyn, dyn, dyn> codes) const {
-    if (codes.extents() != std::array<Index, 3>{options_.batch, streams(), options_.frames}) {
-      fail("Batches::fill", "another shape", "(batch, streams, frames)",
-           "make the tensor of the options' extents");
-    }
+    expect_shape(codes, options_.frames, "(batch, streams, frames)");
     for (Index b = 0; b < options_.batch; ++b) {
       const Segment from = segment(index, b);
       const CodedRecording& recording = recordings_[from.recording];
@@ -79,20 +111,104 @@ class Batches {
       }
     }
   }
+  /// The frames before micro-batch `index`, (B, K, any number), which the delays of a segment that goes on
+  /// reach back to; where a recording starts, initial(k).
+  template <class F>
+  void fill_before(std::int64_t index, Tensor<std::int32_t, dyn, dyn, dyn> codes, F&& initial) const {
+    const Index n = codes.extent(2);
+    expect_shape(codes, n, "(batch, streams, any number)");
+    for (Index b = 0; b < options_.batch; ++b) {
+      const Segment from = segment(index, b);
+      const Index have = from.continues ? std::min(n, from.start) : 0;
+      for (Index k = 0; k < streams(); ++k) {
+        std::int32_t* target = &codes(b, k, 0);
+        std::fill_n(target, n - have, initial(k));
+        std::copy_n(recordings_[from.recording].stream(k).data() + from.start - have, have,
+                    target + n - have);
+      }
+    }
+  }
 
   /// Micro-batch `index` in the backend's arena.
   template <class B>
   Tensor<std::int32_t, dyn, dyn, dyn> make(B& be, std::int64_t index) const {
-    const auto codes =
-        be.template make<std::int32_t, dyn, dyn, dyn>(options_.batch, streams(), options_.frames);
-    std::vector<std::int32_t> host(static_cast<std::size_t>(codes.size()));
-    fill(index, {host.data(), codes.extents()});
-    be.to_device(host.data(), codes.data(), codes.size());
-    return codes;
+    return uploaded(be, options_.frames, [&](const auto& codes) { fill(index, codes); });
+  }
+  template <class B, class F>
+  Tensor<std::int32_t, dyn, dyn, dyn> make_before(B& be, std::int64_t index, Index frames,
+                                                  F&& initial) const {
+    return uploaded(be, frames, [&](const auto& codes) { fill_before(index, codes, initial); });
+  }
+  /// Which segments of micro-batch `index` go on, (B).
+  template <class B>
+  Mask make_continuing(B& be, std::int64_t index) const {
+    const auto mask = be.template make<std::uint8_t, dyn>(options_.batch);
+    std::vector<std::uint8_t> host;
+    for (Index b = 0; b < options_.batch; ++b) host.push_back(segment(index, b).continues);
+    be.to_device(host.data(), mask.data(), mask.size());
+    return mask;
   }
 
  private:
-  static constexpr std::uint64_t stream_of_numbers = 0x6261746368;  // apart from other draws of the same seed
+  static constexpr std::uint64_t stream_of_numbers = 0x6261746368,  // apart from other draws of the same seed
+      stream_of_sources = 0x736f75726365;
+
+  struct Span {
+    std::size_t first, end;  // of the source's recordings
+    Index frames;
+    double weight_end;  // of this source and those before
+  };
+
+  static std::vector<DataSource> one_source(std::vector<CodedRecording> recordings) {
+    std::vector<DataSource> sources(1);
+    sources[0].recordings = std::move(recordings);
+    return sources;
+  }
+
+  std::size_t source_at(std::uint64_t counter) const {
+    if (sources_.size() == 1) return 0;
+    const double place =
+        total_weight_ * uniform_from(philox(options_.seed, counter, stream_of_sources).word[0]);
+    std::size_t i = 0;
+    while (i + 1 < sources_.size() && place >= sources_[i].weight_end) ++i;
+    return i;
+  }
+
+  /// Where the lanes stand in micro-batch `index`: they are played on, or from the start again.
+  const std::vector<Segment>& lanes_at(std::int64_t index) const {
+    if (lanes_.empty() || index < lanes_index_) {
+      lanes_.clear();
+      taken_.assign(sources_.size(), 0);
+      queue_ = 0;
+      for (Index b = 0; b < options_.batch; ++b) lanes_.push_back(next_recording());
+      lanes_index_ = 0;
+    }
+    for (; lanes_index_ < index; ++lanes_index_) {
+      for (Segment& lane : lanes_) {
+        const Index next = lane.start + options_.frames;
+        lane = next < recordings_[lane.recording].frames ? Segment{lane.recording, next, true}
+                                                         : next_recording();
+      }
+    }
+    return lanes_;
+  }
+  Segment next_recording() const {
+    const std::size_t s = source_at(queue_++);
+    return {sources_[s].first + taken_[s]++ % (sources_[s].end - sources_[s].first), 0};
+  }
+
+  void expect_shape(const Tensor<std::int32_t, dyn, dyn, dyn>& codes, Index frames, const char* shape) const {
+    if (codes.extents() != std::array<Index, 3>{options_.batch, streams(), frames})
+      fail("Batches", "another shape", shape, "make the tensor of the options' extents");
+  }
+  template <class B, class F>
+  Tensor<std::int32_t, dyn, dyn, dyn> uploaded(B& be, Index frames, F&& fill_host) const {
+    const auto codes = be.template make<std::int32_t, dyn, dyn, dyn>(options_.batch, streams(), frames);
+    std::vector<std::int32_t> host(static_cast<std::size_t>(codes.size()));
+    fill_host(Tensor<std::int32_t, dyn, dyn, dyn>(host.data(), codes.extents()));
+    be.to_device(host.data(), codes.data(), codes.size());
+    return codes;
+  }
 
   /// A whole number in [0, n) from 64 random bits.
   static Index scaled(std::uint32_t low, std::uint32_t high, Index n) {
@@ -115,8 +231,15 @@ class Batches {
   }
 
   std::vector<CodedRecording> recordings_;
+  std::vector<Span> sources_;
   BatchOptions options_;
   Index total_frames_ = 0;
+  double total_weight_ = 0;
+  // Sequential: a play head, which an index sets.
+  mutable std::vector<Segment> lanes_;
+  mutable std::int64_t lanes_index_ = 0;
+  mutable std::vector<std::size_t> taken_;  // recordings of each source so far
+  mutable std::uint64_t queue_ = 0;
 };
 
 }  // namespace mttt

@@ -1,7 +1,10 @@
 // Coded recordings as files, and names for the content of files.
 //
-// Layout:  safetensors: tensor "codes" (streams, frames), int16 where every code fits, else int32; metadata
-//          kind = "codes", frame_rate, text_card, card, codec, source.
+// Layout:  safetensors: tensor "codes", uint8; metadata kind = "codes", streams, frames, bits, frame_rate,
+//          text_card, card, codec, source. Streams lie one after another, each from a whole byte on, each code
+//          in the bits that its stream needs, the lowest bit first: 11 for 2048 codes. `bits` lists them,
+//          "15,11,11,..."; "12+" stands for codes that are stored as code + 1, where -1 may occur.
+//          Files of earlier versions, (streams, frames) in int16 or int32, are read as well.
 // Formula: content_id: FNV-1a of 64 bits over words and remaining bytes, as 16 hexadecimal digits.
 // Shapes:  see data/codes.hpp.
 // Units:   frames a second.
@@ -11,6 +14,8 @@
 // Source:  the hash of Fowler, Noll and Vo.
 #pragma once
 
+#include <algorithm>
+#include <bit>
 #include <charconv>
 
 #include "mttt/data/codes.hpp"
@@ -44,6 +49,62 @@ inline std::string content_id(std::span<const std::filesystem::path> paths) {
   return text;
 }
 
+namespace detail {
+
+/// How a stream is packed.
+struct CodeBits {
+  int bits;
+  bool shifted;  // -1 occurs, and is stored as 0
+  std::size_t bytes(Index frames) const { return (static_cast<std::size_t>(frames * bits) + 7) / 8; }
+};
+
+inline CodeBits code_bits(std::span<const std::int32_t> codes, Index card) {
+  const bool shifted = std::find(codes.begin(), codes.end(), -1) != codes.end();
+  const auto largest = static_cast<std::uint64_t>(card - 1 + shifted);
+  return {std::max(1, static_cast<int>(std::bit_width(largest))), shifted};
+}
+
+inline void pack_codes(std::span<const std::int32_t> codes, CodeBits how, std::vector<std::uint8_t>& bytes) {
+  std::uint64_t waiting = 0;
+  int count = 0;
+  for (const std::int32_t code : codes) {
+    waiting |= static_cast<std::uint64_t>(code + how.shifted) << count;
+    for (count += how.bits; count >= 8; count -= 8, waiting >>= 8)
+      bytes.push_back(static_cast<std::uint8_t>(waiting));
+  }
+  if (count > 0) bytes.push_back(static_cast<std::uint8_t>(waiting));
+}
+
+inline void unpack_codes(const std::uint8_t* bytes, CodeBits how, std::span<std::int32_t> codes) {
+  std::uint64_t waiting = 0;
+  int count = 0;
+  const std::uint64_t mask = (std::uint64_t{1} << how.bits) - 1;
+  for (std::int32_t& code : codes) {
+    for (; count < how.bits; count += 8) waiting |= std::uint64_t{*bytes++} << count;
+    code = static_cast<std::int32_t>(static_cast<std::int64_t>(waiting & mask) - how.shifted);
+    waiting >>= how.bits;
+    count -= how.bits;
+  }
+}
+
+/// "15,11+,..."; nothing where the text is not such a list.
+inline std::vector<CodeBits> read_bits(std::string_view text) {
+  std::vector<CodeBits> list;
+  while (!text.empty()) {
+    CodeBits one{0, false};
+    const auto end = std::from_chars(text.data(), text.data() + text.size(), one.bits);
+    if (end.ec != std::errc() || one.bits < 1 || one.bits > 31) return {};
+    text.remove_prefix(static_cast<std::size_t>(end.ptr - text.data()));
+    if (text.starts_with('+')) one.shifted = true, text.remove_prefix(1);
+    if (!text.empty() && (!text.starts_with(',') || text.size() == 1)) return {};
+    if (!text.empty()) text.remove_prefix(1);
+    list.push_back(one);
+  }
+  return list;
+}
+
+}  // namespace detail
+
 inline void save_codes(const std::filesystem::path& path, const CodedRecording& recording) {
   check_codes(recording, path.string());
   SafetensorsWriter writer;
@@ -51,18 +112,21 @@ inline void save_codes(const std::filesystem::path& path, const CodedRecording& 
   char rate[32];
   const auto end = std::to_chars(rate, rate + sizeof rate, recording.frame_rate).ptr;  // shortest, exact
   writer.set_metadata("frame_rate", std::string(rate, end));
+  writer.set_metadata("streams", std::to_string(recording.streams));
+  writer.set_metadata("frames", std::to_string(recording.frames));
   writer.set_metadata("text_card", std::to_string(recording.text_card));
   writer.set_metadata("card", std::to_string(recording.card));
   writer.set_metadata("codec", recording.codec);
   writer.set_metadata("source", recording.source);
-  std::vector<std::int16_t> narrow;
-  const std::vector<std::int64_t> shape{recording.streams, recording.frames};
-  if (std::max(recording.text_card, recording.card) <= 32768) {
-    narrow.assign(recording.codes.begin(), recording.codes.end());
-    writer.add("codes", shape, std::span<const std::int16_t>(narrow));
-  } else {
-    writer.add("codes", shape, std::span<const std::int32_t>(recording.codes));
+  std::vector<std::uint8_t> bytes;
+  std::string bits;
+  for (Index k = 0; k < recording.streams; ++k) {
+    const auto how = detail::code_bits(recording.stream(k), k == 0 ? recording.text_card : recording.card);
+    bits += detail::cat(k == 0 ? "" : ",", how.bits, how.shifted ? "+" : "");
+    detail::pack_codes(recording.stream(k), how, bytes);
   }
+  writer.set_metadata("bits", bits);
+  writer.add("codes", {static_cast<std::int64_t>(bytes.size())}, std::span<const std::uint8_t>(bytes));
   writer.write(path);
 }
 
@@ -85,13 +149,44 @@ inline CodedRecording load_codes(const std::filesystem::path& path) {
     return value;
   };
   const TensorEntry& entry = file.at("codes");
-  if (file.tensors().size() != 1 || entry.shape.size() != 2) {
-    fail(file.path(),
-         detail::cat(file.tensors().size(), " tensors, codes of shape ", detail::shape_text(entry.shape)),
-         "codes (streams, frames) alone", "encode it again");
+  CodedRecording recording;
+  if (file.metadata().contains("bits")) {
+    const auto bits = detail::read_bits(text("bits"));
+    recording.streams = number("streams", Index{0});
+    recording.frames = number("frames", Index{0});
+    // Frames are bounded by the bytes that the file has before anything is multiplied.
+    const bool possible = static_cast<Index>(bits.size()) == recording.streams && recording.frames >= 0 &&
+                          static_cast<std::size_t>(recording.frames) <= 8 * entry.count();
+    std::size_t bytes = 0;
+    if (possible) {
+      for (const auto& how : bits) bytes += how.bytes(recording.frames);
+    }
+    if (!possible || file.tensors().size() != 1 || entry.dtype != DType::U8 || bytes != entry.count()) {
+      fail(file.path(),
+           detail::cat(file.tensors().size(), " tensors, ", entry.count(), " ", dtype_name(entry.dtype),
+                       " for ", recording.streams, " streams of ", recording.frames, " frames in ",
+                       detail::quote(text("bits")), " bits"),
+           "codes alone, as many bytes as that takes", "encode it again");
+    }
+    std::vector<std::uint8_t> packed(bytes);
+    file.read(entry, packed.data(), packed.size());
+    recording.codes.resize(static_cast<std::size_t>(recording.streams * recording.frames));
+    const std::uint8_t* at = packed.data();
+    for (Index k = 0; k < recording.streams; ++k) {
+      const auto& how = bits[static_cast<std::size_t>(k)];
+      detail::unpack_codes(at, how, recording.stream(k));
+      at += how.bytes(recording.frames);
+    }
+  } else {
+    if (file.tensors().size() != 1 || entry.shape.size() != 2) {
+      fail(file.path(),
+           detail::cat(file.tensors().size(), " tensors, codes of shape ", detail::shape_text(entry.shape)),
+           "codes (streams, frames) alone", "encode it again");
+    }
+    recording.streams = entry.shape[0], recording.frames = entry.shape[1];
+    recording.codes.resize(entry.count());
+    file.read(entry, recording.codes.data(), recording.codes.size());
   }
-  CodedRecording recording{entry.shape[0], entry.shape[1], std::vector<std::int32_t>(entry.count())};
-  file.read(entry, recording.codes.data(), recording.codes.size());
   recording.frame_rate = number("frame_rate", 0.0);
   recording.text_card = number("text_card", Index{0});
   recording.card = number("card", Index{0});

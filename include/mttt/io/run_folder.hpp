@@ -1,6 +1,8 @@
 // The folder of one training run: metrics.jsonl and the newest few training checkpoints.
 //
-// Layout:  FOLDER/metrics.jsonl, FOLDER/step_000100.safetensors
+// Layout:  FOLDER/metrics.jsonl, FOLDER/step_000100.safetensors; where segments go on from each other,
+//          FOLDER/carried_000100.safetensors beside it, which is written first: a training checkpoint that is
+//          there is complete.
 // Shapes:  none.   Units: those of StepReport.
 // Errors:  a folder that cannot be made; what files and checkpoints throw.
 // Not supported: two runs in one folder at a time.
@@ -32,12 +34,13 @@ class RunFolder {
     metrics_.append(line);
   }
 
-  /// Saves, then removes all but the newest `keep` checkpoints (0 keeps all).
-  template <class P, class B, class M>
-  void save(B& be, const Trainer<P, B, M>& trainer, const nlohmann::json& config = {}) {
-    char name[64];
-    std::snprintf(name, sizeof name, "step_%06lld.safetensors", static_cast<long long>(trainer.adam.step));
-    save_training(folder_ / name, be, trainer, config);
+  /// Saves, then removes all but the newest `keep` checkpoints (0 keeps all). `carried` is what the next
+  /// segment starts from.
+  template <class P, class B, class M, class S = NoState>
+  void save(B& be, const Trainer<P, B, M>& trainer, const nlohmann::json& config = {},
+            const Store<S, B>* carried = nullptr) {
+    if (carried != nullptr) save_state(file("carried", trainer.adam.step), be, *carried, config);
+    save_training(file("step", trainer.adam.step), be, trainer, config);
     remove_old();
   }
 
@@ -48,11 +51,13 @@ class RunFolder {
   }
 
   /// Goes on from the newest checkpoint and notes so in the metrics; whether there was one.
-  template <class P, class B, class M>
-  bool resume(B& be, Trainer<P, B, M>& trainer, const nlohmann::json& config = {}) {
+  template <class P, class B, class M, class S = NoState>
+  bool resume(B& be, Trainer<P, B, M>& trainer, const nlohmann::json& config = {},
+              Store<S, B>* carried = nullptr) {
     const auto path = newest();
     if (!path) return false;
     load_training(*path, be, trainer, config);
+    if (carried != nullptr) load_state(file("carried", trainer.adam.step), be, *carried, config);
     remove_old();         // a run that was killed may have left one too many
     nlohmann::json line;  // not braces in the call, which nvcc garbles
     line["resumed_at"] = trainer.adam.step;
@@ -66,11 +71,19 @@ class RunFolder {
     return folder;
   }
 
+  std::filesystem::path file(const char* what, long long step) const {
+    char name[64];
+    std::snprintf(name, sizeof name, "%s_%06lld.safetensors", what, step);
+    return folder_ / name;
+  }
+
   void remove_old() const {
     const auto all = checkpoints();
     if (keep_ <= 0) return;
-    for (std::size_t i = 0; i + static_cast<std::size_t>(keep_) < all.size(); ++i)
+    for (std::size_t i = 0; i + static_cast<std::size_t>(keep_) < all.size(); ++i) {
       std::filesystem::remove(all[i].second);
+      std::filesystem::remove(file("carried", all[i].first));
+    }
   }
 
   std::vector<std::pair<long long, std::filesystem::path>> checkpoints() const {
