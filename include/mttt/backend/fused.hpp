@@ -2,14 +2,16 @@
 // block takes such a kernel by `if constexpr (requires { be.product_step<F>(...); })`; see backend.hpp.
 //
 // Formula: product_step   y = addend + scale * F(norm(x) W^T + bias)
+//          gated_step     y = F(a) * b, [a | b] = norm(x) W^T
 //          conv_step      y = addend + scale * (conv(F(x)) + bias), the convolution of codec/conv1d.hpp
 //          conv_transpose_step
 //                         y = conv_transpose(F(x)) + partial + bias, and the samples past the end
-//          norm is LayerNorm; a null pointer leaves its term out.
-// Shapes:  x (rows, in), W (out, in), y and addend (rows, out), scale and bias (out).
+//          norm is LayerNorm, without a bias RmsNorm; a null pointer leaves its term out.
+// Shapes:  x (rows, in), W (out, in), of gated_step (2 out, in), y and addend (rows, out), scale and bias (out).
 // Units:   samples.
 // Errors:  none.
-// Not supported: groups, dilation.
+// Not supported: groups, dilation; weights that are written by work of this backend just before: they are
+//          parameters, and may be read before the kernel before has ended.
 // Source:  cuBLASLt's epilogues.
 #pragma once
 
@@ -30,7 +32,7 @@ struct Finish {
   const T *bias = nullptr, *scale = nullptr, *addend = nullptr;
 };
 
-/// LayerNorm of the rows that are multiplied; none where weight is null.
+/// LayerNorm of the rows that are multiplied, RmsNorm where bias is null, none where weight is null.
 template <class T>
 struct NormRows {
   const T *weight = nullptr, *bias = nullptr;

@@ -34,6 +34,7 @@ struct DepformerConfig {
 template <class Block, Index K, class B>
 struct PerStep {
   using T = typename B::Scalar;
+  using Of = Block;
   static constexpr Index in = Block::in, out = Block::out;
   static constexpr std::size_t size = static_cast<std::size_t>(K);
 
@@ -182,11 +183,24 @@ struct DepformerLayer {
     const auto make = [&] { return be.template make<T, dyn, dyn, C.dim>(1, n); };
     const auto normed = make(), mixed = make(), h = make();
     NoState none;
+    if constexpr (requires { be.steps_products(n, p.gating.of[0].linear_in.matrix()); }) {
+      const auto& gating = p.gating.of[static_cast<std::size_t>(k)];
+      const auto in_proj = p.in_projs.of[static_cast<std::size_t>(k)].weight.matrix();
+      if (be.steps_products(n, in_proj) && be.steps_products(n, gating.linear_out.matrix())) {
+        be.template product_step<Identity>(x.matrix(), Norm::rows(p.norm1), in_proj,
+                                           Matrix<T>{qkv + k * n * 3 * C.dim, n, 3 * C.dim, 3 * C.dim});
+        attend_earlier(be, qkv, k, mixed);
+        be.template product_step<Identity>(mixed.matrix(), {},
+                                           p.out_projs.of[static_cast<std::size_t>(k)].weight.matrix(),
+                                           h.matrix(), {.addend = x.data()});
+        Gating::Of::residual_step(be, gating, Norm::rows(p.norm2), h, y);
+        return;
+      }
+    }
     Norm::step(be, p.norm1, none, x, normed, Mask{});
     InProjs::step(be, p.in_projs, k, normed,
                   Sequence<T, 3 * C.dim>(qkv + k * n * 3 * C.dim, {1, n, 3 * C.dim}));
-    be.rows(n * C.num_heads, detail::DepthAttend<T, A>{qkv, mixed.data(), n, k, C.num_heads, C.head_dim()},
-            (K + C.head_dim()) * static_cast<Index>(sizeof(A)), 4 * K * C.head_dim());
+    attend_earlier(be, qkv, k, mixed);
     OutProjs::step(be, p.out_projs, k, mixed, h);
     add_to(be, x.data(), h.data(), h.size());
     Norm::step(be, p.norm2, none, h, normed, Mask{});
@@ -195,6 +209,12 @@ struct DepformerLayer {
   }
 
  private:
+  static void attend_earlier(B& be, T* qkv, Index k, Sequence<T, C.dim> mixed) {
+    const Index n = mixed.extent(1);
+    be.rows(n * C.num_heads, detail::DepthAttend<T, A>{qkv, mixed.data(), n, k, C.num_heads, C.head_dim()},
+            (K + C.head_dim()) * static_cast<Index>(sizeof(A)), 4 * K * C.head_dim());
+  }
+
   static constexpr AttentionShape shape{C.num_heads, C.num_heads, C.head_dim(), 0};
   static constexpr Strides qkv_strides(Index n) { return {3 * C.dim, n * 3 * C.dim}; }
 };

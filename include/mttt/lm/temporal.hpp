@@ -190,6 +190,20 @@ struct TemporalLayer {
     const auto scope = be.scope();
     const auto n = like(be, x), h = like(be, x), m = like(be, x);
     NoState none;
+    if constexpr (requires { be.steps_products(Index{1}, p.gating.linear_in.matrix()); }) {
+      if (be.steps_products(x.matrix().rows, p.gating.linear_in.matrix()) &&
+          be.steps_products(x.matrix().rows, p.gating.linear_out.matrix())) {
+        if constexpr (with_ttt) {
+          Norm::step(be, p.norm1, none, x, n, mask);
+          mix_step(be, p, state, n, h, mask);
+          add_to(be, x.data(), h.data(), h.size());
+        } else {
+          SelfAttention::residual_step(be, p.self_attn, state.self_attn, Norm::rows(p.norm1), x, h, mask);
+        }
+        Gating::residual_step(be, p.gating, Norm::rows(p.norm2), h, y);
+        return;
+      }
+    }
     Norm::step(be, p.norm1, none, x, n, mask);
     mix_step(be, p, state, n, h, mask);
     add_to(be, x.data(), h.data(), h.size());

@@ -17,6 +17,7 @@
 
 #include <cmath>
 
+#include "mttt/backend/fused.hpp"
 #include "mttt/core/concepts.hpp"
 #include "mttt/math/scalar.hpp"
 #include "mttt/nn/linear.hpp"
@@ -437,6 +438,17 @@ struct Attention {
     be.matmul(x.matrix(), p.in_proj.matrix().t(), qkv.matrix());
     mix_step(be, state, qkv, mixed, mask);
     be.matmul(mixed.matrix(), p.out_proj.matrix().t(), y.matrix());
+  }
+  /// y = x + step(norm(x)), on a backend with product_step.
+  static void residual_step(B& be, const Params& p, State& state, NormRows<T> norm, Sequence<const T, in> x,
+                            Sequence<T, out> y, Mask mask) requires BoundedContext<C.context> {
+    const auto scope = be.scope();
+    const auto qkv = be.template make<T, dyn, dyn, qkv_dim>(x.extent(0), x.extent(1));
+    const auto mixed = be.template make<T, dyn, dyn, C.dim>(x.extent(0), x.extent(1));
+    be.template product_step<Identity>(x.matrix(), norm, p.in_proj.matrix(), qkv.matrix());
+    mix_step(be, state, qkv, mixed, mask);
+    be.template product_step<Identity>(mixed.matrix(), {}, p.out_proj.matrix(), y.matrix(),
+                                       {.addend = x.data()});
   }
   /// The step between the two projections; qkv is turned in place.
   static void mix_step(B& be, State& state, Sequence<T, qkv_dim> qkv, Sequence<T, C.dim> mixed,

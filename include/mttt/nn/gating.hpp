@@ -11,6 +11,7 @@
 
 #include <cmath>
 
+#include "mttt/backend/fused.hpp"
 #include "mttt/core/concepts.hpp"
 #include "mttt/math/scalar.hpp"
 #include "mttt/nn/linear.hpp"
@@ -113,6 +114,20 @@ struct SiluGating {
     apply(be, p, x, y, be.template make<T, dyn, dyn, 2 * hidden>(x.extent(0), x.extent(1)));
   }
   static void reset(B&, const Params&, State&, Mask) {}
+
+  /// y = x + step(norm(x)), on a backend with product_step.
+  static void residual_step(B& be, const Params& p, NormRows<T> norm, Sequence<const T, in> x,
+                            Sequence<T, out> y) {
+    const auto scope = be.scope();
+    const auto g = be.template make<T, dyn, dyn, hidden>(x.extent(0), x.extent(1));
+    if (!be.template gated_step<Silu>(x.matrix(), norm, p.linear_in.matrix(), g.matrix())) {
+      const auto h = be.template make<T, dyn, dyn, 2 * hidden>(x.extent(0), x.extent(1));
+      be.template product_step<Identity>(x.matrix(), norm, p.linear_in.matrix(), h.matrix());
+      be.rows(x.flat_rows().extent(0), detail::GateRow<Silu, T>{h.data(), g.data(), hidden}, 0, 20 * hidden);
+    }
+    be.template product_step<Identity>(g.matrix(), {}, p.linear_out.matrix(), y.matrix(),
+                                       {.addend = x.data()});
+  }
 
  private:
   static void apply(B& be, const Params& p, Sequence<const T, in> x, Sequence<T, out> y,

@@ -12,6 +12,7 @@
 
 #include <cmath>
 
+#include "mttt/backend/fused.hpp"
 #include "mttt/core/concepts.hpp"
 #include "mttt/nn/linear.hpp"
 
@@ -126,6 +127,8 @@ struct RmsNorm {
     apply(be, p, x, y, nullptr);
   }
   static void reset(B&, const Params&, State&, Mask) {}
+  /// For a product that norms the rows it reads.
+  static NormRows<T> rows(const Params& p) { return {p.alpha.data(), nullptr, C.eps}; }
 
  private:
   static void apply(B& be, const Params& p, Sequence<const T, in> x, Sequence<T, out> y, A* r) {

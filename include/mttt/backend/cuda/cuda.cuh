@@ -108,7 +108,7 @@ struct CudaContext {
         // less what the reductions' slots take
         shared_limit(device_attribute(number, cudaDevAttrMaxSharedMemoryPerBlockOptin) - 1024),
         launch(stream, number),
-        gemm(launch, processors) {}
+        gemm(launch, capability, processors) {}
   ~CudaContext() { cudaStreamSynchronize(stream); }
 
   int device, processors, capability;
@@ -189,12 +189,20 @@ class Cuda {
   template <class F>
   void product_step(Matrix<const T> x, NormRows<T> norm, Matrix<const T> w, Matrix<T> y,
                     Finish<T> finish = {}) {
+    if (context_->gemm.template streamed<F, T, T>(x, norm, w, y, finish, y.ld, 1, true)) return;
     if (norm.weight != nullptr) {
       context_->gemm.template few<F, true, T, T>(x, norm, w, y, finish, y.ld);
     } else {
       context_->gemm.template few<F, false, T, T>(x, norm, w, y, finish, y.ld);
     }
   }
+  /// y = F(a) * b, [a | b] = norm(x) w^T; false, and nothing done, for what no kernel takes.
+  template <class F>
+  bool gated_step(Matrix<const T> x, NormRows<T> norm, Matrix<const T> w, Matrix<T> y) {
+    return context_->gemm.template streamed_gate<F, T>(x, norm, w, y);
+  }
+  /// Whether so many rows are few enough for product_step to be the fastest way.
+  bool steps_products(Index rows, Matrix<const T>) const { return rows <= tuning::few_rows<T>; }
   template <class F>
   void conv_step(const ConvStep<T>& conv, Finish<T> finish) {
     context_->gemm.template conv_step<F>(conv, finish);

@@ -90,7 +90,7 @@ struct RowWeights {
   }
 };
 
-/// Rows as they are, or through a LayerNorm.
+/// Rows as they are, or through a LayerNorm; without a bias, through an RmsNorm.
 template <class T, bool normed>
 struct PlainRows {
   using Row = const T*;
@@ -120,7 +120,7 @@ struct PlainRows {
             sum += __shfl_xor_sync(0xffffffffu, sum, distance);
           return sum / static_cast<Wide<T>>(depth);
         };
-        const Wide<T> mean = mean_of([](Wide<T> v) { return v; });
+        const Wide<T> mean = bias == nullptr ? Wide<T>(0) : mean_of([](Wide<T> v) { return v; });
         const Wide<T> variance = mean_of([mean](Wide<T> v) { return (v - mean) * (v - mean); });
         if (lane == 0) statistics[m] = {mean, Wide<T>(1) / std::sqrt(variance + eps)};
       }
@@ -133,11 +133,14 @@ struct PlainRows {
 #pragma unroll
     for (int j = 0; j < pack_width<T>; ++j) to[j] = wide(pack.of[j]);
     if constexpr (normed) {
-      const Packed<T> w = load_pack<aligned>(weight + k, depth - k),
-                      b = load_pack<aligned>(bias + k, depth - k);
+      const Packed<T> w = load_pack<aligned>(weight + k, depth - k);
 #pragma unroll
-      for (int j = 0; j < pack_width<T>; ++j)
-        to[j] = (to[j] - s.mean) * s.scale * wide(w.of[j]) + wide(b.of[j]);
+      for (int j = 0; j < pack_width<T>; ++j) to[j] = (to[j] - s.mean) * s.scale * wide(w.of[j]);
+      if (bias != nullptr) {
+        const Packed<T> b = load_pack<aligned>(bias + k, depth - k);
+#pragma unroll
+        for (int j = 0; j < pack_width<T>; ++j) to[j] += wide(b.of[j]);
+      }
     }
   }
 };

@@ -1,6 +1,7 @@
 // Products of row-major planes through cuBLAS, which thinks in columns: C^T = B^T A^T.
 //
-// Few rows times a plane of weights are taken by few_rows.cuh, whose sums do not depend on their number.
+// Few rows times a plane of weights are taken by streamed_rows.cuh, or by few_rows.cuh, whose sums do not
+// depend on their number.
 //
 // A plane whose rows overlap (the windows of a convolution: rows `ld` apart that are longer than ld) is none
 // that cuBLAS accepts. It is taken apart into strips of ld columns, which are.
@@ -17,6 +18,7 @@
 
 #include "mttt/backend/cuda/few_rows.cuh"
 #include "mttt/backend/cuda/memory.cuh"
+#include "mttt/backend/cuda/streamed_rows.cuh"
 #include "mttt/backend/cuda/tuning.cuh"
 #include "mttt/core/tensor.hpp"
 
@@ -42,8 +44,11 @@ Index row_length(const Matrix<T>& m) {
 
 class Gemm {
  public:
-  Gemm(const Launcher& launch, int processors)
-      : launch_(launch), processors_(processors), workspace_(tuning::cublas_workspace, MemoryUse::workspace) {
+  Gemm(const Launcher& launch, int capability, int processors)
+      : launch_(launch),
+        capability_(capability),
+        processors_(processors),
+        workspace_(tuning::cublas_workspace, MemoryUse::workspace) {
     check(cublasCreate(&handle_.value), "starting cuBLAS");
     check(cublasSetStream(handle_.value, launch.stream()), "choosing a stream");
     // A workspace of ours: cuBLAS then allocates nothing, and takes the same algorithm every time.
@@ -63,8 +68,9 @@ class Gemm {
     if (outer * inner * c.first.rows * c.first.cols == 0) return;
     if (outer * inner == 1 && (beta == Wide<V>(0) || beta == Wide<V>(1)) &&
         takes_few_rows(a.first, b.first)) {
-      few<Identity, false, T, V>(a.first, {}, b.first.t(), c.first,
-                                 {.addend = beta == Wide<V>(0) ? nullptr : c.first.data}, c.first.ld, alpha);
+      const Finish<V> finish{.addend = beta == Wide<V>(0) ? nullptr : c.first.data};
+      if (!streamed<Identity, T, V>(a.first, {}, b.first.t(), c.first, finish, c.first.ld, alpha, false))
+        few<Identity, false, T, V>(a.first, {}, b.first.t(), c.first, finish, c.first.ld, alpha);
       return;
     }
     if (overlaps(a.first)) {
@@ -97,6 +103,27 @@ class Gemm {
                                   norm.weight, norm.bias, static_cast<Wide<T>>(norm.eps)};
     few_rows(launch_, processors_, in, RowWeights<T>{w.data, w.ld, 0, in.depth}, aligned, x.rows, w.rows,
              WriteRows<F, T, V>{y.data, y.ld, addend_ld, finish, alpha});
+  }
+  /// The same by weights that stream through shared memory; false, and nothing done, for what that does not
+  /// take. `known` weights are parameters, which no kernel that was queued just before writes.
+  template <class F, class T, class V>
+  bool streamed(Matrix<const T> x, NormRows<T> norm, Matrix<const T> w, Matrix<V> y, Finish<V> finish,
+                Index addend_ld, float alpha, bool known) {
+    if constexpr (std::is_same_v<T, bf16>) {
+      return w.ld == w.cols && norm.bias == nullptr &&
+             streamed_rows<false>(launch_, capability_, processors_, x, norm.weight, norm.eps, w.data, w.rows,
+                                  known, WriteStreamed<F, V>{y.data, y.ld, addend_ld, finish, alpha});
+    }
+    return false;
+  }
+  template <class F, class T>
+  bool streamed_gate(Matrix<const T> x, NormRows<T> norm, Matrix<const T> w, Matrix<T> y) {
+    if constexpr (std::is_same_v<T, bf16>) {
+      return w.ld == w.cols && norm.bias == nullptr &&
+             streamed_rows<true>(launch_, capability_, processors_, x, norm.weight, norm.eps, w.data,
+                                 w.rows / 2, true, WriteGated<F>{y.data, y.ld});
+    }
+    return false;
   }
   template <class F, class T>
   void conv_step(const ConvStep<T>& conv, Finish<T> finish) {
@@ -202,8 +229,8 @@ class Gemm {
     check(status, "a product");
   }
 
-  Launcher launch_;
-  int processors_;
+  const Launcher& launch_;  // outlives this
+  int capability_, processors_;
   CudaMemory workspace_;
   Handle handle_;  // destroyed first
 };

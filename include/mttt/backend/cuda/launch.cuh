@@ -2,7 +2,8 @@
 //
 // A kernel that is started early calls start_next() and await_inputs() before it reads or writes anything:
 // its blocks are then in place when the kernel before ends. Fetching weights into the cache while they wait made
-// products slower on an H200 (22528 x 4096 in float32, one row: 98 instead of 84 us).
+// products slower on an H200 (22528 x 4096 in float32, one row: 98 instead of 84 us). One that awaits its
+// inputs first and calls start_next() then lets the next kernel read early whatever is older than itself.
 //
 // Shapes:  none.
 // Units:   threads, bytes.
@@ -33,6 +34,8 @@ __device__ inline void await_inputs() {
 
 class Launcher {
  public:
+  Launcher(const Launcher&) = delete;
+  Launcher& operator=(const Launcher&) = delete;
   Launcher(cudaStream_t stream, int device) : stream_(stream) {
     // Code for an older architecture, compiled again by the driver, does not wait.
     cudaFuncAttributes attributes;
@@ -48,6 +51,22 @@ class Launcher {
                   A&&... arguments) const {
     start(what, kernel, 1, blocks, threads, shared, std::forward<A>(arguments)...);
   }
+  /// A kernel that lets the next one in only after it has awaited its own inputs: when the next one starts, all
+  /// that was queued before this one has ended.
+  template <class... P, class... A>
+  void waiting(const char* what, void (*kernel)(P...), dim3 blocks, unsigned threads, Index shared,
+               A&&... arguments) const {
+    start(what, kernel, 1, blocks, threads, shared, std::forward<A>(arguments)...);
+    previous_waits_ = true;
+  }
+  template <class... P, class... A>
+  void waiting_clusters(const char* what, void (*kernel)(P...), unsigned clusters, unsigned cluster,
+                        unsigned threads, Index shared, A&&... arguments) const {
+    start(what, kernel, cluster, clusters * cluster, threads, shared, std::forward<A>(arguments)...);
+    previous_waits_ = true;
+  }
+  /// Whether the kernel that was started last is such a one: what was written before it may then be read early.
+  bool previous_waits() const { return previous_waits_; }
   /// In clusters of `cluster` blocks, which compute capability 9.0 has. The kernel awaits its inputs itself.
   template <class... P, class... A>
   void in_clusters(const char* what, void (*kernel)(P...), unsigned clusters, unsigned cluster,
@@ -77,10 +96,12 @@ class Launcher {
     config.attrs = attributes;
     config.numAttrs = count;
     check(cudaLaunchKernelEx(&config, kernel, std::forward<A>(arguments)...), what);
+    previous_waits_ = false;
   }
 
   cudaStream_t stream_;
   bool early_;
+  mutable bool previous_waits_ = false;
 };
 
 }  // namespace mttt::detail

@@ -35,6 +35,10 @@ inline constexpr int few_rows_threads = 256;
 template <class T>
 inline constexpr Index few_rows = sizeof(T) == 2 ? 4 : 8;
 
+/// Products of few rows whose weights stream through shared memory: threads of a block at most, and bytes of
+/// its queue, so that two blocks fit a multiprocessor.
+inline constexpr int streamed_threads = 416, streamed_queue = 96 << 10;
+
 /// Streaming steps over a short ring: threads of a head's block, and the longest context and head it takes.
 /// On an H200 a frame of Mimi came from 1.12 to 0.80 ms when blocks asked for their ring's rows before they
 /// rotate, and convolutions chose their addresses before they read.
@@ -98,5 +102,7 @@ inline constexpr int ttt_step_tokens = 4;
 /// 1.91, C = 32 2.03 and 2.22.
 constexpr int ttt_mlp_forward_warps(int mini_batch) { return mini_batch == 64 ? 16 : 8; }
 constexpr int ttt_mlp_backward_warps(int mini_batch) { return mini_batch == 64 ? 16 : 8; }
+/// Blocks of these that a multiprocessor is to hold.
+constexpr int ttt_mlp_blocks(int width, int mini_batch) { return width == 128 && mini_batch == 16 ? 2 : 1; }
 
 }  // namespace mttt::tuning
