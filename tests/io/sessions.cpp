@@ -30,7 +30,7 @@ TEST_CASE("One session of many goes to a file, and goes on in other Sessions") {
   for (int t = 0; t < 10; ++t) tomorrow.frame(0.8);
 
   Store<LMGen<duplex_small, B>::State, B> other(be);
-  check_refused([&] { load_state(path, be, other); }, "tensors of another model");
+  check_refused([&] { load_state(path, be, other); }, "missing tensor 'codes'");
   Store<SmallTalk<B>::State, B> two(be, 2);
   check_refused([&] { load_state(path, be, two); }, "2 sessions");
 }

@@ -1,4 +1,4 @@
-// Sessions beside conversations that have all slots for themselves: whatever the others do, no bit may differ.
+// Sessions beside the same conversations, each with all slots for itself: no bit may differ.
 #pragma once
 
 #include <array>

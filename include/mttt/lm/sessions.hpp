@@ -1,11 +1,11 @@
 // Sessions: conversations that come and go, in B slots that one model serves frame by frame.
 //
-// Formula: a session is one row of Talk::State. join starts a row anew; fork, snapshot and restore copy it, to
-//          another row or to a State of one session; step is one frame of those that were given sound.
+// Formula: a session is one row of Talk::State. join starts a row anew; fork, snapshot and restore copy it to
+//          another row, or to a State of one session; step is one frame of those that were given sound.
 //          What a session says is what it would say if all other slots were empty, bit for bit: that is the
 //          contract of the blocks, and the law of tests/laws/sessions.cpp. In another slot it says the same
-//          bits too, on a CPU only if the slots are a multiple of 4: the last rows of other batches are summed
-//          by another kernel of Eigen's.
+//          bits too; on a CPU only if the number of slots is a multiple of 4, as Eigen sums the last rows of
+//          other products in another order.
 // Shapes:  slots fixed at construction; a frame (frame_size, channels); a Snapshot is a Store of one session.
 // Units:   one step is one frame (80 ms); contexts in frames.
 // Errors:  no free slot; a session that has left; a snapshot that is not of one session; a negative context.
