@@ -24,6 +24,7 @@
 #include "mttt/backend/arena.hpp"
 #include "mttt/backend/backend.hpp"
 #include "mttt/backend/cpu/matmul.hpp"
+#include "mttt/backend/cpu/quantised.hpp"
 #include "mttt/core/error.hpp"
 #include "mttt/core/memory_use.hpp"
 
@@ -207,6 +208,32 @@ class Cpu {
     }
   }
 
+  /// WithWeights' product for few rows (cpu/quantised.hpp).
+  template <class Format>
+  bool quantised_product(Matrix<const T> a, QuantisedMatrix<Format> w, Matrix<T> c, Accum alpha, Accum beta,
+                         detail::Instructions instructions = detail::processor_instructions())  //
+      requires std::same_as<Accum, float> {
+    if (a.transposed || a.rows > 16) return false;
+    const auto guard = scope();
+    detail::RowsIn16Bits x{.rows = a.rows, .cols = a.cols};
+    const Index blocks = a.rows * x.blocks(), numbers = blocks * detail::row_block;
+    x.scales = make<float, dyn>(blocks).data();
+    if (instructions == detail::Instructions::avx512_vnni) {
+      x.high = make<std::int8_t, dyn>(numbers).data();
+      x.low = make<std::int8_t, dyn>(numbers).data();
+      x.less = make<std::int32_t, dyn>(blocks * 16).data();
+    } else {
+      x.numbers = make<std::int16_t, dyn>(numbers).data();
+    }
+    detail::round_rows<Format>(a.data, a.ld, x);
+    parallel(w.rows, std::max<Index>(1, parallel_weights / std::max<Index>(1, a.rows * a.cols)),
+             [&](Index begin, Index end, int) {
+               detail::quantised_product(instructions, x, w.take_rows(begin, end),
+                                         detail::take_columns(c, begin, end), alpha, beta);
+             });
+    return true;
+  }
+
   template <class F, class Out, class... In>
   void map(Index n, const F& f, Out* out, const In*... in) {
     parallel(n, parallel_elements, [&](Index begin, Index end, int) {
@@ -256,6 +283,7 @@ class Cpu {
   // Waking a second thread costs about 10 us, more on a busy machine: what takes less than about
   // 20 us stays on one.
   static constexpr Index parallel_work = Index{1} << 19;      // multiply-adds of a product
+  static constexpr Index parallel_weights = Index{1} << 18;   // of a product with quantised ones
   static constexpr Index parallel_elements = Index{1} << 16;  // of an element-wise function
   static constexpr Index parallel_cost = Index{1} << 17;      // operations of rows
 
