@@ -3,19 +3,28 @@
 //   encode --codec build/mimi.safetensors --init-codec 1 --tokenizer assets/tokenizer.model
 //          --output build/codes assets/train/*.flac
 //
+//   encode ... --data dailytalk.jsonl      recordings of a manifest, their codes in dailytalk.codes/
+//
 // A recording is a stereo file, the model's voice left and the user's right, with the words of the model
 // beside it (NAME.flac, NAME.json). OUTPUT/NAME.safetensors receives text, the model's codes and the user's
 // codes. What the same codec has made of the same files before is left as it is: a run that was stopped may
-// be repeated.
+// be repeated. With --mono, recordings of one voice without words are taken as well: the text stream then is
+// "nothing here". Recordings of a manifest that are broken are named, counted and left out.
 #include <CLI/CLI.hpp>
 #include <chrono>
+#include <exception>
 #include <optional>
 #include <set>
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
 
 #include "../program.hpp"
 #include "mttt/data/interleaver.hpp"
 #include "mttt/io/alignment.hpp"
 #include "mttt/io/codes.hpp"
+#include "mttt/io/manifest.hpp"
 #include "mttt/io/text.hpp"
 #include "recordings.hpp"
 
@@ -27,7 +36,14 @@ namespace {
 struct Options {
   fs::path codec, tokenizer, output;
   std::vector<fs::path> recordings;
+  std::string data;
   std::optional<std::uint64_t> init_codec;
+  bool mono = false;
+  int jobs = 0;  // 0: as many as there are cores, where there are recordings enough
+};
+
+struct Job {
+  fs::path recording, codes;
 };
 
 /// What was made of this very recording by this very codec, if it is there and whole.
@@ -54,68 +70,156 @@ void print_entropy(const std::vector<std::vector<std::int32_t>>& streams, int te
   std::printf(" of at most %.2f\n", std::log2(Codec::card));
 }
 
-void encode(const Options& options) {
-  constexpr Index n_q = Codec::n_q;
+/// What all recordings are encoded with.
+struct Encoder {
+  const Codec::Params& params;
+  const Codec::Codebooks& books;
+  const TextTokenizer& tokenizer;
+  std::string id;
+  bool mono;
+
+  CodedRecording operator()(B& be, const fs::path& path, const std::string& source) const {
+    constexpr Index n_q = Codec::n_q;
+    constexpr double rate = Codec::config.frame_rate();
+    const auto voices = read_voices(path, mono);
+    const Index samples = static_cast<Index>(voices.size()) / 2, frames = Codec::frames_of(samples);
+    std::vector<std::int32_t> text(static_cast<std::size_t>(frames), -1);
+    if (!mono || fs::exists(sidecar_of(path))) {
+      const auto encode_word = [&](const std::string& word) { return tokenizer.encode(word); };
+      text =
+          text_stream(read_alignment(sidecar_of(path)), frames, rate, encode_word, {.keep_main_only = true});
+    }
+    const auto scope = be.scope();
+    const auto codes = be.make<std::int32_t, dyn, dyn, dyn>(2, n_q, frames);
+    const Tensor<const float, dyn, dyn, 1> pcm(voices.data(), {2, samples, 1});
+    Codec::encode_recording(be, params, books, pcm, codes);
+    CodedRecording recording{1 + 2 * n_q, frames, text,  rate, tokenizer.vocab_size(),
+                             Codec::card, id,     source};
+    recording.codes.insert(recording.codes.end(), codes.data(), codes.data() + codes.size());
+    return recording;
+  }
+};
+
+/// The recordings of a manifest, or those of the command line.
+std::vector<Job> jobs_of(const Options& options) {
+  std::vector<Job> jobs;
+  for (const auto& path : options.recordings)
+    jobs.push_back({path, options.output / path.stem().concat(".safetensors")});
+  if (options.data.empty()) return jobs;
+  for (const auto& source : read_data_sources(options.data)) {
+    if (source.entries.empty())
+      fail(source.path.string(), "codes", "a manifest of recordings", "there is nothing left to encode");
+    for (const auto& entry : source.entries) jobs.push_back({entry.recording, entry.codes});
+  }
+  return jobs;
+}
+
+int encode(const Options& options) {
   B be;
+  const auto jobs = jobs_of(options);
+  if (options.init_codec && !fs::exists(options.codec)) {
+    std::vector<fs::path> recordings;
+    for (const auto& job : jobs) recordings.push_back(job.recording);
+    write_untrained_codec(options.codec, *options.init_codec, recordings, [&](const fs::path& path) {
+      try {
+        return read_voices(path, options.mono);
+      } catch (const Error&) {
+        if (options.data.empty()) throw;
+        return std::vector<float>();  // told when it is its turn to be encoded
+      }
+    });
+  }
   Store<Codec::Params, B> params(be);
   load_params(options.codec, be, params);
   Store<Codec::Codebooks, B> books(be);
   Codec::derive(be, *params, *books);
   const auto tokenizer = TextTokenizer::load(options.tokenizer);
-  const auto encode_word = [&](const std::string& word) { return tokenizer.encode(word); };
+  const Encoder encoder{*params, *books, tokenizer, content_id(std::vector{options.codec, options.tokenizer}),
+                        options.mono};
 
   const auto about = SafetensorsFile(options.codec).metadata();
   if (const auto training = about.find("training"); training != about.end())
     std::printf("%s: training of this codec: %s\n", options.codec.c_str(), training->second.c_str());
-  const std::string codec_id = content_id(std::vector{options.codec, options.tokenizer});
-  make_folders(options.output);
+  for (const auto& job : jobs) make_folders(job.codes.parent_path());
 
-  std::vector<std::vector<std::int32_t>> streams(1 + 2 * n_q);  // of all recordings
+  std::vector<std::vector<std::int32_t>> streams(1 + 2 * Codec::n_q);  // of all recordings
+  const bool manifest = !options.data.empty();
   double seconds = 0;
-  for (std::size_t i = 0; i < options.recordings.size(); ++i) {
-    const fs::path& path = options.recordings[i];
-    const fs::path target = options.output / path.stem().concat(".safetensors");
-    const std::string source = content_id(std::vector{path, sidecar_of(path)});
-    std::printf("%3zu/%zu %s: ", i + 1, options.recordings.size(), target.c_str());
-    std::fflush(stdout);
+  std::size_t done = 0, broken = 0;
+  std::exception_ptr stop;  // what no recording is to blame for, or the first fault without a manifest
+  const auto begin = std::chrono::steady_clock::now();
+  const auto one = [&](B& worker, const Job& job) {
     const auto start = std::chrono::steady_clock::now();
-
-    auto recording = find_codes(target, codec_id, source);
-    if (recording) {
-      std::printf("%td frames, unchanged\n", recording->frames);
-    } else {
-      const auto voices = read_voices(path);
-      const auto words = read_alignment(sidecar_of(path));
-      const Index samples = static_cast<Index>(voices.size()) / 2, frames = Codec::frames_of(samples);
-      const auto scope = be.scope();
-      const auto codes = be.make<std::int32_t, dyn, dyn, dyn>(2, n_q, frames);
-      const Tensor<const float, dyn, dyn, 1> pcm(voices.data(), {2, samples, 1});
-      Codec::encode_recording(be, *params, *books, pcm, codes);
-
-      constexpr double rate = Codec::config.frame_rate();
-      recording = {1 + 2 * n_q,
-                   frames,
-                   text_stream(words, frames, rate, encode_word, {.keep_main_only = true}),
-                   rate,
-                   tokenizer.vocab_size(),
-                   Codec::card,
-                   codec_id,
-                   source};
-      recording->codes.insert(recording->codes.end(), codes.data(), codes.data() + codes.size());
-      save_codes(target, *recording);
-      const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
-      std::printf("%td frames, %zu words, %.2f s\n", frames, words.size(), took.count());
+    auto files = std::vector{job.recording};
+    if (!options.mono || fs::exists(sidecar_of(job.recording))) files.push_back(sidecar_of(job.recording));
+    const std::string source = content_id(files);
+    auto recording = find_codes(job.codes, encoder.id, source);
+    const bool unchanged = recording.has_value();
+    if (!unchanged) {
+      recording = encoder(worker, job.recording, source);
+      save_codes(job.codes, *recording);
     }
-
-    seconds += static_cast<double>(recording->frames) / recording->frame_rate;
-    for (Index k = 0; k < recording->streams; ++k) {
-      const auto codes = recording->stream(k);
-      auto& stream = streams[static_cast<std::size_t>(k)];
-      stream.insert(stream.end(), codes.begin(), codes.end());
+    const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start,
+                                        all = std::chrono::steady_clock::now() - begin;
+#pragma omp critical
+    {
+      ++done;
+      const auto text = recording->stream(0);
+      const auto words = std::count_if(text.begin(), text.end(), [](std::int32_t code) { return code > 3; });
+      std::printf("%3zu/%zu %s: %td frames, ", done + broken, jobs.size(), job.codes.c_str(),
+                  recording->frames);
+      if (unchanged) {
+        std::printf("unchanged\n");
+      } else {
+        std::printf("%td tokens of text, %.2f s; %s left\n", words, took.count(),
+                    duration_text(all.count() / static_cast<double>(done + broken) *
+                                  static_cast<double>(jobs.size() - done - broken))
+                        .c_str());
+      }
+      std::fflush(stdout);
+      seconds += static_cast<double>(recording->frames) / recording->frame_rate;
+      for (Index k = 0; k < recording->streams; ++k) {
+        const auto codes = recording->stream(k);
+        auto& stream = streams[static_cast<std::size_t>(k)];
+        stream.insert(stream.end(), codes.begin(), codes.end());
+      }
+    }
+  };
+  int at_once = 1;
+#ifdef _OPENMP
+  at_once = options.jobs > 0 ? options.jobs : omp_get_max_threads();
+#endif
+  at_once = static_cast<int>(std::min<std::size_t>(static_cast<std::size_t>(at_once), jobs.size()));
+#pragma omp parallel num_threads(at_once) if (at_once > 1)
+  {
+    B worker;
+#pragma omp for schedule(dynamic, 1)
+    for (std::size_t i = 0; i < jobs.size(); ++i) {
+      bool wanted;
+#pragma omp critical
+      wanted = stop == nullptr;
+      if (!wanted) continue;
+      try {
+        one(worker, jobs[i]);
+      } catch (const Error& error) {
+#pragma omp critical
+        {
+          if (!manifest && stop == nullptr) stop = std::current_exception();
+          ++broken;
+          if (manifest) std::printf("%3zu/%zu left out: %s\n", done + broken, jobs.size(), error.what());
+        }
+      } catch (...) {
+#pragma omp critical
+        stop = std::current_exception();
+      }
     }
   }
+  if (stop != nullptr) std::rethrow_exception(stop);
   std::printf("%.0f s of conversation\n", seconds);
+  if (broken > 0) std::printf("%zu of %zu recordings were left out\n", broken, jobs.size());
+  if (done == 0) return 1;
   print_entropy(streams, tokenizer.vocab_size());
+  return 0;
 }
 
 }  // namespace
@@ -126,8 +230,11 @@ int main(int argc, char** argv) {
   app.add_option("--codec", options.codec, "weights of Mimi, of the preset mimi_tiny")->required();
   app.add_option("--init-codec", options.init_codec, "seed: where there is no codec, write an untrained one");
   app.add_option("--tokenizer", options.tokenizer, "sentencepiece model of the text stream")->required();
-  app.add_option("--output", options.output, "folder for the codes")->required();
-  app.add_option("recordings", options.recordings, "stereo sound files, a .json beside each")->required();
+  app.add_option("--output", options.output, "folder for the codes of recordings that are named here");
+  app.add_option("--data", options.data, "manifests and their weights, a.jsonl:0.7,b.jsonl:0.3");
+  app.add_flag("--mono", options.mono, "take recordings of one voice, with or without words, as well");
+  app.add_option("--jobs", options.jobs, "recordings at once; 0: one a core")->check(CLI::NonNegativeNumber);
+  app.add_option("recordings", options.recordings, "stereo sound files, a .json beside each");
   CLI11_PARSE(app, argc, argv);
   return run_program("encode", [&] {
     std::set<fs::path> names;
@@ -136,9 +243,10 @@ int main(int argc, char** argv) {
         fail(path.string(), "two recordings of that name", "each name once",
              "rename one, or use two folders");
     }
-    if (options.init_codec && !fs::exists(options.codec))
-      write_untrained_codec(options.codec, *options.init_codec, options.recordings);
-    encode(options);
-    return 0;
+    if (options.recordings.empty() == options.data.empty() ||
+        options.recordings.empty() != options.output.empty())
+      fail("what to encode", "neither or both of --data and recordings, or recordings without --output",
+           "--data SOURCES, or --output FOLDER RECORDING...", "see encode --help");
+    return encode(options);
   });
 }

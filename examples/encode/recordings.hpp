@@ -1,4 +1,4 @@
-// Stereo recordings as the codec reads them, and a codec that nobody has trained.
+// Recordings as the codec reads them, and a codec that nobody has trained.
 #pragma once
 
 #include <cstdio>
@@ -14,15 +14,21 @@
 using B = mttt::Cpu<float>;
 using Codec = mttt::Mimi<mttt::presets::mimi_tiny, B>;
 
-/// The two voices of a recording one after the other, (2, samples): two sessions of the codec.
-inline std::vector<float> read_voices(const std::filesystem::path& path) {
+/// The two voices of a recording one after the other, (2, samples): two sessions of the codec. With `mono`
+/// a recording of one channel is taken as the model's voice, to which the user listens in silence.
+inline std::vector<float> read_voices(const std::filesystem::path& path, bool mono = false) {
   using namespace mttt;
   Audio audio = read_audio(path);
-  if (audio.channels != 2) {
+  if (audio.channels != 2 && !(mono && audio.channels == 1)) {
     fail(path.string(), detail::cat(audio.channels, audio.channels == 1 ? " channel" : " channels"),
-         "2: the model's voice left, the user's right", "separate the speakers first");
+         mono ? "1 or 2" : "2: the model's voice left, the user's right",
+         audio.channels == 1 ? "add --mono for recordings of one voice" : "separate the speakers first");
   }
   audio = resample(audio, static_cast<int>(Codec::config.sample_rate));
+  if (audio.channels == 1) {
+    audio.samples.resize(2 * audio.samples.size(), 0.0f);
+    return audio.samples;
+  }
   std::vector<float> voices = to_mono(audio, Mono::left).samples;
   const auto right = to_mono(audio, Mono::right).samples;
   voices.insert(voices.end(), right.begin(), right.end());
@@ -30,9 +36,11 @@ inline std::vector<float> read_voices(const std::filesystem::path& path) {
 }
 
 /// Random convolutions and attention, but codebooks placed on what these make of the recordings: codes then
-/// say something about the sound, though the sound that they decode to says nothing.
-inline void write_untrained_codec(const std::filesystem::path& path, std::uint64_t seed,
-                                  const std::vector<std::filesystem::path>& recordings) {
+/// say something about the sound, though the sound that they decode to says nothing. `read` gives the voices of
+/// a recording, or nothing.
+template <class Read>
+void write_untrained_codec(const std::filesystem::path& path, std::uint64_t seed,
+                           const std::vector<std::filesystem::path>& recordings, Read&& read) {
   using namespace mttt;
   B be;
   Rng rng(seed);
@@ -40,7 +48,7 @@ inline void write_untrained_codec(const std::filesystem::path& path, std::uint64
   Codec::init(*params, rng);
   std::vector<float> latents;  // (frames, dimension), of all pieces
   for (const auto& recording : recordings) {
-    const auto voices = read_voices(recording);
+    const std::vector<float> voices = read(recording);
     const auto samples = static_cast<Index>(voices.size());
     constexpr Index piece =
         125 * Codec::frame_size;  // 10 s: whole pieces at once need memory by their length

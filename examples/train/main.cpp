@@ -2,7 +2,10 @@
 //
 //   train --preset tiny --data build/codes --output runs/tiny --max-steps 300
 //
-// The output folder gets metrics.jsonl, a line every --log-freq steps; the newest few training checkpoints,
+//   train --config examples/train/tiny.yaml
+//
+// A configuration has the keys of moshi-finetune and those of the TTT layers (docs/train.md); it then says all that
+// the options of a training say otherwise. The output folder gets metrics.jsonl, a line every --log-freq steps; the newest few training checkpoints,
 // from which --resume goes on to the same bits; and at the end model.safetensors, which the program `stream`
 // loads.
 #include <CLI/CLI.hpp>
@@ -10,42 +13,74 @@
 #include "../program.hpp"
 #include "options.hpp"
 
+namespace {
+
+/// What the file says instead of the command line; --output and --preset may say it still.
+void take_config(const std::string& path, Options& options, bool preset_given) {
+  options.config = mttt::read_train_config(path);
+  const mttt::TrainConfig& c = options.config->config;
+  for (const auto& note : options.config->keys.notes)
+    std::fprintf(stderr, "%s: %s\n", path.c_str(), note.c_str());
+  if (!preset_given && !c.preset.empty()) options.preset = c.preset;
+  if (options.output.empty()) options.output = c.run_dir;
+  options.data = c.data.train_data;
+  options.segments = {.batch = c.batch_size,
+                      .frames = 1,  // by the frame rate of the data
+                      .order = c.data.shuffle ? mttt::Order::random : mttt::Order::sequential};
+  options.train = c.options();
+  options.loss = c.loss();
+  if (c.lora.enable)
+    mttt::fail(options.config->keys.place("lora.enable"), "true", "a preset with adapters",
+               "none is compiled into this program; train all, or TTT alone");
+}
+
+}  // namespace
+
 int main(int argc, char** argv) {
   Options options;
   CLI::App app("Trains a model on coded recordings.");
   app.option_defaults()->always_capture_default();
-  app.add_option("--preset", options.preset, "what the model is")
-      ->check(CLI::IsMember({"tiny", "tiny_without_ttt"}));
+  std::string config;
+  auto* const by_config = app.add_option("--config", config, "YAML file that describes the training");
+  const CLI::IsMember presets({"tiny", "tiny_without_ttt"});
+  auto* const preset = app.add_option("--preset", options.preset, "what the model is")->check(presets);
 #ifdef MTTT_EXAMPLES_CUDA
   app.add_option("--dtype", options.dtype, "what the model stores; bf16 is trained beside weights in f32")
       ->check(CLI::IsMember({"f32", "bf16"}));
 #endif
-  app.add_option("--data", options.data, "folder of coded recordings")->required();
-  app.add_option("--output", options.output, "folder of this run")->required();
+  app.add_option("--data", options.data, "manifests, or folders of coded recordings")->excludes(by_config);
+  app.add_option("--output", options.output, "folder of this run");
   app.add_flag("--resume", options.resume, "go on from the newest checkpoint in the output folder");
 
-  app.add_option("--max-steps", options.train.max_steps, "steps of the optimiser");
-  app.add_option("--batch-size", options.segments.batch, "segments a micro-batch");
-  app.add_option("--segment-frames", options.segments.frames, "frames a segment, 12.5 a second");
-  app.add_option("--num-microbatches", options.train.num_microbatches,
-                 "micro-batches a step, their gradients averaged");
-  app.add_option("--lr", options.train.lr, "highest learning rate of the one-cycle schedule");
-  app.add_option("--pct-start", options.train.pct_start, "share of the steps that warm up");
-  app.add_option("--weight-decay", options.train.adam.weight_decay,
-                 "of AdamW; norms, biases and gates do not decay");
-  app.add_option("--max-norm", options.train.max_norm,
-                 "gradients longer than this are shortened to it; 0: never");
-  app.add_option("--first-codebook-weight", options.loss.first_codebook_weight_multiplier,
-                 "in the audio loss");
-  app.add_option("--text-padding-weight", options.loss.text_padding_weight, "in the text loss");
-  app.add_option("--log-freq", options.train.log_freq, "steps between two lines of metrics.jsonl");
-  app.add_option("--ckpt-freq", options.train.ckpt_freq, "steps between two checkpoints; 0: at the end only");
-  app.add_option("--num-ckpt-keep", options.train.num_ckpt_keep, "checkpoints that are kept; 0: all");
-  app.add_option("--seed", options.train.seed, "of the first weights and of the order of the data");
+  const auto training = [&](const char* name, auto& value, const char* about) {
+    app.add_option(name, value, about)->excludes(by_config);
+  };
+  training("--max-steps", options.train.max_steps, "steps of the optimiser");
+  training("--batch-size", options.segments.batch, "segments a micro-batch");
+  training("--segment-frames", options.segments.frames, "frames a segment, 12.5 a second");
+  training("--num-microbatches", options.train.num_microbatches,
+           "micro-batches a step, their gradients averaged");
+  training("--lr", options.train.lr, "highest learning rate of the one-cycle schedule");
+  training("--pct-start", options.train.pct_start, "share of the steps that warm up");
+  training("--weight-decay", options.train.adam.weight_decay,
+           "of AdamW; norms, biases and gates do not decay");
+  training("--max-norm", options.train.max_norm, "gradients longer than this are shortened to it; 0: never");
+  training("--first-codebook-weight", options.loss.first_codebook_weight_multiplier, "in the audio loss");
+  training("--text-padding-weight", options.loss.text_padding_weight, "in the text loss");
+  training("--log-freq", options.train.log_freq, "steps between two lines of metrics.jsonl");
+  training("--ckpt-freq", options.train.ckpt_freq, "steps between two checkpoints; 0: at the end only");
+  training("--num-ckpt-keep", options.train.num_ckpt_keep, "checkpoints that are kept; 0: all");
+  training("--seed", options.train.seed, "of the first weights and of the order of the data");
   CLI11_PARSE(app, argc, argv);
-  options.segments.seed = options.train.seed;
 
   return run_program("train", [&] {
+    if (!config.empty()) take_config(config, options, preset->count() > 0);
+    if (options.data.empty() || options.output.empty())
+      mttt::fail("the training", options.data.empty() ? "no data" : "no folder for the run", "both",
+                 config.empty() ? "add --data and --output" : "add data.train_data and run_dir to the file");
+    if (const std::string problem = presets(options.preset); !problem.empty())
+      mttt::fail("preset", problem, "one that is compiled", "choose one, or compile another");
+    options.segments.seed = options.train.seed;
     const bool with_ttt = options.preset == "tiny";
 #ifdef MTTT_EXAMPLES_CUDA
     if (options.dtype == "bf16")

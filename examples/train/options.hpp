@@ -1,9 +1,11 @@
 // What the command line of `train` decides, and the presets that are compiled.
 #pragma once
 
+#include <optional>
 #include <string>
 
 #include "mttt/data/batches.hpp"
+#include "mttt/io/yaml_config.hpp"
 #include "mttt/train/loss.hpp"
 #include "mttt/train/trainer.hpp"
 
@@ -13,6 +15,7 @@ struct Options {
   mttt::TrainOptions train{.max_steps = 300, .lr = 2e-3, .pct_start = 0.1, .seed = 1};
   mttt::LossConfig loss;
   bool resume = false;
+  std::optional<mttt::TrainFile> config;  // what --config says, beside what it put into the members above
 };
 
 int train_tiny(const Options&);

@@ -7,7 +7,7 @@
 
 #include "../backend.hpp"
 #include "mttt/data/batches.hpp"
-#include "mttt/io/codes.hpp"
+#include "mttt/io/manifest.hpp"
 #include "mttt/io/model_config.hpp"
 #include "mttt/io/run_folder.hpp"
 #include "mttt/lm/gates.hpp"
@@ -25,6 +25,39 @@ void draw_start(B& be, mttt::Store<P, B>& params, std::uint64_t seed) {
   mttt::upload(be, start, params);
 }
 
+/// The learned start of another model of these shapes: all of it, or a base without TTT layers, whose own start
+/// these keep. Published names and adapters are read as docs/loading.md says.
+template <class P, class B>
+void load_base(const std::filesystem::path& path, B& be, mttt::Store<P, B>& weights) {
+  mttt::LoadOptions load;
+  load.may_be_missing = [](std::string_view name) {
+    return name.find(".ttt.") != name.npos || name.ends_with("gating_alpha");
+  };
+  load_params(path, be, weights, load);
+  std::printf("started from %s\n", path.c_str());
+}
+
+/// moshi_path is what a fine-tuning starts from; resume_from another training's checkpoint, whose optimiser and
+/// step go on unless they are reset.
+template <class P, class B, class M>
+void start_from(B& be, mttt::Trainer<P, B, M>& trainer, const mttt::TrainConfig& config) {
+  if (config.moshi_paths.moshi_path) load_base(*config.moshi_paths.moshi_path, be, trainer.weights());
+  if (!config.resume_from) return;
+  if (config.reset_optimizer) {
+    load_base(*config.resume_from, be, trainer.weights());
+  } else {
+    load_training(*config.resume_from, be, trainer);
+    std::printf("went on from %s\n", config.resume_from->c_str());
+  }
+  if (config.reset_step) {  // AdamW counts on: its moments are as old as they are
+    trainer.micro_batches = 0;
+    trainer.options.max_steps += trainer.adam.step;
+    trainer.schedule = [schedule = trainer.schedule, first = trainer.adam.step](std::int64_t step) {
+      return schedule(step - first);
+    };
+  }
+}
+
 /// T: what the model stores. In bf16 it reads rounded copies of weights that are trained in float32.
 template <mttt::MoshiConfig C, mttt::StorageType T>
 int train(const Options& options) {
@@ -36,35 +69,65 @@ int train(const Options& options) {
   std::printf("training on %s, %s\n", name_of(be).c_str(), options.dtype.c_str());
 
   // The data: coded recordings, of which micro-batch i is a function of the seed and i alone.
-  const Batches batches(load_code_folder(options.data), options.segments);
-  std::printf("%s: %.0f s of coded recordings\n", options.data.c_str(),
-              static_cast<double>(batches.total_frames()) / batches.frame_rate());
+  std::vector<std::string> skipped;
+  auto segments = options.segments;
+  auto sources = load_data_sources(options.data, skipped);
+  for (const auto& line : skipped) std::fprintf(stderr, "left out: %s\n", line.c_str());
+  if (options.config) segments.frames = options.config->config.frames(sources[0].recordings[0].frame_rate);
+  const Batches batches(std::move(sources), segments);
+  std::printf("%s: %.0f s of coded recordings%s\n", options.data.c_str(),
+              static_cast<double>(batches.total_frames()) / batches.frame_rate(),
+              segments.order == Order::sequential ? ", each from its start to its end" : "");
 
   Store<typename Model::Params, B> params(be);
   std::printf("%s: %.2f million parameters\n", options.preset.c_str(),
               static_cast<double>(count_elements(*params)) * 1e-6);
 
-  // The inner learning rate is a parameter, so that it is saved with the weights; here it keeps its value.
+  // What trains. The inner learning rate is a parameter, so that it is saved with the weights; it keeps its
+  // value.
+  constexpr bool has_ttt = C.temporal.num_ttt_layers() > 0;
   std::vector<GroupRule> rules;
-  if constexpr (C.temporal.num_ttt_layers() > 0) {
+  if (options.config) {
+    expect_preset<C>(*options.config, options.preset);
+    rules = what_trains<C>(options.config->config);
+  } else if constexpr (has_ttt) {
     rules.push_back({.says = "base_lr", .matches = name_contains("base_lr"), .frozen = true});
   }
   Trainer<typename Model::Params, B, Weights> trainer(be, params, options.train, rules);
 
-  // The model starts at random, or where the run was left.
+  // Segments of a recording go on with the fast weights that the one before left.
+  const bool carries = has_ttt && segments.order == Order::sequential &&
+                       (!options.config || options.config->config.ttt.persistent_states);
+  if (carries && segments.frames % Model::carry_multiple != 0) {
+    fail("the length of a segment", std::to_string(segments.frames) + " frames",
+         "a multiple of the TTT layers' mini-batch of " + std::to_string(Model::carry_multiple),
+         "correct duration_sec, or set ttt.persistent_states to false");
+  }
+  std::optional<Store<typename Model::Carried, B>> carried;
+  if (carries) carried.emplace(be, segments.batch);
+
+  // The model starts at random, from another one, or where the run was left.
   draw_start<C>(be, trainer.weights(), options.train.seed);
+  if (options.config) start_from(be, trainer, options.config->config);
   trainer.weights_changed();
   RunFolder run(options.output, options.train.num_ckpt_keep);
   const auto config = config_json<C>(options.preset);
-  if (options.resume && run.resume(be, trainer, config)) {
+  auto* const kept = carried ? &*carried : nullptr;
+  if (options.resume && run.resume(be, trainer, config, kept)) {
     std::printf("resumed at step %lld\n", static_cast<long long>(trainer.adam.step));
   }
 
   MoshiLoss losses{};
   const auto loss_and_gradient = [&](std::int64_t index, Weights& grad) {
     const auto scope = be.scope();
-    losses = moshi_loss<Model>(be, *params, batches.make(be, index), options.loss, &grad);
-    return MicroBatch{losses.total(), options.segments.batch * options.segments.frames};
+    MoshiSegment<Model> segment;
+    if (carried) {
+      segment.carry = {&**carried, &**carried, batches.make_continuing(be, index)};
+      segment.before =
+          batches.make_before(be, index, 1 + C.max_delay(), [](Index k) { return C.initial().of(k); });
+    }
+    losses = moshi_loss<Model>(be, *params, batches.make(be, index), options.loss, &grad, segment);
+    return MicroBatch{losses.total(), segments.batch * segments.frames};
   };
   const bool finished = trainer.run(
       loss_and_gradient,
@@ -72,7 +135,7 @@ int train(const Options& options) {
            [&](const StepReport& report) {
              run.log(report, {{"text_loss", losses.text_loss}, {"audio_loss", losses.audio_loss}});
            },
-       .checkpoint = [&] { run.save(be, trainer, config); }});
+       .checkpoint = [&] { run.save(be, trainer, config, kept); }});
   if (!finished) {
     std::printf("stopped in good order; go on with --resume\n");
     return 0;

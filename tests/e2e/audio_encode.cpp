@@ -88,7 +88,7 @@ TEST_CASE("encode: codes of both voices and the text, once and the same each tim
   shop.scratch.put("b.json", R"({"alignments": [["he", [0.5, 0.7], "SPEAKER_MAIN"]]})");
   const Ran third = shop.run(both);
   CHECK(says(third, "a.safetensors: 26 frames, unchanged"));
-  CHECK(says(third, "b.safetensors: 26 frames, 1 words"));
+  CHECK(says(third, "b.safetensors: 26 frames, 1 tokens of text"));
   CHECK(shop.codes("b").stream(0)[6] == text[1]);
 
   // The same seed makes the same codec, and another one other codes.

@@ -76,7 +76,7 @@ struct Place {
       " --codec codec.safetensors --tokenizer " MTTT_SOURCE_DIR "/assets/tokenizer.model ";
   const std::string train =
       "train --data codes --batch-size 1 --segment-frames 5 --log-freq 1 --ckpt-freq 1 ";
-  const std::string stream = "stream --checkpoint run/model.safetensors" + codec;
+  const std::string stream = "stream --model run/model.safetensors" + codec;
 
   Place() {
     Audio talk{{}, 2, 24000}, question{{}, 1, 24000};
@@ -219,7 +219,7 @@ TEST_CASE("pipes that stall are refused at once, by name", "[e2e]") {
       "found a pipe or a device; expected a regular file; write what it delivers to a file";
   p.refused(p.stream + "fifo a.wav", "fifo: " + words);
   p.refused("encode --output a" + p.codec + "fifo", words);
-  p.refused("stream --checkpoint fifo" + p.codec + "question.wav a.wav", "fifo: " + words);
+  p.refused("stream --model fifo" + p.codec + "question.wav a.wav", "fifo: " + words);
   p.refused(p.stream + "--load-state fifo question.wav a.wav", "fifo: " + words);
   int ends[2];  // a pipe on standard input that nobody writes to
   REQUIRE(::pipe(ends) == 0);

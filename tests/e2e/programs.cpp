@@ -28,7 +28,7 @@ struct Studio {
   nlohmann::json stream(const std::string& input, const std::string& arguments,
                         const std::string& model = "ttt") const {
     const int status = run(
-        "stream", "--checkpoint " + model + "/model.safetensors --codec mimi.safetensors --tokenizer '" +
+        "stream", "--model " + model + " --codec mimi.safetensors --tokenizer '" +
                       assets + "/tokenizer.model' --json out.json " + arguments + " '" + input + "' out.wav");
     INFO(log());
     REQUIRE(status == 0);
@@ -136,12 +136,12 @@ TEST_CASE("programs end with a clear error and write nothing", "[e2e]") {
   const std::string tail = " --codec mimi.safetensors --tokenizer '" + assets + "/tokenizer.model' ";
   const std::string question = "'" + assets + "/question.flac' reply.wav";
   const std::pair<std::string, const char*> wrong[] = {
-      {"stream --checkpoint cut.safetensors" + tail + question, "cut.safetensors"},
-      {"stream --checkpoint nan.safetensors" + tail + question, "nan"},
-      {"stream --checkpoint missing" + tail + question, "missing"},
-      {"stream --checkpoint mimi.safetensors" + tail + question, "preset"},
-      {"stream --checkpoint ttt/model.safetensors" + tail + "noise.wav reply.wav", "noise.wav"},
-      {"stream --checkpoint ttt/model.safetensors --load-state mimi.safetensors" + tail + question, "state"},
+      {"stream --model cut.safetensors" + tail + question, "cut.safetensors"},
+      {"stream --model nan.safetensors" + tail + question, "nan"},
+      {"stream --model missing" + tail + question, "missing"},
+      {"stream --model mimi.safetensors" + tail + question, "without the metadata"},
+      {"stream --model ttt/model.safetensors" + tail + "noise.wav reply.wav", "noise.wav"},
+      {"stream --model ttt/model.safetensors --load-state mimi.safetensors" + tail + question, "state"},
       {"train --data nowhere --output run", "nowhere"},
       {"train --data codes --preset tiny_without_ttt --output ttt --resume --max-steps 9", "config field"},
   };

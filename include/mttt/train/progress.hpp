@@ -69,7 +69,8 @@ class ProgressLine {
   bool terminal_, open_ = false;
 };
 
-/// While it lives, SIGINT and SIGTERM set a flag. A second signal of the same kind ends the program at once.
+/// While it lives, SIGINT, SIGTERM and SIGUSR1 (SLURM: `--signal=USR1@120` before the time is up) set a flag. A
+/// second signal of the same kind ends the program at once.
 class StopSignals {
  public:
   StopSignals() {
@@ -79,10 +80,12 @@ class StopSignals {
     action.sa_flags = static_cast<int>(SA_RESETHAND | SA_RESTART);
     ::sigaction(SIGINT, &action, &old_interrupt_);
     ::sigaction(SIGTERM, &action, &old_terminate_);
+    ::sigaction(SIGUSR1, &action, &old_user_);
   }
   ~StopSignals() {
     ::sigaction(SIGINT, &old_interrupt_, nullptr);
     ::sigaction(SIGTERM, &old_terminate_, nullptr);
+    ::sigaction(SIGUSR1, &old_user_, nullptr);
   }
   StopSignals(const StopSignals&) = delete;
   StopSignals& operator=(const StopSignals&) = delete;
@@ -95,7 +98,7 @@ class StopSignals {
     return raised;
   }
   struct sigaction old_interrupt_ {
-  }, old_terminate_{};
+  }, old_terminate_{}, old_user_{};
 };
 
 }  // namespace mttt

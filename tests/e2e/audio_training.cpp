@@ -1,0 +1,139 @@
+// From a manifest of recordings to a trained model, as a YAML file describes it.
+#include <sys/wait.h>
+
+#include <cmath>
+#include <cstdio>
+
+#include "../io/scratch.hpp"
+#include "mttt/io/audio.hpp"
+#include "mttt/io/manifest.hpp"
+
+namespace {
+using namespace mttt;
+
+struct Ran {
+  int status;
+  std::string output;
+  bool says(const std::string& words) const { return output.find(words) != std::string::npos; }
+};
+
+Ran run(const std::string& command) {
+  std::FILE* pipe = ::popen((command + " 2>&1").c_str(), "r");
+  REQUIRE(pipe != nullptr);
+  std::string output;
+  for (int c; (c = std::fgetc(pipe)) != EOF;) output += static_cast<char>(c);
+  return {WEXITSTATUS(::pclose(pipe)), output};
+}
+
+void write_tone(const std::filesystem::path& path, int channels, double seconds, double pitch) {
+  Audio audio{{}, channels, 24000};
+  for (int i = 0; i < 24000 * seconds; ++i) {
+    for (int c = 0; c < channels; ++c)
+      audio.samples.push_back(static_cast<float>(0.3 * std::sin((1 + c) * pitch * i / 24000.0)));
+  }
+  write_audio(path, audio);
+}
+}  // namespace
+
+TEST_CASE(
+    "a manifest is encoded, what is broken is left out, and a killed training goes on to the same bits") {
+  const Scratch scratch;
+  std::filesystem::create_directory(scratch / "wav");
+  write_tone(scratch / "wav/a.wav", 2, 5, 700);
+  scratch.put("wav/a.json", R"({"alignments": [["he", [0.1, 0.3], "SPEAKER_MAIN"]]})");
+  write_tone(scratch / "wav/b.wav", 1, 3, 900);
+  scratch.put("wav/c.wav", "no sound at all");
+  scratch.put("data.jsonl",
+              "{\"path\": \"wav/a.wav\", \"duration\": 5}\n{\"path\": \"wav/b.wav\", \"duration\": 3}\n\n"
+              "{\"path\": \"wav/c.wav\", \"duration\": 1}\n");
+  const std::string bin = MTTT_BIN_DIR, folder = scratch.folder.string(), data = folder + "/data.jsonl";
+  const Ran encoded =
+      run(bin + "/encode --codec " + folder + "/codec.safetensors --init-codec 1 --mono --tokenizer " +
+          MTTT_SOURCE_DIR + "/assets/tokenizer.model --data " + data);
+  INFO(encoded.output);
+  REQUIRE(encoded.status == 0);
+  CHECK(encoded.says("left out: "));
+  CHECK(encoded.says("wav/c.wav"));
+  CHECK(encoded.says("1 of 3 recordings were left out"));
+  const auto a = load_codes(scratch / "data.codes/wav_a.safetensors"),
+             b = load_codes(scratch / "data.codes/wav_b.safetensors");
+  CHECK(a.frames == 63);
+  CHECK(b.frames == 38);
+  CHECK(b.stream(0)[5] == -1);  // no words are known, which is not silence
+  CHECK(entropy(b.stream(9)) < 1);
+
+  const std::string yaml =
+      "preset: tiny\nrun_dir: " + folder + "/run\ndata: {train_data: " + data +
+      ", shuffle: false}\nduration_sec: 1.28\nbatch_size: 2\nmax_steps: 6\nckpt_freq: 2\n"
+      "full_finetuning: true\nttt: {enable: true, weight_lr_multiplier: 1, alpha_lr_multiplier: 1}\nseed: 3\n"
+      "optim: {lr: 1e-3}\nwandb: {project: x}\n";
+  scratch.put("train.yaml", yaml);
+  const std::string train = bin + "/train --config " + folder + "/train.yaml";
+  const Ran trained = run(train);
+  INFO(trained.output);
+  REQUIRE(trained.status == 0);
+  CHECK(trained.says("left out: "));
+  CHECK(trained.says("each from its start to its end"));
+  CHECK(trained.says("'wandb' has no effect"));
+  CHECK(std::filesystem::exists(scratch / "run/carried_000006.safetensors"));
+
+  // The same, ended after two steps; a checkpoint without its carried state would go on otherwise.
+  const std::string again = train + " --output " + folder + "/again";
+  REQUIRE(run(again).status == 0);
+  for (const char* file : {"step_000004", "step_000006", "carried_000004", "carried_000006", "model"})
+    std::filesystem::remove(scratch / ("again/" + std::string(file) + ".safetensors"));
+  const Ran resumed = run(again + " --resume");
+  INFO(resumed.output);
+  REQUIRE(resumed.status == 0);
+  CHECK(resumed.says("resumed at step 2"));
+  CHECK(content_of(scratch / "again/model.safetensors") == content_of(scratch / "run/model.safetensors"));
+
+  const auto refused = [&](const std::string& text, const std::string& words) {
+    scratch.put("wrong.yaml", text);
+    const Ran ran = run(bin + "/train --config " + folder + "/wrong.yaml");
+    INFO(ran.output);
+    CHECK(ran.status == 1);
+    CHECK(ran.says(words));
+  };
+  refused(yaml + "lora: {enable: true}\n", "'full_finetuning' is true");
+  refused(yaml + "bach_size: 3\n", "line 13: found the unknown key 'bach_size'; did you mean 'batch_size'?");
+  refused("ttt: {enable: true, layers: all}\n" + yaml.substr(0, yaml.find("ttt:")), "the preset has 1,2,3");
+  refused("full_finetuning: true\nttt: {enable: true}\nrun_dir: x\n", "no data");
+  std::string uneven = yaml;
+  refused(uneven.replace(uneven.find("1.28"), 4, "1.0"), "found 13 frames; expected a multiple of");
+  REQUIRE(run(train + " --data x").status != 0);  // the file says it all
+}
+
+TEST_CASE("data sources and manifests: what is refused") {
+  const Scratch scratch;
+  const auto text = [&](const std::string& name) { return (scratch / name).string(); };
+  scratch.put("a.jsonl", "{\"path\": \"a.wav\", \"duration\": 5}\n");
+  const auto refused = [&](const std::string& sources, const std::string& words) {
+    check_refused([&] { read_data_sources(sources); }, words);
+  };
+  const auto two = read_data_sources(text("a.jsonl") + ":0.25, " + scratch.folder.string());
+  REQUIRE(two.size() == 2);
+  CHECK(two[0].weight == 0.25);
+  CHECK(two[0].entries[0].recording == scratch / "a.wav");
+  CHECK(two[0].entries[0].codes == scratch / "a.codes/a.safetensors");
+  CHECK(two[1].weight == 1);
+  refused("", "data sources: found none");
+  refused(text("none.jsonl"), "no such file or folder");
+  refused(text("a.jsonl") + ":0", "the weight '0'");
+  refused(text("a.jsonl") + ":many", "the weight 'many'");
+  refused(text("a.jsonl") + "," + text("a.jsonl"), "it a second time");
+  std::filesystem::create_directory(scratch / "empty");
+  refused(text("empty"), "neither codes nor manifests");
+  scratch.put("b.jsonl", "{\"path\": \"a.wav\", \"duration\": 5}\n{\"path\": \"a.flac\", \"duration\": 5}\n");
+  refused(text("b.jsonl"), "b.jsonl, line 2: found 'a.flac'");
+  scratch.put("b.jsonl", "\n");
+  refused(text("b.jsonl"), "no lines");
+  for (const char* line : {"{\"path\": 1, \"duration\": 5}", "{\"path\": \"a\"}", "[]", "{",
+                           "{\"path\": \"\", \"duration\": 1}"}) {
+    scratch.put("b.jsonl", line);
+    refused(text("b.jsonl"), "b.jsonl, line 1");
+  }
+  std::vector<std::string> skipped;
+  check_refused([&] { load_data_sources(text("a.jsonl"), skipped); },
+                "none of the codes of its 1 recordings");
+}
