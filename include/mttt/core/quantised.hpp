@@ -15,7 +15,7 @@
 // Shapes:  weights (out, in); values (out, Format::values(in)), scales (out, Format::scales(in)): 1 byte a
 //          weight and 4 a row, 9/16 of a byte.
 // Units:   none.
-// Errors:  none here; io/checkpoint.hpp and quantise (io/quantise.hpp) refuse NaN and infinity.
+// Errors:  none here; io/checkpoint.hpp and quantise (core/quantise.hpp) refuse NaN and infinity.
 // Not supported: training. A gradient of such a weight does not compile.
 // Source:  symmetric rows: bitsandbytes `int8_vectorwise_quant`; groups of 32: ggml `block_q4_0`, whose bytes
 //          lie likewise.
@@ -132,8 +132,10 @@ struct TransposedQuantised {
 };
 
 /// Weights (out, in) in a format. Named "weight", it is stored as "weight" and "weight.scale".
-template <class Format, Index out, Index in>
+template <class F, Index Out, Index In>
 struct QuantisedTensor {
+  using Format = F;
+  static constexpr Index out = Out, in = In;
   Tensor<typename Format::Value, out, Format::values(in)> values;
   Tensor<typename Format::Scale, out, Format::scales(in)> scales;
   static void visit(auto&& f, auto&&... w) {
