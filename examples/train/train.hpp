@@ -117,6 +117,7 @@ int train(const Options& options) {
     std::printf("resumed at step %lld\n", static_cast<long long>(trainer.adam.step));
   }
 
+  const auto gates_at_start = gate_openings(be, *trainer.weights());
   MoshiLoss losses{};
   const auto loss_and_gradient = [&](std::int64_t index, Weights& grad) {
     const auto scope = be.scope();
@@ -133,7 +134,11 @@ int train(const Options& options) {
       loss_and_gradient,
       {.log =
            [&](const StepReport& report) {
-             run.log(report, {{"text_loss", losses.text_loss}, {"audio_loss", losses.audio_loss}});
+             nlohmann::json more = {{"text_loss", losses.text_loss}, {"audio_loss", losses.audio_loss}};
+             const auto gates = gate_openings(be, *trainer.weights());
+             for (const auto& gate : gates) more["gate_layer_" + std::to_string(gate.layer)] = gate.opening;
+             run.log(report, more);
+             check_gates(gates_at_start, gates);
            },
        .checkpoint = [&] { run.save(be, trainer, config, kept); }});
   if (!finished) {

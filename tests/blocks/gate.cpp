@@ -2,10 +2,11 @@
 #include "catch.hpp"
 #include "mttt/backend/cpu/cpu.hpp"
 #include "mttt/laws.hpp"
-#include "mttt/lm/temporal.hpp"
+#include "mttt/lm/gates.hpp"
 
 namespace {
 using namespace mttt;
+using B = Cpu<float>;
 
 constexpr TemporalConfig config(Placement placement) {
   return {.dim = 16,
@@ -20,7 +21,6 @@ constexpr TemporalConfig config(Placement placement) {
 
 template <Placement placement>
 void compare() {
-  using B = Cpu<float>;
   B be;
   using With = Temporal<config(placement), B>;
   using Without = Temporal<config(placement).without_ttt(), B>;
@@ -63,3 +63,21 @@ void compare() {
 TEST_CASE("gates at 0, parallel") { compare<Placement::parallel>(); }
 TEST_CASE("gates at 0, after attention") { compare<Placement::after_attention>(); }
 TEST_CASE("gates at 0, before attention") { compare<Placement::before_attention>(); }
+
+TEST_CASE("gates are read layer by layer, and a training that closes all of them is refused") {
+  using With = Temporal<config(Placement::parallel), B>;
+  B be;
+  Rng rng(1);
+  Store<With::Params, B> params(be);
+  With::init(*params, rng);
+  const auto start = gate_openings(be, *params);
+  REQUIRE(!start.empty());
+  for (const auto& gate : start) CHECK(gate.opening == Approx(std::tanh(0.1)).epsilon(1e-5));
+  force_gating_alpha(be, *params, -0.0005);
+  check_gates(start, start);
+  CHECK_THROWS_WITH(check_gates(start, gate_openings(be, *params)),
+                    test::contains("0.000500") && test::contains("each under 1.0"));
+  force_gating_alpha(be, *params, 0.2, LayerSet::range(start[0].layer, start[0].layer));
+  check_gates(start, gate_openings(be, *params));  // one is open
+  CHECK(gate_openings(be, *params)[0].layer == start[0].layer);
+}

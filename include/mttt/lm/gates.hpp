@@ -1,10 +1,10 @@
-// Gates: forcing them, and measuring what TTT contributes to the residual stream.
+// Gates: reading and forcing them, and measuring what TTT contributes to the residual stream.
 //
 // Formula: share of layer l = |tanh(alpha) ttt(x)| / |base + tanh(alpha) ttt(x)|, norms over all frames and
 //          channels; opening = mean over the channels of |tanh(alpha)|.
 // Shapes:  Temporal::Saved of a forward pass over (B, T, dim).
 // Units:   none.
-// Errors:  forcing gates where the layers given have none.
+// Errors:  forcing gates where the layers given have none; gates that have collapsed.
 // Not supported: instead_of_attention, which has no gate: its layers are not listed.
 // Source:  ttt-video-dit SSMGating.
 #pragma once
@@ -73,6 +73,49 @@ inline Index layer_in(std::string_view name) {
   return layer;
 }
 }  // namespace detail
+
+struct GateState {
+  Index layer;
+  double opening;
+};
+
+/// How far the gates of all layers are open, from the first to the last.
+template <class B, class P>
+std::vector<GateState> gate_openings(B& be, const P& params) {
+  std::vector<GateState> all;
+  for_each_tensor(
+      [&](std::string_view name, const auto& t) {
+        if (!name.ends_with("gating_alpha")) return;
+        using T = std::remove_const_t<typename std::remove_cvref_t<decltype(t)>::value_type>;
+        std::vector<T> alpha(static_cast<std::size_t>(t.size()));
+        be.to_host(t.data(), alpha.data(), t.size());
+        double opening = 0;
+        for (const T a : alpha) opening += std::abs(std::tanh(static_cast<double>(a)));
+        all.push_back({detail::layer_in(name), opening / static_cast<double>(alpha.size())});
+      },
+      params);
+  return all;
+}
+
+/// Refuses to go on where training has closed every gate to under `share` of where it started: what the layers
+/// give is then nothing that the model wants, and hours more would not tell why.
+inline void check_gates(const std::vector<GateState>& start, const std::vector<GateState>& now,
+                        double share = 0.01) {
+  double most = 0;
+  std::string found;
+  for (std::size_t i = 0; i < now.size(); ++i) {
+    if (!(start[i].opening > 0)) return;
+    most = std::max(most, now[i].opening / start[i].opening);
+    if (i < 4) found += (i == 0 ? "" : ", ") + std::to_string(now[i].opening);
+  }
+  if (now.empty() || !(most < share)) return;
+  fail("the gates of " + std::to_string(now.size()) + " TTT layers",
+       "mean |tanh(alpha)| of " + found + (now.size() > 4 ? ", ..." : "") + ", each under " +
+           std::to_string(100 * share) + " % of its start",
+       "gates that training keeps open",
+       "lower the gates' learning rate or the inner one, or keep the gates fixed, and look at the inner "
+       "losses");
+}
 
 /// Sets alpha of the gates of the given layers; 0 in all gives the model of the base weights, to the bit.
 template <class B, class P>
