@@ -108,6 +108,8 @@ struct CudaContext {
         // less what the reductions' slots take
         shared_limit(device_attribute(number, cudaDevAttrMaxSharedMemoryPerBlockOptin) - 1024),
         launch(stream, number),
+        tickets(256, MemoryUse::workspace),
+        ticket(static_cast<unsigned*>(tickets.data())),
         gemm(launch, capability, processors) {}
   ~CudaContext() { cudaStreamSynchronize(stream); }
 
@@ -116,6 +118,8 @@ struct CudaContext {
   Stream stream;
   Arena<CudaMemory> arena;
   Launcher launch;
+  CudaMemory tickets;
+  unsigned* ticket;  // 0 between kernels: the blocks of one count themselves with it
   Gemm gemm;
 };
 
@@ -189,7 +193,11 @@ class Cuda {
   template <class F>
   void product_step(Matrix<const T> x, NormRows<T> norm, Matrix<const T> w, Matrix<T> y,
                     Finish<T> finish = {}) {
-    if (context_->gemm.template streamed<F, T, T>(x, norm, w, y, finish, y.ld, 1, true)) return;
+    if constexpr (std::is_same_v<T, bf16>) {
+      if (w.ld == w.cols && context_->gemm.template streamed<F>(x, norm, detail::weight_rows(w), y, finish,
+                                                                y.ld, 1, true))
+        return;
+    }
     if (norm.weight != nullptr) {
       context_->gemm.template few<F, true, T, T>(x, norm, w, y, finish, y.ld);
     } else {
@@ -199,10 +207,48 @@ class Cuda {
   /// y = F(a) * b, [a | b] = norm(x) w^T; false, and nothing done, for what no kernel takes.
   template <class F>
   bool gated_step(Matrix<const T> x, NormRows<T> norm, Matrix<const T> w, Matrix<T> y) {
-    return context_->gemm.template streamed_gate<F, T>(x, norm, w, y);
+    if constexpr (std::is_same_v<T, bf16>) {
+      return w.ld == w.cols && context_->gemm.template streamed_gate<F>(x, norm, detail::weight_rows(w), y);
+    }
+    return false;
   }
-  /// Whether so many rows are few enough for product_step to be the fastest way.
+  /// Whether product_step is the fastest way to multiply so many rows with w.
   bool steps_products(Index rows, Matrix<const T>) const { return rows <= tuning::few_rows<T>; }
+
+  /// The same with weights in 8 or 4 bits, where steps_products says so.
+  template <class Format>
+  bool steps_products(Index rows, const QuantisedMatrix<Format>& w) const {
+    return std::is_same_v<T, bf16> && context_->capability >= 90 && rows <= tuning::few_rows<T> &&
+           detail::streamed_slices(w.cols) > 0;
+  }
+  template <class F, class Format>
+  void product_step(Matrix<const T> x, NormRows<T> norm, const QuantisedMatrix<Format>& w, Matrix<T> y,
+                    Finish<T> finish = {}) {
+    if constexpr (std::is_same_v<T, bf16>) {
+      if (context_->gemm.template streamed<F>(x, norm, detail::weight_rows(w), y, finish, y.ld, 1, true))
+        return;
+    }
+    fail("Cuda::product_step", "rows or weights that no kernel takes", "those that steps_products takes",
+         "ask steps_products first; rows must start at multiples of 16 bytes");
+  }
+  template <class F, class Format>
+  bool gated_step(Matrix<const T> x, NormRows<T> norm, const QuantisedMatrix<Format>& w, Matrix<T> y) {
+    if constexpr (std::is_same_v<T, bf16>) {
+      return context_->gemm.template streamed_gate<F>(x, norm, detail::weight_rows(w), y);
+    }
+    return false;
+  }
+  template <class U, class Format, class V>
+  bool quantised_product(Matrix<U> a, const QuantisedMatrix<Format>& w, Matrix<V> c, Wide<V> alpha,
+                         Wide<V> beta) {
+    if constexpr (std::is_same_v<std::remove_const_t<U>, bf16>) {
+      const Finish<V> finish{.addend = beta == Wide<V>(0) ? nullptr : c.data};
+      return !a.transposed && (beta == Wide<V>(0) || beta == Wide<V>(1)) && a.rows <= tuning::few_rows<bf16> &&
+             context_->gemm.template streamed<Identity>(Matrix<const bf16>(a), {}, detail::weight_rows(w), c,
+                                                        finish, c.ld, alpha, false);
+    }
+    return false;
+  }
   template <class F>
   void conv_step(const ConvStep<T>& conv, Finish<T> finish) {
     context_->gemm.template conv_step<F>(conv, finish);
@@ -293,8 +339,20 @@ class Cuda {
   bool attend_step(const Shape& shape, Index batch, Index steps, const U* q, const U* k, const U* v,
                    Strides strides, U* cache_k, U* cache_v, const std::int64_t* positions,
                    const std::uint8_t* mask, U* out, Strides out_strides, const std::int64_t* contexts) {
-    return detail::ring_attend(stream(), context_->capability, context_->processors, shape, batch, steps, q,
-                               k, v, strides, cache_k, cache_v, positions, mask, out, out_strides, contexts);
+    return detail::ring_attend(context_->launch, context_->capability, context_->processors, shape, batch,
+                               steps, q, k, v, strides, cache_k, cache_v,
+                               const_cast<std::int64_t*>(positions),  // it only reads them
+                               mask, out, out_strides, contexts, 0, nullptr);
+  }
+  /// The same with the rotation of q and k, if max_period is not 0, and the positions advanced.
+  template <class U, class Shape, class Strides>
+  bool whole_attend_step(const Shape& shape, Index batch, Index steps, const U* q, const U* k, const U* v,
+                         Strides strides, U* cache_k, U* cache_v, std::int64_t* positions,
+                         const std::uint8_t* mask, U* out, Strides out_strides, const std::int64_t* contexts,
+                         double max_period) {
+    return detail::ring_attend(context_->launch, context_->capability, context_->processors, shape, batch,
+                               steps, q, k, v, strides, cache_k, cache_v, positions, mask, out, out_strides,
+                               contexts, max_period, context_->ticket);
   }
   /// The same with the rotation of q and k, for a few steps and a short context.
   template <class U, class Shape, class Strides>
@@ -342,8 +400,7 @@ class Cuda {
     if constexpr (layers == 1) {
       detail::ttt_linear_run_backward<int{width}, int{mini_batch}>(*this, context_->launch, scan);
     } else {
-      detail::ttt_mlp_run_backward<int{width}, int{hidden}, int{mini_batch}>(*this, context_->launch,
-                                                                             context_->processors, scan);
+      detail::ttt_mlp_run_backward<int{width}, int{hidden}, int{mini_batch}>(*this, context_->launch, scan);
     }
   }
 

@@ -39,6 +39,10 @@ inline constexpr Index few_rows = sizeof(T) == 2 ? 4 : 8;
 /// its queue, so that two blocks fit a multiprocessor.
 inline constexpr int streamed_threads = 416, streamed_queue = 96 << 10;
 
+/// Steps in float32 of so many rows and multiplications or more, those of many sessions' codecs, are products of
+/// many rows.
+inline constexpr Index many_rows = 32, many_rows_work = Index{1} << 25;
+
 /// Streaming steps over a short ring: threads of a head's block, and the longest context and head it takes.
 /// On an H200 a frame of Mimi came from 1.12 to 0.80 ms when blocks asked for their ring's rows before they
 /// rotate, and convolutions chose their addresses before they read.
@@ -99,10 +103,9 @@ inline constexpr int ttt_step_tokens = 4;
 /// Warps of a block of TTT-MLP's scans, for mini-batches of C tokens. On an H200, 64 heads of 64, 2048
 /// tokens, ms with 8 and with 16: forward C = 64, by groups of four that multiply together, 0.359 and 0.291
 /// (0.398 before products were started ahead of their use), C = 32 0.464 and 0.518; backward C = 64 2.16 and
-/// 1.91, C = 32 2.03 and 2.22.
+/// 1.91, C = 32 2.03 and 2.22. 32 heads of 128, C = 16: forward 1.95 and 2.22 (two blocks of 8 on a multiprocessor,
+/// whose registers then spill: 2.19; backward 7.9 against 8.8).
 constexpr int ttt_mlp_forward_warps(int mini_batch) { return mini_batch == 64 ? 16 : 8; }
 constexpr int ttt_mlp_backward_warps(int mini_batch) { return mini_batch == 64 ? 16 : 8; }
-/// Blocks of these that a multiprocessor is to hold.
-constexpr int ttt_mlp_blocks(int width, int mini_batch) { return width == 128 && mini_batch == 16 ? 2 : 1; }
 
 }  // namespace mttt::tuning

@@ -6,7 +6,7 @@
 // a mini-batch into shared memory; 64 heads of one session fill the card. What belongs to the hidden width
 // stays in its block: W1, b1, W2, Z1, X2, G1, Zbar1. Sums over it meet twice a mini-batch, by reads of the
 // other blocks' shared memory in the order of their ranks: Z2, and Zbar2, whose rows the blocks then share
-// out. Xbar2 X2^T is a sum over the hidden width too, but what it leads to is linear in it: each block
+// out. Of Z2 two blocks both take all rows; eight share them out, and give each other the gradients. Xbar2 X2^T is a sum over the hidden width too, but what it leads to is linear in it: each block
 // multiplies its own part by G2, and the parts meet in Zbar2.
 //
 // Formula: ttt/dual.hpp, two layers. Rates go to the gradients: Gl = lr G, which G1 inherits from G2; then
@@ -18,6 +18,8 @@
 // Not supported: compute capability below 9.0; hidden widths other than 4 F; tensors off 16-byte boundaries.
 // Source:  ttt/dual.hpp is the reference; PTX ISA: mma, barrier.cluster, mapa.
 #pragma once
+
+#include <algorithm>
 
 #include "mttt/backend/cuda/ttt/mlp_block.cuh"
 
@@ -33,11 +35,19 @@ template <int F, int hidden, int C>
 inline constexpr int forward_shared = ForwardBlock<F, hidden, C>::placed + 4 * C* F * 2 +
                                       (C * ForwardBlock<F, hidden, C>::stride + 2 * C) * 4;
 
+/// What the clusters of one launch do, tasks from `first` to `end`: task n is head n, or, `by_groups`, group
+/// n / heads of mini-batches of head n % heads (backwards: the n / heads-th from the last).
+struct Round {
+  Index first, end;
+  bool by_groups;
+};
+
 template <int F, int hidden, int C, class Job>
-__global__ void __launch_bounds__(32 * tuning::ttt_mlp_forward_warps(C), 1) forward_kernel(Job job) {
+__global__ void __launch_bounds__(32 * tuning::ttt_mlp_forward_warps(C), 1)
+    forward_kernel(Job job, Round round) {
 #if __CUDA_ARCH__ >= 900
   using Block = ForwardBlock<F, hidden, C>;
-  constexpr int blocks = Block::blocks, H = Block::H, own = C / blocks;
+  constexpr int blocks = Block::blocks, H = Block::H, own = Block::own_rows;
   constexpr bool groups = Block::groups;
   const auto& scan = job.scan;
   Block block;
@@ -51,9 +61,12 @@ __global__ void __launch_bounds__(32 * tuning::ttt_mlp_forward_warps(C), 1) forw
 
   start_next();
   await_inputs();
-  const Index head = blockIdx.x / blocks, step = scan.heads * F;
+  const Index task = round.first + blockIdx.x / blocks, heads = scan.batch * scan.heads;
+  const Index head = round.by_groups ? task % heads : task, step = scan.heads * F;
   const HeadRows tokens(scan, head);
   const int count = static_cast<int>((scan.steps + C - 1) / C), group = static_cast<int>(scan.group);
+  const int begin = round.by_groups ? static_cast<int>(task / heads) * group : 0,
+            end = round.by_groups && begin + group < count ? begin + group : count;
   const int last =
       static_cast<int>(scan.steps - static_cast<Index>(count - 1) * C);  // tokens of the last one
   const auto load = [&](int m) {
@@ -64,7 +77,7 @@ __global__ void __launch_bounds__(32 * tuning::ttt_mlp_forward_warps(C), 1) forw
     Block::load_rates(rates + stage * C, scan.lr + row, scan.heads, n);
     commit_copies();
   };
-  if (count > 0) load(0);
+  if (begin < end) load(begin);
   float* const weights = job.weights + head * Block::size;
   typename Block::Weights w1, w2;
   block.load_biases(weights);
@@ -77,7 +90,7 @@ __global__ void __launch_bounds__(32 * tuning::ttt_mlp_forward_warps(C), 1) forw
   }
   for (int i = threadIdx.x; i < C; i += Block::threads) block.scale[i] = scan.scale[i];
 
-  float* kept = scan.checkpoints + head * Block::size;
+  float* kept = scan.checkpoints + (begin / group * heads + head) * Block::size;
   int until_kept = 0;  // mini-batches
   typename Block::Hidden z;
   await_copies();
@@ -87,15 +100,16 @@ __global__ void __launch_bounds__(32 * tuning::ttt_mlp_forward_warps(C), 1) forw
     block.begin_first(z);
     block.start_first(z, keys.stage(stage));
   };
-  start_keys(0);
-  for (int m = 0; m < count; ++m) {
+  start_keys(begin % 2);
+  for (int m = begin; m < end; ++m) {
     const int n = m + 1 < count ? C : last, stage = m % 2;
     const Factor<C, F> k = keys.stage(stage), q = queries.stage(stage);
     const Index row = tokens.at(static_cast<Index>(m) * C);
     std::uint32_t target[Block::Rows::count / 2];
     {
       const typename Block::Rows rows;
-      rows.load(target, scan.target + (row + rows.row * scan.heads) * F, rows.row < n);
+      const int token = block.row_of(rows);
+      rows.load(target, scan.target + (row + token * scan.heads) * F, rows.active() && token < n);
     }
     typename Block::Hidden slope;
     if (block.has_hidden()) {
@@ -109,14 +123,15 @@ __global__ void __launch_bounds__(32 * tuning::ttt_mlp_forward_warps(C), 1) forw
     Block::sync();  // also: W2 and the biases that the mini-batch before has made are there
     if (until_kept == 0) {
       block.store_state(kept, w1, w2);
-      kept += scan.batch * scan.heads * Block::size;
+      kept += heads * Block::size;
       until_kept = group;
     }
     --until_kept;
-    if (m + 1 < count) load(m + 1);
+    if (m + 1 < end) load(m + 1);
     typename Block::Width y;
     typename Block::Square dots;
-    block.begin_second(y), clear(dots);  // a warp without columns reads numbers beyond b2, which go unused
+    if (block.has_width()) block.begin_second(y);
+    clear(dots);
     if (block.has_width()) block.start_second(y, block.x2);
     if (block.has_square()) block.template start_causal<F>(dots, q, k);
     if (block.has_width()) {
@@ -126,17 +141,16 @@ __global__ void __launch_bounds__(32 * tuning::ttt_mlp_forward_warps(C), 1) forw
     arrive_at_cluster();
     block.put_causal(dots, 1);
     await_cluster();
-    {
-      const typename Block::Rows rows;
+    if (const typename Block::Rows rows; rows.active()) {
       float g[Block::Rows::count], x[Block::Rows::count];
-      rows.template gather<blocks>(x, block.part, rows.row);
+      rows.template gather<blocks>(x, block.part, block.row_of(rows));
       rows.loss_gradient(g, x, target, block.gamma, block.beta, scan.eps);
-      const float rate = rates[stage * C + rows.row];
+      const float rate = rates[stage * C + block.row_of(rows)];
 #pragma unroll
       for (int i = 0; i < Block::Rows::count; ++i) g[i] *= rate;
-      rows.store(block.g2, g);
+      block.put_rows(rows, block.g2, g);
     }
-    Block::sync();
+    Block::meet_over_rows();
     if (block.has_hidden()) {
       typename Block::Hidden g;
       clear(g), block.begin_first(z);
@@ -159,7 +173,8 @@ __global__ void __launch_bounds__(32 * tuning::ttt_mlp_forward_warps(C), 1) forw
       put(z, block.xbar, block.row, block.hidden_column);
     }
     Block::sync();
-    block.begin_second(y), clear(dots);
+    if (block.has_width()) block.begin_second(y);
+    clear(dots);
     if (block.has_square()) block.template start_causal<H>(dots, block.xbar, block.x2);
     if (block.has_width()) block.start_second(y, block.xbar);
     if (n == C) {
@@ -204,7 +219,7 @@ __global__ void __launch_bounds__(32 * tuning::ttt_mlp_forward_warps(C), 1) forw
   if (block.has_hidden()) await_all<groups>(z);
   __syncthreads();  // the biases are final
   block.store_state(weights, w1, w2);
-  if (job.gradients != nullptr) {
+  if (job.gradients != nullptr && end == count) {
     float* const to = job.gradients + head * Block::size;
     typename Block::Weights learned;
     typename Block::Biases learned_bias;
@@ -228,14 +243,53 @@ __global__ void __launch_bounds__(32 * tuning::ttt_mlp_forward_warps(C), 1) forw
 #endif
 }
 
-/// Queues a kernel of clusters of `blocks`.
-template <class... P, class... A>
-void start(const Launcher& launch, void (*kernel)(P...), Index clusters, unsigned blocks, unsigned threads,
-           int shared, A&&... arguments) {
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared),
-        "asking for shared memory");
-  launch.in_clusters("starting a scan of TTT-MLP", kernel, static_cast<unsigned>(clusters), blocks, threads,
-                     shared, std::forward<A>(arguments)...);
+/// The clusters of a kernel.
+struct Clusters {
+  unsigned blocks, threads;
+  int shared;  // bytes
+
+  template <class... P, class... A>
+  void start(const Launcher& launch, void (*kernel)(P...), Index count, A&&... arguments) const {
+    allow_shared(kernel);
+    launch.in_clusters("starting a scan of TTT-MLP", kernel, static_cast<unsigned>(count), blocks, threads,
+                       shared, std::forward<A>(arguments)...);
+  }
+  /// How many of them this GPU holds, at least one.
+  template <class... P>
+  Index at_once(void (*kernel)(P...)) const {
+    allow_shared(kernel);
+    cudaLaunchAttribute cluster{};
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim = {blocks, 1, 1};
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(blocks);
+    config.blockDim = dim3(threads);
+    config.dynamicSmemBytes = static_cast<std::size_t>(shared);
+    config.attrs = &cluster;
+    config.numAttrs = 1;
+    int count = 0;
+    check(cudaOccupancyMaxActiveClusters(&count, kernel, &config), "asking how many clusters fit a GPU");
+    return std::max(count, 1);
+  }
+
+ private:
+  template <class... P>
+  void allow_shared(void (*kernel)(P...)) const {
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared),
+          "asking for shared memory");
+  }
+};
+
+template <class Scan>
+Index groups_of(const Scan& scan) {
+  return (scan.mini_batches() + scan.group - 1) / scan.group;
+}
+/// Whether heads are better taken a group of mini-batches at a time, in launches of as many clusters as fit at
+/// once: whole heads would leave most of the GPU idle at the end (32 heads, 15 at once: 2 of 15). Weights pass
+/// through global memory between two groups either way, so that the numbers are the same.
+inline bool in_rounds(Index heads, Index groups, Index at_once) {
+  const auto rounds = [&](Index n) { return (n + at_once - 1) / at_once; };
+  return 10 * rounds(heads * groups) <= 9 * rounds(heads) * groups && heads > at_once;
 }
 
 }  // namespace mttt::detail::mlp
@@ -254,17 +308,27 @@ constexpr bool compiled_for_clusters() {
 }
 
 template <Index width, Index hidden, Index mini_batch>
-inline constexpr bool ttt_mlp_takes = width == 64 && hidden == 256 &&
+inline constexpr bool ttt_mlp_takes = (width == 64 || width == 128) && hidden == 4 * width &&
                                       (mini_batch == 16 || mini_batch == 32 || mini_batch == 64) &&
                                       compiled_for_clusters();
 
 /// `Job` is TttForward<bf16, float> of ttt/dual.hpp, its pointers on 16-byte boundaries.
 template <int F, int hidden, int C, class Job>
 void ttt_mlp_run_forward(const Launcher& launch, const Job& job) {
-  const Index heads = job.scan.batch * job.scan.heads;
+  constexpr mlp::Clusters clusters{mlp::cluster_blocks<F, hidden, C>, 32 * tuning::ttt_mlp_forward_warps(C),
+                                   mlp::forward_shared<F, hidden, C>};
+  const auto kernel = mlp::forward_kernel<F, hidden, C, Job>;
+  const Index heads = job.scan.batch * job.scan.heads, groups = mlp::groups_of(job.scan);
   if (heads == 0) return;
-  mlp::start(launch, mlp::forward_kernel<F, hidden, C, Job>, heads, mlp::cluster_blocks<F, hidden, C>,
-             32 * tuning::ttt_mlp_forward_warps(C), mlp::forward_shared<F, hidden, C>, job);
+  static const Index at_once = clusters.at_once(kernel);
+  if (mlp::in_rounds(heads, groups, at_once)) {
+    for (Index first = 0; first < heads * groups; first += at_once) {
+      const Index end = std::min(first + at_once, heads * groups);
+      clusters.start(launch, kernel, end - first, job, mlp::Round{first, end, true});
+    }
+  } else {
+    clusters.start(launch, kernel, heads, job, mlp::Round{0, heads, false});
+  }
 }
 
 }  // namespace mttt::detail

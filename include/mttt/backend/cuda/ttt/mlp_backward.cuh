@@ -39,7 +39,7 @@ struct BackwardBlock : MlpBlock<F, hidden, C, tuning::ttt_mlp_backward_warps(C)>
   Factor<H, F> dw2;
   Factor<C, H> dzbar1;
   Factor<C, 64> p1, da;
-  float *dq, *rates, *db1, *db2, *row_sums, *dscale, *last_sums;  // dq lies where dw1 and dw2 do
+  float *dq, *rates, *db1, *db2, *dscale, *last_sums;  // dq lies where p1 and the tiles of dW do
 
   __device__ BackwardBlock() {
     unsigned char* memory = this->place(memory_of_block);
@@ -47,15 +47,15 @@ struct BackwardBlock : MlpBlock<F, hidden, C, tuning::ttt_mlp_backward_warps(C)>
     memory += (1024 - Base::placed % 1024) % 1024;
     Base::take(memory, k), Base::take(memory, q), Base::take(memory, dz2);
     dq = reinterpret_cast<float*>(memory);
-    Base::take(memory, dw1), Base::take(memory, dw2);
-    Base::take(memory, dzbar1), Base::take(memory, p1), Base::take(memory, da);
+    Base::take(memory, p1), Base::take(memory, dw1), Base::take(memory, dw2);
+    Base::take(memory, dzbar1), Base::take(memory, da);
     Base::take(memory, rates, C), Base::take(memory, db1, H), Base::take(memory, db2, F);
-    Base::take(memory, row_sums, warps * 2 * F), Base::take(memory, dscale, slots * C);
-    Base::take(memory, last_sums, warps);
+    Base::take(memory, dscale, slots * C), Base::take(memory, last_sums, warps);
   }
-  static_assert(C * stride * 4 <= 2 * F * H * 2, "dq shares the memory of the tiles of dW");
+  static_assert(C * stride * 4 <= C * 128 + 2 * F * H * 2, "dq lies where p1 and the tiles of dW do");
+  static_assert(warps * 2 * F <= C * stride && 2 * F + C <= C * stride, "the last sums take part and dq");
   static constexpr int shared = (Base::placed + 1023) / 1024 * 1024 + 3 * C * F * 2 + 2 * F * H * 2 +
-                                C * H * 2 + 2 * C * 128 + (C + H + F + warps * 2 * F + slots * C + warps) * 4;
+                                C * H * 2 + 2 * C * 128 + (C + H + F + slots * C + warps) * 4;
 
   /// X2, G2 and G1 of a mini-batch, and for the row of this thread Z2 in normal form and 1 / its deviation.
   /// Begins after a barrier of the cluster, and ends with one.
@@ -75,16 +75,16 @@ struct BackwardBlock : MlpBlock<F, hidden, C, tuning::ttt_mlp_backward_warps(C)>
       this->put_plane(y, this->part);
     }
     meet();
-    {
+    if (rows.active()) {
       float g[Rows::count];
-      rows.template gather<Base::blocks>(x, this->part, rows.row);
+      rows.template gather<Base::blocks>(x, this->part, this->row_of(rows));
       rstd = rows.loss_gradient(g, x, target, this->gamma, this->beta, eps);
-      const float rate = rates[rows.row];
+      const float rate = rates[this->row_of(rows)];
 #pragma unroll
       for (int i = 0; i < Rows::count; ++i) g[i] *= rate;
-      rows.store(this->g2, g);
+      this->put_rows(rows, this->g2, g);
     }
-    __syncthreads();
+    Base::meet_over_rows();
     if (this->has_hidden()) {
       Hidden g, z;
       gradients_before_gelu(g);
@@ -155,10 +155,10 @@ inline constexpr int images = 16;  // mini-batches of a group at most
 
 template <int F, int hidden, int C, class Job>
 __global__ void __launch_bounds__(32 * tuning::ttt_mlp_backward_warps(C), 1)
-    backward_kernel(Job job, unsigned char* scratch) {
+    backward_kernel(Job job, Round round, unsigned char* scratch) {
 #if __CUDA_ARCH__ >= 900
   using Block = BackwardBlock<F, hidden, C>;
-  constexpr int blocks = Block::blocks, H = Block::H, own = C / blocks, threads = Block::threads;
+  constexpr int blocks = Block::blocks, H = Block::H, own = Block::own_rows, threads = Block::threads;
   const auto& scan = job.scan;
   const Block block;
   start_next();
@@ -170,13 +170,14 @@ __global__ void __launch_bounds__(32 * tuning::ttt_mlp_backward_warps(C), 1)
   constexpr int count = Block::Rows::count;
   const RowBackward<typename Block::Rows> back{rows, block.gamma, block.beta};
   const int answer = block.rank * own + own_rows.row, thread = static_cast<int>(threadIdx.x);
-  const bool mine =
-      rows.row / own == block.rank;  // of the rows that all blocks compute, those that this one writes
-  float* const row_sums = block.row_sums + thread / 32 * 2 * F;
+  const int token = block.row_of(rows);         // of a mini-batch
+  const bool mine = token / own == block.rank;  // of rows that all blocks compute, those that this one writes
   const Index step = scan.heads * F, group = scan.group, mini_batches = (scan.steps + C - 1) / C;
   unsigned char* const mine_of_scratch = scratch + blockIdx.x * images * image_bytes<F, hidden, C>;
 
-  for (Index head = blockIdx.x / blocks; head < scan.batch * scan.heads; head += gridDim.x / blocks) {
+  const Index heads = scan.batch * scan.heads;
+  for (Index task = round.first + blockIdx.x / blocks; task < round.end; task += gridDim.x / blocks) {
+    const Index head = round.by_groups ? task % heads : task;
     const HeadRows tokens(scan, head);
     float* const dweights = job.dweights + head * Block::size;
     typename Block::Weights dw1, dw2;
@@ -188,13 +189,15 @@ __global__ void __launch_bounds__(32 * tuning::ttt_mlp_backward_warps(C), 1)
       block.beta[i] = scan.beta[head % scan.heads * F + i];
     }
     for (int i = thread; i < C; i += threads) block.scale[i] = scan.scale[i];
-    for (int i = thread; i < Block::slots * C; i += threads) block.dscale[i] = 0;
-    for (int i = thread; i < Block::warps * 2 * F; i += threads) block.row_sums[i] = 0;
-    float dlast = 0;  // this thread's share of scale_C's part in the updates
 
-    for (Index first = (mini_batches - 1) / group * group; first >= 0; first -= group) {
+    const Index last_group = (mini_batches - 1) / group - (round.by_groups ? task / heads : 0),
+                first_group = round.by_groups ? last_group : 0;
+    for (Index first = last_group * group; first >= first_group * group; first -= group) {
       const Index end = first + group < mini_batches ? first + group : mini_batches;
-      {  // The weights of the group's mini-batches.
+      for (int i = thread; i < Block::slots * C; i += threads) block.dscale[i] = 0;
+      float of_gamma[count] = {}, of_beta[count] = {};  // this thread's shares
+      float dlast = 0;                                  // and of scale_C's part in the updates
+      {                                                 // The weights of the group's mini-batches.
         typename Block::Weights w1, w2;
         const float* from = scan.checkpoint(first / group, head);
         block.load_biases(from);
@@ -222,7 +225,7 @@ __global__ void __launch_bounds__(32 * tuning::ttt_mlp_backward_warps(C), 1)
           Block::load_rates(block.rates, scan.lr + row, scan.heads, C);
           commit_copies();
           std::uint32_t target[count / 2];
-          rows.load(target, scan.target + (row + rows.row * scan.heads) * F, true);
+          rows.load(target, scan.target + (row + token * scan.heads) * F, rows.active());
           await_copies();
           __syncthreads();
           float x[count], rstd;
@@ -245,7 +248,7 @@ __global__ void __launch_bounds__(32 * tuning::ttt_mlp_backward_warps(C), 1)
         const int n = m * C + C <= scan.steps ? C : static_cast<int>(scan.steps - m * C);
         const float last_scale = block.scale[C - 1];
         // The mini-batch again.
-        const Index row = tokens.at(m * C), of_row = row + rows.row * scan.heads;
+        const Index row = tokens.at(m * C), of_row = row + token * scan.heads;
         Block::load(block.k, scan.k + row * F, step, n);
         Block::load(block.q, scan.q + row * F, step, n);
         Block::load_rates(block.rates, scan.lr + row, scan.heads, n);
@@ -259,7 +262,8 @@ __global__ void __launch_bounds__(32 * tuning::ttt_mlp_backward_warps(C), 1)
         put(dw1, block.dw1, block.row1, block.column1);
         put(dw2, block.dw2, block.row2, block.column2);
         std::uint32_t target[count / 2];
-        const auto read_target = [&] { rows.load(target, scan.target + of_row * F, rows.row < n); };
+        const bool valid = rows.active() && token < n;
+        const auto read_target = [&] { rows.load(target, scan.target + of_row * F, valid); };
         read_target();
         await_copies();
         __syncthreads();
@@ -293,18 +297,16 @@ __global__ void __launch_bounds__(32 * tuning::ttt_mlp_backward_warps(C), 1)
         meet();
 
         // 1. From dO to dZbar_2.
-        {
-          float y[count], d[count], dgamma[count], dbeta[count];
+        if (rows.active()) {
+          float y[count], d[count];
           std::uint32_t raw[count / 2];
-          rows.load(raw, job.dout + of_row * F, rows.row < n);
-          rows.template gather<blocks>(y, block.part, rows.row);
+          rows.load(raw, job.dout + of_row * F, valid);
+          rows.template gather<blocks>(y, block.part, token);
           const float deviation = rows.normalise(y, scan.eps);
 #pragma unroll
           for (int i = 0; i < count; ++i) d[i] = rows.at(raw, i);
-          back.norm(d, y, deviation, dgamma, dbeta);
-          back.add_columns(row_sums, dgamma);
-          back.add_columns(row_sums + F, dbeta);
-          rows.store(block.dz2, d);
+          back.norm(d, y, deviation, of_gamma, of_beta);
+          block.put_rows(rows, block.dz2, d);
         }
         meet();
         // 2. The second layer of the queries, and of the update.
@@ -397,15 +399,15 @@ __global__ void __launch_bounds__(32 * tuning::ttt_mlp_backward_warps(C), 1)
         Block::add_gradients(dw1, block.db1, block.q, block.dzbar1, block.row1, block.column1);
         meet();
         // 4. The gradient of the inner loss, and the keys' layers.
-        {
-          float d[count], dtarget[count], dgamma[count];
+        if (rows.active()) {
+          float d[count], dtarget[count];
           read_target();
-          rows.template gather<blocks>(d, block.part, rows.row);
-          const float drate = back.loss(d, x, rstd, block.rates[rows.row], target, dtarget, dgamma);
-          back.add_columns(row_sums, dgamma);
-          back.add_columns(row_sums + F, dtarget, -1);
-          rows.store(block.dz2, d);
-          if (mine && rows.row < n) {
+          rows.template gather<blocks>(d, block.part, token);
+          const float drate = back.loss(d, x, rstd, block.rates[token], target, dtarget, of_gamma);
+#pragma unroll
+          for (int i = 0; i < count; ++i) of_beta[i] -= dtarget[i];
+          block.put_rows(rows, block.dz2, d);
+          if (mine && token < n) {
             rows.store(job.dtarget + of_row * F, dtarget);
             if (rows.lane == 0) job.dlr[of_row] = drate;
           }
@@ -447,43 +449,49 @@ __global__ void __launch_bounds__(32 * tuning::ttt_mlp_backward_warps(C), 1)
         }
         meet();
       }
-    }
 
-    __syncthreads();
+      // A group's share of the sums over all tokens: the same whether the other groups are this launch's.
+      dlast = RowLanes<1, F, threads>::sum(dlast);
+      if (thread % 32 == 0) block.last_sums[thread / 32] = dlast;
+      back.store_columns(block.part + thread / 32 * 2 * F, of_gamma);
+      back.store_columns(block.part + thread / 32 * 2 * F + F, of_beta);
+      __syncthreads();
+      if (thread < C) {
+        float sum = 0;
+        for (int i = 0; i < Block::slots; ++i) sum += block.dscale[i * C + thread];
+        if (thread == C - 1) {
+          for (int i = 0; i < Block::warps; ++i) sum += block.last_sums[i];
+        }
+        block.dq[2 * F + thread] = sum;
+      }
+      for (int i = thread; i < 2 * F; i += threads) {
+        float sum = 0;
+        for (int w = 0; w < Block::warps; ++w) sum += block.part[w * 2 * F + i];
+        block.dq[i] = sum;
+      }
+      meet();
+      if (block.rank == 0) {
+        const auto of_cluster = [&](int i, int ranks) {
+          float sum = 0;
+          for (int rank = 0; rank < ranks; ++rank) add_of_block<1>(&sum, shared_address(block.dq + i), rank);
+          return sum;
+        };
+        constexpr int with_rows = Block::rows_shared_out ? blocks : 1;  // else each block has the sums of all
+        for (int i = thread; i < F; i += threads) {
+          job.dgamma[head * F + i] += of_cluster(i, with_rows);
+          job.dbeta[head * F + i] += of_cluster(F + i, with_rows);
+        }
+        if (thread < C) job.dscale[head * C + thread] += of_cluster(2 * F + thread, blocks);
+      }
+      meet();  // the next group takes the same memory, and no block leaves while others read it
+    }
     block.store_weights1(dweights, dw1);
     block.store_weights2(dweights, dw2);
     for (int i = thread; i < H; i += threads) dweights[block.bias1(i)] = block.db1[i];
-    dlast = RowLanes<1, F, threads>::sum(dlast);
-    if (thread % 32 == 0) block.last_sums[thread / 32] = dlast;
-    __syncthreads();
-    if (thread < C) {
-      float sum = 0;
-      for (int i = 0; i < Block::slots; ++i) sum += block.dscale[i * C + thread];
-      if (thread == C - 1) {
-        for (int i = 0; i < Block::warps; ++i) sum += block.last_sums[i];
-      }
-      block.part[thread] = sum;
-    }
-    meet();
     if (block.rank == 0) {
-      for (int i = thread; i < F; i += threads) {
-        float dgamma = 0, dbeta = 0;
-        for (int w = 0; w < Block::warps; ++w) {
-          dgamma += block.row_sums[w * 2 * F + i];
-          dbeta += block.row_sums[w * 2 * F + F + i];
-        }
-        job.dgamma[head * F + i] += dgamma;
-        job.dbeta[head * F + i] += dbeta;
-        dweights[block.bias2(i)] = block.db2[i];
-      }
-      if (thread < C) {
-        float sum = 0;
-        for (int rank = 0; rank < blocks; ++rank)
-          add_of_block<1>(&sum, shared_address(block.part + thread), rank);
-        job.dscale[head * C + thread] += sum;
-      }
+      for (int i = thread; i < F; i += threads) dweights[block.bias2(i)] = block.db2[i];
     }
-    meet();  // the next head takes the same memory, and no block leaves while others read it
+    __syncthreads();  // before the next head's take their place
   }
 #endif
 }
@@ -494,9 +502,11 @@ namespace mttt::detail {
 
 /// `Job` is TttBackward<bf16, float> of ttt/dual.hpp, its pointers on 16-byte boundaries.
 template <int F, int hidden, int C, class B, class Job>
-void ttt_mlp_run_backward(B& be, const Launcher& launch, int processors, const Job& job) {
-  constexpr Index blocks = mlp::cluster_blocks<F, hidden, C>;
-  const Index heads = job.scan.batch * job.scan.heads;
+void ttt_mlp_run_backward(B& be, const Launcher& launch, const Job& job) {
+  constexpr mlp::Clusters clusters{mlp::cluster_blocks<F, hidden, C>, 32 * tuning::ttt_mlp_backward_warps(C),
+                                   mlp::BackwardBlock<F, hidden, C>::shared};
+  const auto kernel = mlp::backward_kernel<F, hidden, C, Job>;
+  const Index heads = job.scan.batch * job.scan.heads, groups = mlp::groups_of(job.scan);
   if (heads == 0 || job.scan.steps == 0) return;
   if (job.scan.group > mlp::images) {
     fail("TTT's scan backwards on a GPU",
@@ -504,11 +514,19 @@ void ttt_mlp_run_backward(B& be, const Launcher& launch, int processors, const J
          "one every " + std::to_string(mlp::images) + " or fewer", "lower the group");
   }
   const auto scope = be.scope();
-  const Index clusters = heads < processors / blocks ? heads : processors / blocks;
-  const Index bytes = clusters * blocks * mlp::images * mlp::image_bytes<F, hidden, C>;
-  unsigned char* scratch = be.template make<unsigned char, dyn>(bytes).data();
-  mlp::start(launch, mlp::backward_kernel<F, hidden, C, Job>, clusters, mlp::cluster_blocks<F, hidden, C>,
-             32 * tuning::ttt_mlp_backward_warps(C), mlp::BackwardBlock<F, hidden, C>::shared, job, scratch);
+  static const Index at_once = clusters.at_once(kernel);
+  const Index held = std::min(heads, at_once);
+  unsigned char* scratch = be.template make<unsigned char, dyn>(held * clusters.blocks * mlp::images *
+                                                                mlp::image_bytes<F, hidden, C>)
+                               .data();
+  if (mlp::in_rounds(heads, groups, at_once)) {
+    for (Index first = 0; first < heads * groups; first += at_once) {
+      const Index end = std::min(first + at_once, heads * groups);
+      clusters.start(launch, kernel, end - first, job, mlp::Round{first, end, true}, scratch);
+    }
+  } else {
+    clusters.start(launch, kernel, held, job, mlp::Round{0, heads, false}, scratch);
+  }
 }
 
 }  // namespace mttt::detail

@@ -63,7 +63,11 @@ struct MlpBlock {
   static_assert(F * H == 8192 && F >= 64 && H >= 64);
   /// Four warps have the 64 rows of a mini-batch, and the same 32 columns of wide planes and of weights.
   static constexpr bool groups = in_groups && C == 64 && warps == 16 && by_groups<threads>();
-  using Rows = RowLanes<C, F, threads>;
+  /// Rows of what is a sum over the cluster are all blocks' where the cluster is two blocks: each then reads
+  /// one plane of the other. Else each block has some, and gives what comes of them to all.
+  static constexpr bool rows_shared_out = blocks > 2;
+  static constexpr int own_rows = C / blocks;
+  using Rows = RowLanes<rows_shared_out ? own_rows : C, F, threads>;
   using Hidden = float[NH][4];
   using Width = float[NF][4];
   using Square = float[NC][4];
@@ -190,6 +194,32 @@ struct MlpBlock {
     pairs(z, row, width_column, [&](float a, float b, int r, int c) {
       *reinterpret_cast<float2*>(plane + r * stride + c) = {a, b};
     });
+  }
+  /// Which row of a mini-batch this thread has.
+  __device__ int row_of(const Rows& rows) const {
+    return rows_shared_out ? rank * own_rows + rows.row : rows.row;
+  }
+  /// Rows of a plane into a tile, all of which every block has after meet_over_rows.
+  __device__ void put_rows(const Rows& rows, Factor<C, F> tile, const float (&x)[Rows::count]) const {
+    if constexpr (rows_shared_out) {
+      rows.template push<blocks>(tile, row_of(rows), x);
+    } else {
+      rows.store(tile, rows.row, x);
+    }
+  }
+  __device__ static void meet_over_rows() {
+#if __CUDA_ARCH__ >= 900
+    if constexpr (rows_shared_out) {
+      offer_to_cluster();
+      meet();
+      offer_to_cluster();  // to the products that this thread starts: others have written the rows
+    } else {
+      sync();
+    }
+#endif
+  }
+  __device__ static void offer_to_cluster() {
+    if constexpr (groups) asm volatile("fence.proxy.async;" ::: "memory");
   }
   /// The causal products of a layer's inputs, and the bias's 1, or what this block has of it: one + Xbar X^T.
   template <int K, int D>

@@ -54,6 +54,12 @@ __device__ void add_of_block(float* x, std::uint32_t at, int rank) {
 #pragma unroll
   for (int i = 0; i < n; ++i) x[i] += y[i];
 }
+/// 8 bytes to the same place of the shared memory of block `rank`.
+__device__ inline void push_to_block(std::uint32_t at, std::uint32_t low, std::uint32_t high, int rank) {
+  std::uint32_t there;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(at), "r"(rank));
+  asm volatile("st.shared::cluster.v2.b32 [%0], {%1, %2};" ::"r"(there), "r"(low), "r"(high) : "memory");
+}
 #endif
 
 /// R rows of F numbers shared out among threads: as many lanes of one warp a row as there are.
@@ -65,7 +71,7 @@ struct RowLanes {
   int row, lane;
   __device__ RowLanes() : RowLanes(thread_again()) {}
   __device__ explicit RowLanes(int thread) : row(thread / lanes), lane(thread % lanes) {}
-  __device__ bool active() const { return row < R; }
+  __device__ bool active() const { return threads == R * lanes || row < R; }
   __device__ int column(int i) const { return (i / pack * lanes + lane) * pack + i % pack; }
   __device__ static float sum(float x) {
 #pragma unroll
@@ -103,11 +109,12 @@ struct RowLanes {
       }
     }
   }
+  /// Into row `to_row` of a tile.
   template <int TR, int D>
-  __device__ void store(Factor<TR, D> tile, const float (&x)[count]) const {
+  __device__ void store(Factor<TR, D> tile, int to_row, const float (&x)[count]) const {
 #pragma unroll
     for (int i = 0; i < count; i += pack) {
-      const std::uint32_t to = tile.pair(row, column(i));
+      const std::uint32_t to = tile.pair(to_row, column(i));
       if constexpr (pack == 4) {
         asm volatile("st.shared.v2.b32 [%0], {%1, %2};" ::"r"(to), "r"(pack_bf16(x[i], x[i + 1])),
                      "r"(pack_bf16(x[i + 2], x[i + 3]))
@@ -116,6 +123,20 @@ struct RowLanes {
         write_pair(to, x[i], x[i + 1]);
       }
     }
+  }
+  /// Into row `to_row` of that tile of all blocks; they see it after the cluster's next barrier.
+  template <int blocks, int TR, int D>
+  __device__ void push(Factor<TR, D> tile, int to_row, const float (&x)[count]) const {
+#if __CUDA_ARCH__ >= 900
+    static_assert(pack == 4);
+#pragma unroll
+    for (int i = 0; i < count; i += pack) {
+      const std::uint32_t to = tile.pair(to_row, column(i)), low = pack_bf16(x[i], x[i + 1]),
+                          high = pack_bf16(x[i + 2], x[i + 3]);
+#pragma unroll
+      for (int rank = 0; rank < blocks; ++rank) push_to_block(to, low, high, rank);
+    }
+#endif
   }
   __device__ static float at(const std::uint32_t (&raw)[count / 2], int i) {
     return __uint_as_float(i % 2 == 0 ? raw[i / 2] << 16 : raw[i / 2] & 0xffff0000u);
@@ -135,7 +156,7 @@ struct RowLanes {
     } else {
 #pragma unroll
       for (int i = 0; i < count; ++i) x[i] = 0;
-#pragma unroll 1
+#pragma unroll
       for (int rank = 0; rank < blocks; ++rank) add(rank);
     }
 #endif
@@ -189,11 +210,11 @@ struct RowBackward {
   const Rows& rows;
   const float *gamma, *beta;
 
-  /// inner_norm_backward: from d = dy to dz; x is the normal form.
+  /// inner_norm_backward: from d = dy to dz, adding to dgamma and dbeta; x is the normal form.
   __device__ void norm(Values& d, const Values& x, float rstd, Values& dgamma, Values& dbeta) const {
 #pragma unroll
     for (int i = 0; i < count; ++i) {
-      dgamma[i] = d[i] * x[i], dbeta[i] = d[i];
+      dgamma[i] += d[i] * x[i], dbeta[i] += d[i];
       d[i] *= gamma[rows.column(i)];
     }
     const float mean_d = rows.mean([&](int i) { return d[i]; });
@@ -203,7 +224,7 @@ struct RowBackward {
   }
 
   /// inner_loss_gradient_backward: from d, the gradient of rate * g, to dz and that of the rate, which it
-  /// returns.
+  /// returns; adds to dgamma.
   __device__ float loss(Values& d, const Values& x, float rstd, float rate,
                         const std::uint32_t (&target)[count / 2], Values& dtarget, Values& dgamma) const {
     const auto scale = [&](int i) { return gamma[rows.column(i)]; };
@@ -218,7 +239,7 @@ struct RowBackward {
 #pragma unroll
     for (int i = 0; i < count; ++i) {
       const float dh = d[i] - mean_d - x[i] * mean_dx;
-      dgamma[i] = dh * (error(i) + scale(i) * x[i]);
+      dgamma[i] += dh * (error(i) + scale(i) * x[i]);
       dtarget[i] = -dh * scale(i);
       d[i] = dh * scale(i) * scale(i) - d[i] * mean_hx - h(i) * mean_dx;
     }
@@ -230,15 +251,15 @@ struct RowBackward {
     return drate;
   }
 
-  /// Adds the sum over the warp's rows to its own F numbers.
-  __device__ void add_columns(float* sums, const Values& v, float sign = 1) const {
+  /// The sums over the warp's rows, as F numbers of its own.
+  __device__ void store_columns(float* sums, const Values& v) const {
 #pragma unroll
     for (int i = 0; i < count; ++i) {
       float x = v[i];
 #pragma unroll
       for (int distance = Rows::lanes; distance < 32; distance *= 2)
         x += __shfl_xor_sync(0xffffffffu, x, distance);
-      if (threadIdx.x % 32 < Rows::lanes) sums[rows.column(i)] += sign * x;
+      if (threadIdx.x % 32 < Rows::lanes) sums[rows.column(i)] = x;
     }
   }
 
