@@ -1,12 +1,12 @@
 // How many conversations one card holds: the published 7B model in bf16 and Mimi in float32, every session a
 // frame from sound to sound within 80 ms, uploads and downloads included, by the host's clock.
 //
-// Three models: attention to 3000 frames; TTT-Linear beside attention to 100 and to 750 frames, in all layers.
-// Weights are random, rings full, and sessions at different places of their TTT mini-batches.
+// Three models: attention to 3000 frames; TTT-Linear beside attention to 100 and to 750 frames, in all
+// layers. Weights are random, rings full, and sessions at different places of their TTT mini-batches.
 //
-// Counted, for B sessions: weights of 15.4 GB (19.7 with TTT), read once a frame; of each session its keys and
-// values, 524,288 bytes a frame of context, read, and TTT's fast weights and gradients, 135 MB, read, and the
-// gradients written; 2 FLOP a weight. The floor is bytes over 4.8 TB/s plus FLOPs over 790 TFLOP/s.
+// Counted, for B sessions: weights of 15.4 GB (19.7 with TTT), read once a frame; of each session its keys
+// and values, 524,288 bytes a frame of context, read, and TTT's fast weights and gradients, 135 MB, read, and
+// the gradients written; 2 FLOP a weight. The floor is bytes over 4.8 TB/s plus FLOPs over 790 TFLOP/s.
 // Arguments: which of the models, 0 1 2 (none: all); "parts" times the parts of a frame instead of searching.
 #include <cstdlib>
 #include <cstring>
