@@ -34,6 +34,12 @@ std::string name_of(const mttt::Cpu<T>& be) {
 
 #endif
 
+/// Waits until all work is done.
+template <class B>
+void wait_for(B& be) {
+  if constexpr (requires { be.synchronize(); }) be.synchronize();
+}
+
 /// What does `work` when it is called, which is always the same: recorded once, where the backend can.
 template <class B, class F>
 auto repeatable(B& be, F work) {

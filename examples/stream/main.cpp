@@ -1,52 +1,48 @@
-// Streams a recording through a model, frame by frame, as if it were spoken to it.
+// Streams sound through a model, frame by frame, as if it were spoken to it.
 //
-//   stream --checkpoint runs/tiny/model.safetensors --codec build/mimi.safetensors
-//          --tokenizer assets/tokenizer.model --json timings.json question.flac reply.wav
+//   stream --model moshiko-pytorch-bf16 question.flac reply.wav
+//   arecord -q -t raw -f S16_LE -r 24000 -c 1 | stream --model moshiko-pytorch-bf16 - - |
+//     aplay -q -t raw -f S16_LE -r 24000 -c 1
+//   stream --model runs/tiny --codec build/mimi.safetensors --tokenizer assets/tokenizer.model
+//          --json timings.json question.flac reply.wav
 //
-// It writes the reply as a sound file, prints its text, and can keep the state of the conversation, to go on
-// later.
+// It writes the reply as a sound file or as raw samples, prints its text, and can keep the state of the
+// conversation, to go on later.
 #include <CLI/CLI.hpp>
 
 #include "../program.hpp"
-#include "mttt/io/json.hpp"
-#include "mttt/io/safetensors.hpp"
-#include "options.hpp"
-
-namespace {
-
-/// Which preset a checkpoint was made with: its metadata say so.
-std::string preset_of(const std::filesystem::path& checkpoint) {
-  const mttt::SafetensorsFile file(checkpoint);
-  const auto found = file.metadata().find("config");
-  const auto config =
-      found == file.metadata().end() ? nlohmann::json() : mttt::detail::parse_json(found->second);
-  const auto named = config.is_object() ? config.find("preset") : config.end();
-  std::string preset = named != config.end() && named->is_string() ? named->get<std::string>() : "";
-  if (preset != "tiny" && preset != "tiny_without_ttt") {
-    mttt::fail(checkpoint.string(),
-               preset.empty() ? "no preset in its metadata" : "the preset '" + preset + "'",
-               "tiny or tiny_without_ttt", "choose a checkpoint that the program train has written");
-  }
-  return preset;
-}
-
-}  // namespace
+#include "presets.hpp"
 
 int main(int argc, char** argv) {
   Options options;
   double alpha = 0;
-  CLI::App app("Streams a recording through a model, frame by frame.");
+  CLI::App app("Streams sound through a model, frame by frame.");
   app.option_defaults()->always_capture_default();
-  app.add_option("input", options.input, "recording to be heard: wav or flac, any rate, any channels")
+  app.add_option("input", options.input,
+                 "recording to be heard: wav or flac, any rate, any channels; -: raw samples, 24 kHz mono, "
+                 "from standard input as they come")
       ->required();
-  app.add_option("output", options.output, "the reply: wav or flac, 24 kHz mono")->required();
-  app.add_option("--checkpoint", options.checkpoint, "weights of the language model")->required();
-  app.add_option("--codec", options.codec, "weights of Mimi")->required();
-  app.add_option("--tokenizer", options.tokenizer, "sentencepiece model of the text stream")->required();
-#ifdef MTTT_EXAMPLES_CUDA
-  app.add_option("--dtype", options.dtype, "what the language model stores; Mimi stores f32")
-      ->check(CLI::IsMember({"f32", "bf16"}));
-#endif
+  app.add_option("output", options.output,
+                 "the reply: wav or flac, 24 kHz mono; -: raw samples to standard output, a frame for each "
+                 "that was heard (its text then goes to standard error)")
+      ->required();
+  app.add_option(
+         "--model", options.model,
+         "folder of a published model (config.json, weights, Mimi, tokenizer), of a run of the program "
+         "train, or a checkpoint of one")
+      ->required();
+  app.add_option("--codec", options.codec, "weights of Mimi, if not those of the model's folder");
+  app.add_option("--tokenizer", options.tokenizer,
+                 "sentencepiece model of the text, if not that of the model's folder");
+  app.add_option("--adapter", options.adapter,
+                 "LoRA of a fine-tuning: lora.safetensors or its folder; fused");
+  app.add_option("--raw", options.raw, "how raw samples are stored: s16le or f32le")
+      ->transform(CLI::CheckedTransformer(
+          std::map<std::string, RawFormat>{{"s16le", RawFormat::s16le}, {"f32le", RawFormat::f32le}}))
+      ->default_str("s16le");
+  app.add_option("--dtype", options.dtype,
+                 "what the language model stores; Mimi stores f32. auto: bf16 for moshi_7b, else f32")
+      ->check(CLI::IsMember({"auto", "f32", "bf16"}));
   app.add_option("--temp", options.gen.audio.temperature, "temperature of the audio codes");
   app.add_option("--temp-text", options.gen.text.temperature, "temperature of the text codes");
   app.add_option("--top-k", options.gen.audio.top_k, "audio codes to draw among; 0: all");
@@ -65,12 +61,5 @@ int main(int argc, char** argv) {
   options.gen.text.greedy = options.gen.audio.greedy = options.greedy;
   if (force->count() > 0) options.gating_alpha = alpha;
 
-  return run_program("stream", [&] {
-    const bool with_ttt = preset_of(options.checkpoint) == "tiny" && !options.without_ttt;
-#ifdef MTTT_EXAMPLES_CUDA
-    if (options.dtype == "bf16")
-      return with_ttt ? stream_tiny_bf16(options) : stream_tiny_without_ttt_bf16(options);
-#endif
-    return with_ttt ? stream_tiny(options) : stream_tiny_without_ttt(options);
-  });
+  return run_program("stream", [&] { return stream_with_preset(options); });
 }

@@ -1,15 +1,20 @@
-// What the command line of `stream` decides, and the presets that are compiled.
+// What the command line of `stream` decides, what of it was found on disk, and the presets that are compiled.
 #pragma once
 
+#include <cstdint>
 #include <filesystem>
 #include <optional>
 #include <string>
 
+#include "../sound.hpp"
+#include "mttt/io/published.hpp"
 #include "mttt/lm/lm_gen.hpp"
 
 struct Options {
-  std::filesystem::path checkpoint, codec, tokenizer, input, output;
-  std::string dtype = "f32";
+  std::string input, output;  // "-": raw samples through standard input and output
+  RawFormat raw = RawFormat::s16le;
+  std::filesystem::path model, codec, tokenizer, adapter;
+  std::string dtype = "auto";
   std::filesystem::path transcript, json, save_state, load_state;
   mttt::GenOptions gen;
   bool greedy = false, without_ttt = false;
@@ -17,8 +22,16 @@ struct Options {
   std::optional<double> gating_alpha;
 };
 
-int stream_tiny(const Options&);
-int stream_tiny_without_ttt(const Options&);
+/// The files of a model, and the preset that fits them.
+struct Model {
+  mttt::ModelFiles files;
+  std::string preset;
+};
+
+int stream_tiny(const Options&, const Model&);
+int stream_tiny_without_ttt(const Options&, const Model&);
+int stream_moshi_7b(const Options&, const Model&);
+int stream_moshi_7b_bf16(const Options&, const Model&);
 // On CUDA:
-int stream_tiny_bf16(const Options&);
-int stream_tiny_without_ttt_bf16(const Options&);
+int stream_tiny_bf16(const Options&, const Model&);
+int stream_tiny_without_ttt_bf16(const Options&, const Model&);

@@ -1,27 +1,31 @@
-// Streaming, for any configuration of the model. Each preset is compiled in a file of its own, beside this
-// one.
+// Streaming, for any configuration of the model and of its codec. Each pair is compiled in a file of its own,
+// beside this one.
 #pragma once
 
 #include <sys/resource.h>
 
-#include <algorithm>
 #include <chrono>
-#include <cstdio>
-#include <filesystem>
-#include <optional>
-#include <string>
 
 #include "../backend.hpp"
-#include "mttt/io/audio.hpp"
-#include "mttt/io/checkpoint.hpp"
+#include "../memory.hpp"
+#include "../words.hpp"
 #include "mttt/io/model_config.hpp"
-#include "mttt/io/text.hpp"
 #include "mttt/lm/duplex.hpp"
 #include "mttt/lm/gates.hpp"
 #include "mttt/presets/mimi.hpp"
 #include "options.hpp"
 
 namespace mttt {
+
+class Stopwatch {
+ public:
+  double seconds() const {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
+  }
+
+ private:
+  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+};
 
 /// The p-th part of the sorted times, in milliseconds.
 inline double percentile(std::vector<double> seconds, double p) {
@@ -31,18 +35,26 @@ inline double percentile(std::vector<double> seconds, double p) {
              : 1e3 * seconds[static_cast<std::size_t>(p * static_cast<double>(seconds.size() - 1))];
 }
 
-/// TTT's share of the residual stream, measured by a pass over the codes that were streamed.
+/// TTT's share of the residual stream, measured by a pass over the codes that were streamed, frame after
+/// frame.
 template <MoshiConfig C, class B>
 nlohmann::json contributions(B& be, const typename Moshi<C, B>::Params& params,
                              const std::vector<std::int32_t>& codes) {
   using Model = Moshi<C, B>;
   nlohmann::json list = nlohmann::json::array();
   if constexpr (C.temporal.num_ttt_layers() > 0) {
+    const Index streams = C.streams(), frames = static_cast<Index>(codes.size()) / streams;
+    if (frames == 0) return list;
+    std::vector<std::int32_t> by_stream(codes.size());
+    for (Index t = 0; t < frames; ++t) {
+      for (Index k = 0; k < streams; ++k)
+        by_stream[static_cast<std::size_t>(k * frames + t)] =
+            codes[static_cast<std::size_t>(t * streams + k)];
+    }
     const auto scope = be.scope();
     typename Model::Saved saved;
-    const auto streamed = be.template make<std::int32_t, dyn, dyn, dyn>(
-        1, C.streams(), static_cast<Index>(codes.size()) / C.streams());
-    be.to_device(codes.data(), streamed.data(), streamed.size());
+    const auto streamed = be.template make<std::int32_t, dyn, dyn, dyn>(1, streams, frames);
+    be.to_device(by_stream.data(), streamed.data(), streamed.size());
     Model::forward(be, params, streamed, saved);
     for (const auto& c : ttt_contributions<typename Model::Transformer>(
              be, params.transformer, saved.transformer, C.temporal.ttt_layers)) {
@@ -52,117 +64,148 @@ nlohmann::json contributions(B& be, const typename Moshi<C, B>::Params& params,
   return list;
 }
 
-}  // namespace mttt
-
-/// T: what the language model stores.
-template <mttt::MoshiConfig C, mttt::StorageType T>
-int stream(const Options& options) {
-  using namespace mttt;
+/// What was learned and one conversation. T: what the language model stores; the codec stores float32.
+template <MoshiConfig C, MimiConfig M, StorageType T>
+struct Conversation {
   using B = Device<T>;
-  using Codec = Mimi<presets::mimi_tiny, Device<float>>;
+  using Codec = Mimi<M, Device<float>>;
   using Gen = LMGen<C, B>;
   using Talk = Duplex<Codec, Gen, B>;
-  B be;
-  auto codec_be = be.template as<float>();
-  Host host;
 
-  // What was learned: codec, language model, tokenizer.
-  Store<typename Codec::Params, Device<float>> codec(codec_be);
-  load_params(options.codec, codec_be, codec);
-  Store<typename Codec::Codebooks, Device<float>> books(codec_be);
-  Codec::derive(codec_be, *codec, *books);
-  Store<typename Gen::Params, B> params(be);
-  LoadOptions load;
-  if (options.without_ttt) {
-    load.ignore_extra = [](std::string_view name) {
-      return name.find(".ttt.") != name.npos || name.ends_with("gating_alpha");
-    };
+  static double bytes() {
+    return bytes_of<typename Gen::Params>() + bytes_of<typename Talk::State>() +
+           bytes_of<typename Codec::Params>() + bytes_of<typename Codec::Codebooks>();
   }
-  load_params(options.checkpoint, be, params, load);
-  if (options.gating_alpha) force_gating_alpha(be, *params, *options.gating_alpha);
-  const auto tokenizer = TextTokenizer::load(options.tokenizer);
 
-  // The conversation, fresh or where it was left.
-  const typename Talk::Models models{*codec, *books, *params};
-  Store<typename Talk::State, B> state(be, 1);
-  const auto config = config_json<C>("tiny");
-  {
+  Conversation(const Options& options, const Model& found) {
+    LoadOptions load;
+    if (options.without_ttt) load.ignore_extra = is_ttt_name;
+    load_mimi<M>(found.files, codec_be, codec);
+    Codec::derive(codec_be, *codec, *books);
+    load_moshi<C>(found.files, be, params, load);
+    if (options.gating_alpha) force_gating_alpha(be, *params, *options.gating_alpha);
+
     const auto scope = be.scope();
     const auto seeds = be.template make<std::int64_t, dyn>(1);
     be.to_device(&options.seed, seeds.data(), Index{1});
-    Talk::reset(be, models, *state, Mask{}, seeds);
+    Talk::reset(be, models(), *state, Mask{}, seeds);
+    if (options.context > 0) set_context(be, state->lm, options.context);
+    if (!options.load_state.empty()) load_state(options.load_state, be, state, config_json<C>(found.preset));
   }
-  if (options.context > 0) set_context(be, state->lm, options.context);
-  if (!options.load_state.empty()) load_state(options.load_state, be, state, config);
+  typename Talk::Models models() const { return {*codec, *books, *params}; }
 
-  // Frame by frame, 80 ms each: hear, think, speak.
-  auto heard_sound =
-      load_mono(options.input, static_cast<int>(Codec::config.sample_rate), Convert::yes).samples;
-  const Index size = Codec::frame_size, frames = Codec::frames_of(static_cast<Index>(heard_sound.size()));
-  heard_sound.resize(static_cast<std::size_t>(frames * size));
-  Audio reply{{}, 1, static_cast<int>(Codec::config.sample_rate)};
-  std::vector<std::int32_t> stream_codes(static_cast<std::size_t>(C.streams() * frames), zero_code);
-  std::vector<int> text;
+  B be;
+  Device<float> codec_be = be.template as<float>();
+  Store<typename Codec::Params, Device<float>> codec{codec_be};
+  Store<typename Codec::Codebooks, Device<float>> books{codec_be};
+  Store<typename Gen::Params, B> params{be};
+  Store<typename Talk::State, B> state{be, 1};
+};
+
+/// What came of a conversation.
+struct Said {
+  std::vector<std::int32_t> codes;  // heard and said, frame after frame
   nlohmann::json tokens = nlohmann::json::array();
-  std::vector<double> seconds;
+  std::vector<double> seconds;  // of each frame, from its last sample to its reply
+};
+
+/// Frame by frame, 80 ms each: hear, think, speak. Until the sound ends, or its listener has gone.
+template <MoshiConfig C, MimiConfig M, StorageType T>
+Said converse(Conversation<C, M, T>& talk, Microphone& microphone, Speaker& speaker, Words& words,
+              const GenOptions& gen) {
+  using Types = Conversation<C, M, T>;
+  using Talk = typename Types::Talk;
+  using B = typename Types::B;
+  constexpr Index spoken = Types::Gen::spoken;
+  auto& be = talk.be;
+  Host host;
   Store<typename Talk::Input, B> input(be, 1);
   Store<typename Talk::Output, B> output(be, 1);
   Store<typename Talk::Input, Host> question(host, 1);
   Store<typename Talk::Output, Host> answer(host, 1);
   question->active(0) = 1;
+  const auto models = talk.models();
   auto frame = repeatable(be, [&] {
     auto in = *input;
     in.reset = {};  // the conversation starts once
-    Talk::step(be, models, *state, in, *output, options.gen);
+    Talk::step(be, models, *talk.state, in, *output, gen);
   });
   const auto said = answer->said;
   const auto heard = answer->heard;
-  for (Index t = 0; t < frames; ++t) {
-    const auto start = std::chrono::steady_clock::now();
-    std::copy_n(heard_sound.data() + t * size, size, question->pcm.data());
+  Said all;
+  while (!speaker.closed() && microphone.next(question->pcm.data())) {
+    const Stopwatch watch;
     upload(be, question, input);
     frame();
     download(be, output, answer);
     const bool complete = said(0, 0) != ungenerated_code;  // the first frames only fill the delays
-    if (complete) reply.samples.insert(reply.samples.end(), answer->pcm.data(), answer->pcm.data() + size);
-    seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+    speaker.say(answer->pcm.data(), complete);
+    all.seconds.push_back(watch.seconds());
 
     for (Index k = 0; k < C.streams(); ++k) {
-      const std::int32_t code = k < Gen::spoken ? said(0, k) : heard(0, k - Gen::spoken);
-      stream_codes[static_cast<std::size_t>(k * frames + t)] = code == ungenerated_code ? zero_code : code;
+      const std::int32_t code = k < spoken ? said(0, k) : heard(0, k - spoken);
+      all.codes.push_back(code == ungenerated_code ? zero_code : code);
     }
     if (!complete) continue;
-    tokens.push_back(std::vector<std::int32_t>(said.data(), said.data() + Gen::spoken));
-    if (said(0, 0) != C.existing_text_padding_id && said(0, 0) != C.existing_text_end_padding_id) {
-      text.push_back(said(0, 0));
-    }
+    all.tokens.push_back(std::vector<std::int32_t>(said.data(), said.data() + spoken));
+    if (said(0, 0) != C.existing_text_padding_id && said(0, 0) != C.existing_text_end_padding_id)
+      words.hear(said(0, 0));
   }
-  if (!options.save_state.empty()) save_state(options.save_state, be, state, config);
+  return all;
+}
+
+}  // namespace mttt
+
+/// T: what the language model stores.
+template <mttt::MoshiConfig C, mttt::MimiConfig M, mttt::StorageType T>
+int stream(const Options& options, const Model& found) {
+  using namespace mttt;
+  using Types = Conversation<C, M, T>;
+  using Codec = typename Types::Codec;
+  const char* dtype = std::is_same_v<T, bf16> ? "bf16" : "f32";
+  const int rate = static_cast<int>(Codec::config.sample_rate);
+  Speaker speaker(options.output, options.raw, rate, Codec::frame_size);
+  std::FILE* const text = speaker.raw() ? stderr : stdout;
+  Words words(found.files.tokenizer, static_cast<int>(C.text_card), text);
+  Microphone microphone(options.input, options.raw, rate, Codec::frame_size);
+
+  expect_memory<Device<T>>(found.preset + " in " + dtype, Types::bytes(), dtype);
+  const Stopwatch loading;
+  Types talk(options, found);
+  wait_for(talk.be);
+  std::fprintf(stderr, "%s in %s, %.2f GB, from %s in %.1f s, on %s\n", found.preset.c_str(), dtype,
+               1e-9 * Types::bytes(), found.files.moshi.c_str(), loading.seconds(), name_of(talk.be).c_str());
+
+  const Interrupts interrupts;
+  const Said said = converse(talk, microphone, speaker, words, options.gen);
+  std::fprintf(text, "\n");
+  if (speaker.closed())
+    std::fprintf(stderr, "nobody reads standard output any more: the conversation ends\n");
+  if (!options.save_state.empty())
+    save_state(options.save_state, talk.be, talk.state, config_json<C>(found.preset));
 
   // What came of it.
-  write_audio(options.output, reply, SampleFormat::pcm16);
-  const std::string words = tokenizer.decode(text);
-  std::printf("%s\n", words.c_str());
-  if (!options.transcript.empty()) write_file_atomically(options.transcript, words + "\n");
+  speaker.finish();
+  if (!options.transcript.empty()) write_file_atomically(options.transcript, words.all() + "\n");
   double total = 0;
-  for (const double s : seconds) total += s;
+  for (const double s : said.seconds) total += s;
   struct rusage usage {};
   getrusage(RUSAGE_SELF, &usage);
-  const double audio_seconds =
-      static_cast<double>(frames * size) / static_cast<double>(Codec::config.sample_rate);
-  const double factor = total / audio_seconds;
-  std::fprintf(stderr, "%td frames, %.2f ms a frame (p50), %.2f (p99), %.3f of real time, %ld MB\n", frames,
-               percentile(seconds, 0.5), percentile(seconds, 0.99), factor, usage.ru_maxrss * 1024 / 1000000);
+  const std::size_t frames = said.seconds.size();
+  const double factor =
+      frames == 0 ? 0 : total / (static_cast<double>(frames * Codec::frame_size) / static_cast<double>(rate));
+  const double p50 = percentile(said.seconds, 0.5), p99 = percentile(said.seconds, 0.99);
+  std::fprintf(stderr, "%zu frames, %.2f ms a frame (p50), %.2f (p99), %.3f of real time, %ld MB\n", frames,
+               p50, p99, factor, usage.ru_maxrss * 1024 / 1000000);
   if (!options.json.empty()) {
-    const nlohmann::json result = {
-        {"frames", frames},
-        {"ms_per_frame", {{"p50", percentile(seconds, 0.5)}, {"p99", percentile(seconds, 0.99)}}},
-        {"real_time_factor", factor},
-        {"peak_memory_mb", static_cast<double>(usage.ru_maxrss) * 1024e-6},
-        {"state_bytes", state.bytes()},
-        {"ttt", contributions<C>(be, *params, stream_codes)},
-        {"text", words},
-        {"tokens", tokens}};
+    const nlohmann::json result = {{"frames", frames},
+                                   {"ms_per_frame", {{"p50", p50}, {"p99", p99}}},
+                                   {"real_time_factor", factor},
+                                   {"peak_memory_mb", static_cast<double>(usage.ru_maxrss) * 1024e-6},
+                                   {"state_bytes", talk.state.bytes()},
+                                   {"ttt", contributions<C>(talk.be, *talk.params, said.codes)},
+                                   {"text", words.all()},
+                                   {"tokens", said.tokens}};
     write_file_atomically(options.json, result.dump(1) + "\n");
   }
   return 0;

@@ -1,4 +1,6 @@
 #include "mttt/presets/tiny.hpp"
 #include "stream.hpp"
 
-int stream_tiny(const Options& options) { return stream<mttt::presets::tiny, float>(options); }
+int stream_tiny(const Options& options, const Model& model) {
+  return stream<mttt::presets::tiny, mttt::presets::mimi_tiny, float>(options, model);
+}

@@ -1,6 +1,6 @@
 #include "mttt/presets/tiny.hpp"
 #include "stream.hpp"
 
-int stream_tiny_without_ttt(const Options& options) {
-  return stream<mttt::presets::tiny_without_ttt, float>(options);
+int stream_tiny_without_ttt(const Options& options, const Model& model) {
+  return stream<mttt::presets::tiny_without_ttt, mttt::presets::mimi_tiny, float>(options, model);
 }

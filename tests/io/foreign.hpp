@@ -248,8 +248,8 @@ inline Tensors mimi_in_transformers(const Tensors& ours, const std::string& pref
 }
 
 /// As import_rust.py and import_mlx.py cut the depformer into steps.
-inline Tensors moshi_in_steps(Tensors ours, bool mlx) {
-  constexpr auto C = foreign_moshi;
+template <MoshiConfig C = foreign_moshi>
+Tensors moshi_in_steps(Tensors ours, bool mlx) {
   Tensors out;
   const auto alpha = [&](const std::string& from, const std::string& to) {
     Stored stored = ours.at(from + ".alpha");

@@ -2,8 +2,9 @@
 //
 // A tensor is stored under the name that for_each_tensor gives it, in its published shape: a tensor type with
 // a member `published_permutation` (std::array<int, rank>; stored axis i is published axis perm[i]) is
-// permuted on the way in and out. What is read may also be named and cut as other programs do
-// (io/published_names.hpp), quantised, in shards, or completed by an adapter (io/matcher.hpp). It is read
+// permuted on the way in and out. Weights in 8 and 4 bits (core/quantised.hpp) are two tensors, NAME and
+// NAME.scale. What is read may also be named and cut as other programs do (io/published_names.hpp),
+// quantised, in shards, or completed by an adapter (io/matcher.hpp). It is read
 // tensor by tensor: beside the model itself, memory holds one tensor at a time.
 // Shapes:  equal up to leading extents of 1: (1, 1, C) is (C).
 // Units:   none.
@@ -11,7 +12,7 @@
 //          load that finds any leaves parameters and state as they were. Where the disk fails or another
 //          program shortens the file after all was found good, the Error leaves parameters partly loaded,
 //          the state of a stream as it was. Files are replaced whole or not at all.
-// Not supported: weights that stay quantised; writing shards.
+// Not supported: writing shards, and files of other programs' quantised weights.
 // Source:  see io/matcher.hpp and io/published_names.hpp.
 #pragma once
 
@@ -45,48 +46,59 @@ void check_rounded(const std::string& name, DType dtype, std::span<const T> valu
   }
 }
 
-/// Adds the tensors of an aggregate to a writer; `kept` holds copies until the file is written.
+/// Adds a tensor to a writer; `kept` holds copies until the file is written.
+template <class B, class Tens>
+void add_tensor(B& be, SafetensorsWriter& writer, const Tens& tensor, const std::string& name,
+                std::optional<DType> dtype, bool published, std::vector<std::vector<std::byte>>& kept) {
+  using T = std::remove_const_t<typename Tens::value_type>;
+  const auto n = static_cast<std::size_t>(tensor.size());
+  const auto room = [&]<class U>(U) {
+    kept.emplace_back(n * sizeof(U));
+    return std::span<U>(reinterpret_cast<U*>(kept.back().data()), n);
+  };
+  std::span<const T> values(tensor.data(), n);
+  if constexpr (!std::same_as<typename B::Memory, CpuMemory>) {
+    const auto host = room(T{});
+    be.to_host(tensor.data(), host.data(), tensor.size());
+    values = host;
+  }
+  if constexpr (Permuted<Tens>) {
+    if (published) {
+      const auto permuted = room(T{});
+      to_published(Tens(const_cast<T*>(values.data()), tensor.extents()), permuted.data());
+      values = permuted;
+    }
+  }
+  const Shape shape = shape_of(tensor, published);
+  if (!dtype || *dtype == dtype_of<T>() || !StorageType<T>) return writer.add(name, shape, values);
+  check_rounded(name, *dtype, values);
+  if constexpr (std::same_as<T, float>) {
+    writer.add_rounded(name, *dtype, shape, values);
+  } else {
+    const auto narrow = room(float{});
+    std::copy(values.begin(), values.end(), narrow.begin());
+    writer.add_rounded(name, *dtype, shape, std::span<const float>(narrow));
+  }
+}
+
+/// Adds the tensors of an aggregate; those of quantised weights as they are, whatever `dtype`.
 template <class B, class P>
 void add_tensors(B& be, SafetensorsWriter& writer, const P& aggregate, const std::string& prefix,
                  std::optional<DType> dtype, bool published, std::vector<std::vector<std::byte>>& kept) {
-  for_each_tensor(
-      [&](std::string_view name, const auto& tensor) {
-        using Tens = std::remove_cvref_t<decltype(tensor)>;
-        using T = std::remove_const_t<typename Tens::value_type>;
-        const auto n = static_cast<std::size_t>(tensor.size());
-        const auto room = [&]<class U>(U) {
-          kept.emplace_back(n * sizeof(U));
-          return std::span<U>(reinterpret_cast<U*>(kept.back().data()), n);
-        };
-        std::span<const T> values(tensor.data(), n);
-        if constexpr (!std::same_as<typename B::Memory, CpuMemory>) {
-          const auto host = room(T{});
-          be.to_host(tensor.data(), host.data(), tensor.size());
-          values = host;
-        }
-        if constexpr (Permuted<Tens>) {
-          if (published) {
-            const auto permuted = room(T{});
-            to_published(Tens(const_cast<T*>(values.data()), tensor.extents()), permuted.data());
-            values = permuted;
-          }
-        }
-        const Shape shape = shape_of(tensor, published);
+  for_each_parameter(
+      [&](std::string_view name, const auto& parameter) {
         const std::string full = prefix + std::string(name);
-        if (!dtype || *dtype == dtype_of<T>() || !StorageType<T>) return writer.add(full, shape, values);
-        check_rounded(full, *dtype, values);
-        if constexpr (std::same_as<T, float>) {
-          writer.add_rounded(full, *dtype, shape, values);
+        if constexpr (is_quantised<std::remove_cvref_t<decltype(parameter)>>) {
+          add_tensor(be, writer, parameter.values, full, {}, published, kept);
+          add_tensor(be, writer, parameter.scales, full + ".scale", {}, published, kept);
         } else {
-          const auto narrow = room(float{});
-          std::copy(values.begin(), values.end(), narrow.begin());
-          writer.add_rounded(full, *dtype, shape, std::span<const float>(narrow));
+          add_tensor(be, writer, parameter, full, dtype, published, kept);
         }
       },
       aggregate);
 }
 
-inline std::uint64_t number_in(const SafetensorsFile& file, const char* key) {
+inline std::uint64_t number_in(const TensorFile& file, const char* key) {
   const auto found = file.metadata().find(key);
   std::uint64_t value = 0;
   const std::string text = found == file.metadata().end() ? "" : found->second;
@@ -104,7 +116,7 @@ template <class P, class B>
 void load_params(const std::filesystem::path& path, B& be, Store<P, B>& params,
                  const LoadOptions& options = {}) {
   const TensorFiles files(path);
-  const SafetensorsFile& file = files.first();
+  const TensorFile& file = files.first();
   detail::expect_version(file);
   if (!options.config.is_null() && file.metadata().contains("config"))
     expect_config(file.path(), file.metadata(), options.config);
@@ -163,7 +175,7 @@ template <class P, class B, class M>
 void load_training(const std::filesystem::path& path, B& be, Trainer<P, B, M>& trainer,
                    const nlohmann::json& config = {}) {
   const TensorFiles files(path);
-  const SafetensorsFile& file = files.first();
+  const TensorFile& file = files.first();
   detail::expect_kind(file, "training");
   if (!config.is_null()) expect_config(file.path(), file.metadata(), config);
   const auto step = detail::number_in(file, "step"), seed = detail::number_in(file, "rng_seed"),

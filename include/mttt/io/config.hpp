@@ -52,18 +52,12 @@ inline std::map<std::string, nlohmann::json> config_fields(const nlohmann::json&
 
 }  // namespace detail
 
-/// Refuses a config that contradicts the expected one. `subject` is the file's name.
-inline void expect_config(std::string_view subject, const SafetensorsMetadata& metadata,
-                          const nlohmann::json& expected) {
-  const auto stored = metadata.find("config");
-  if (stored == metadata.end())
-    fail(subject, "no 'config' in the metadata", "the configuration of the model",
-         "save it with this library");
-  const auto config = detail::parse_json(stored->second);
-  if (config.is_discarded())
-    fail(subject, "a 'config' that is not JSON: " + detail::quote(stored->second), "a JSON object");
-  detail::Problems problems;
-  const auto found = detail::config_fields(config), wanted = detail::config_fields(expected);
+namespace detail {
+
+/// Every field that differs between a configuration and the expected one.
+inline Problems config_problems(const nlohmann::json& config, const nlohmann::json& expected) {
+  Problems problems;
+  const auto found = config_fields(config), wanted = config_fields(expected);
   for (const auto& [name, value] : wanted) {
     const auto it = found.find(name);
     if (it == found.end()) {
@@ -76,14 +70,30 @@ inline void expect_config(std::string_view subject, const SafetensorsMetadata& m
     if (!wanted.contains(name))
       problems.add("config field '", name, "': found ", value.dump(), ", expected no such field");
   }
-  problems.stop(subject, "the configuration that this program was compiled for",
-                "compile the program with the preset of the file, or choose another file");
+  return problems;
+}
+
+}  // namespace detail
+
+/// Refuses a config that contradicts the expected one. `subject` is the file's name.
+inline void expect_config(std::string_view subject, const SafetensorsMetadata& metadata,
+                          const nlohmann::json& expected) {
+  const auto stored = metadata.find("config");
+  if (stored == metadata.end())
+    fail(subject, "no 'config' in the metadata", "the configuration of the model",
+         "save it with this library");
+  const auto config = detail::parse_json(stored->second);
+  if (config.is_discarded())
+    fail(subject, "a 'config' that is not JSON: " + detail::quote(stored->second), "a JSON object");
+  detail::config_problems(config, expected)
+      .stop(subject, "the configuration that this program was compiled for",
+            "compile the program with the preset of the file, or choose another file");
 }
 
 namespace detail {
 
 /// Foreign files carry no version and are taken; ours must be of this version.
-inline void expect_version(const SafetensorsFile& file) {
+inline void expect_version(const TensorFile& file) {
   const auto version = file.metadata().find("format_version");
   if (version == file.metadata().end() || version->second == checkpoint_version) return;
   fail(file.path(), "format_version " + quote(version->second), quote(checkpoint_version),
@@ -96,12 +106,12 @@ inline void set_kind(SafetensorsWriter& writer, std::string_view kind, const nlo
   if (!config.is_null()) writer.set_metadata("config", config.dump());
 }
 
-inline std::string kind_of(const SafetensorsFile& file) {
+inline std::string kind_of(const TensorFile& file) {
   const auto kind = file.metadata().find("kind");
   return kind == file.metadata().end() ? "" : kind->second;
 }
 
-inline void expect_kind(const SafetensorsFile& file, std::string_view kind) {
+inline void expect_kind(const TensorFile& file, std::string_view kind) {
   expect_version(file);
   if (kind_of(file) == kind) return;
   fail(file.path(), kind_of(file).empty() ? "a file of no kind" : "a file of kind " + quote(kind_of(file)),

@@ -3,13 +3,16 @@
 // Formula: int8 rows (NAME_scb beside NAME): w = q s / 127, s one number a row.
 //          Packed groups (NAME without .weight, .scales and .biases): w = q s + b, q of 4 or 8 bits, lowest
 //          bits first, s and b one number for each group of a row.
+//          Blocks of GGUF: see io/gguf.hpp.
+//          Our own 8 and 4 bits (NAME.scale beside NAME): see core/quantised.hpp. A model that holds its weights
+//          so takes them, and int8 rows, as they are; what lies in another form it rounds.
 //          LoRA (an adapter's X.lora_A.weight, X.lora_B.weight): W + scaling B A, in the wide type, rounded
 //          once. Other tensors of an adapter stand in for those of the file, or add to them.
 // Shapes:  equal up to leading extents of 1: (1, 1, C) is (C). lora_A (rank, in), lora_B (out, rank).
 // Units:   none.
 // Errors:  all missing, extra, misshapen, mistyped and non-finite tensors in one message, with names and
 //          shapes.
-// Not supported: keeping weights in 8 bits; keeping an adapter apart from the weights.
+// Not supported: keeping an adapter apart from the weights.
 // Source:  kyutai-labs/moshi utils/quantize.py, modules/lora.py, scripts/quantize_mlx.py; bitsandbytes
 //          functional.py `int8_vectorwise_dequant`; MLX `mlx.core.dequantize`; kyutai-labs/moshi-finetune
 //          finetune/checkpointing.py.
@@ -17,11 +20,14 @@
 
 #include <charconv>
 #include <functional>
+#include <mutex>
 
 #include "mttt/backend/cpu/cpu.hpp"
 #include "mttt/core/permuted_tensor.hpp"
+#include "mttt/core/quantise.hpp"
 #include "mttt/io/config.hpp"
 #include "mttt/io/published_names.hpp"
+#include "mttt/io/workers.hpp"
 
 namespace mttt {
 
@@ -45,11 +51,15 @@ using Shape = std::vector<std::int64_t>;
 /// The shape under which a tensor is published, or in which it lies in memory.
 template <class Tens>
 Shape shape_of(const Tens& tensor, bool published = true) {
-  if constexpr (Permuted<Tens>) {
-    constexpr auto shape = Tens::published_shape();
-    if (published) return Shape(shape.begin(), shape.end());
+  if constexpr (is_quantised<Tens>) {
+    return {Tens::out, Tens::in};
+  } else {
+    if constexpr (Permuted<Tens>) {
+      constexpr auto shape = Tens::published_shape();
+      if (published) return Shape(shape.begin(), shape.end());
+    }
+    return Shape(tensor.extents().begin(), tensor.extents().end());
   }
-  return Shape(tensor.extents().begin(), tensor.extents().end());
 }
 
 inline std::span<const std::int64_t> without_leading_ones(const Shape& shape) {
@@ -69,7 +79,7 @@ inline std::size_t count_of(const Shape& shape) {
 
 /// Reads a tensor into what the model holds.
 template <class T>
-void read_into(const SafetensorsFile& file, const TensorEntry& entry, T* out) {
+void read_into(const TensorFile& file, const TensorEntry& entry, T* out) {
   if constexpr (std::same_as<T, bf16>) {  // from floats of any width
     if (entry.dtype == DType::BF16)
       return file.read_bytes(entry, std::as_writable_bytes(std::span(out, entry.count())));
@@ -82,8 +92,8 @@ void read_into(const SafetensorsFile& file, const TensorEntry& entry, T* out) {
 
 /// A whole stored tensor or a block of its rows, and what turns it into numbers.
 struct TensorPiece {
-  enum class Coding { plain, int8_rows, packed_groups };
-  const SafetensorsFile* file;
+  enum class Coding { plain, int8_rows, packed_groups, blocks, int8, int4 };
+  const TensorFile* file;
   const TensorEntry* whole;
   TensorEntry entry;  // the block's bytes and shape
   Shape shape;        // of the numbers
@@ -112,6 +122,49 @@ inline std::uint32_t packed_at(std::span<const std::uint32_t> words, std::size_t
   return words[i / per_word] >> (i % per_word * bits) & ((1u << bits) - 1);
 }
 
+/// Calls f(index, bytes) for the blocks of a piece until f is false.
+template <class F>
+void for_each_block(const TensorPiece& piece, F&& f) {
+  const std::size_t bytes = block_fact(piece.entry.blocks).bytes;
+  const std::size_t count = static_cast<std::size_t>(piece.entry.bytes) / bytes;
+  std::vector<std::uint8_t> part(std::min<std::size_t>(count, 4096) * bytes);
+  for (std::size_t first = 0; first < count; first += 4096) {
+    const std::size_t n = std::min<std::size_t>(4096, count - first);
+    TensorEntry entry{
+        .name = {}, .dtype = DType::U8, .shape = {}, .begin = piece.entry.begin + first * bytes};
+    entry.bytes = n * bytes;
+    piece.file->read_bytes(entry, std::as_writable_bytes(std::span(part).first(n * bytes)));
+    for (std::size_t i = 0; i < n; ++i) {
+      if (!f(first + i, part.data() + i * bytes)) return;
+    }
+  }
+}
+
+/// What we store in 8 and 4 bits, as it lies.
+template <class Format>
+void read_quantised(const TensorPiece& piece, typename Format::Value* values,
+                    typename Format::Scale* scales) {
+  const auto bytes = static_cast<std::size_t>(piece.entry.bytes);
+  piece.file->read_bytes(piece.entry, std::as_writable_bytes(std::span(values, bytes)));
+  read_into(*piece.file, piece.scales, scales);
+  if constexpr (std::same_as<Format, Int8>) {
+    if (piece.coding != TensorPiece::Coding::int8_rows) return;
+    std::transform(scales, scales + piece.scales.count(), scales, [](float s) { return s * (1.0f / 127); });
+  }
+}
+template <class Format, class T>
+void decode_quantised(const TensorPiece& piece, T* out) {
+  const auto rows = static_cast<Index>(piece.rows()), columns = static_cast<Index>(piece.shape.back());
+  std::vector<typename Format::Value> values(static_cast<std::size_t>(rows * Format::values(columns)));
+  std::vector<typename Format::Scale> scales(static_cast<std::size_t>(rows * Format::scales(columns)));
+  read_quantised<Format>(piece, values.data(), scales.data());
+  const QuantisedMatrix<Format> weights{values.data(), scales.data(), rows, columns};
+  for (Index r = 0; r < rows; ++r) {
+    for (Index i = 0; i < columns; ++i)
+      out[r * columns + i] = static_cast<T>(Format::weight(weights.row(r), weights.row_scales(r), i));
+  }
+}
+
 /// The numbers of a piece, at out[0, count).
 template <class T>
 void decode(const TensorPiece& piece, T* out) {
@@ -119,6 +172,19 @@ void decode(const TensorPiece& piece, T* out) {
   const std::size_t count = count_of(piece.shape);
   if (piece.coding == TensorPiece::Coding::plain) {
     read_into(*piece.file, piece.entry, out);
+  } else if (piece.coding == TensorPiece::Coding::int8) {
+    decode_quantised<Int8>(piece, out);
+  } else if (piece.coding == TensorPiece::Coding::int4) {
+    decode_quantised<Int4>(piece, out);
+  } else if (piece.coding == TensorPiece::Coding::blocks) {
+    const Blocks blocks = piece.entry.blocks;
+    const auto [numbers, bytes] = block_fact(blocks);
+    std::array<float, 256> unpacked;
+    for_each_block(piece, [&](std::size_t i, const std::uint8_t* block) {
+      unpack_block(blocks, block, unpacked.data());
+      for (std::size_t k = 0; k < numbers; ++k) out[i * numbers + k] = static_cast<T>(unpacked[k]);
+      return true;
+    });
   } else if (piece.coding == TensorPiece::Coding::int8_rows) {
     const auto q = piece.file->read<std::int8_t>(piece.entry);
     const auto scale = piece.file->read<float>(piece.scales);
@@ -161,16 +227,22 @@ class Matcher {
   /// Looks at every tensor of `aggregate`, whose names in the file start with `prefix`.
   template <class P>
   void check(const P& aggregate, const std::string& prefix) {
-    for_each_tensor(
+    for_each_parameter(
         [&](std::string_view name, const auto& tensor) {
-          using T = std::remove_const_t<typename std::remove_cvref_t<decltype(tensor)>::value_type>;
-          check_one<T>(prefix, std::string(name), shape_of(tensor));
+          using Tens = std::remove_cvref_t<decltype(tensor)>;
+          if constexpr (is_quantised<Tens>) {
+            check_one<float>(prefix, std::string(name), shape_of(tensor));
+          } else {
+            check_one<std::remove_const_t<typename Tens::value_type>>(prefix, std::string(name),
+                                                                      shape_of(tensor));
+          }
         },
         aggregate);
   }
 
   /// Raises one error with all problems; tensors under `prefix` that nobody asked for are problems too.
   void finish(const std::string& prefix) {
+    look_at_values();
     files_.for_each([&](const TensorEntry& entry) {
       if (entry.name.starts_with(prefix)) finish_one(entry, prefix, "");
     });
@@ -182,24 +254,22 @@ class Matcher {
                    "compare the preset with the file, and its prefix");
   }
 
-  /// Copies into a backend's memory, tensor by tensor; call after finish().
+  /// Fills a backend's memory, several tensors at a time; call after finish(). What the host can reach is
+  /// converted where it stays, anything else in memory of one tensor a thread.
   template <class B, class P>
   void load(B& be, P& aggregate, const std::string& prefix) const {
-    for_each_tensor(
+    std::vector<std::function<void()>> all;
+    std::uint64_t bytes = 0;
+    std::mutex device;  // a backend serves one thread at a time
+    for_each_parameter(
         [&](std::string_view name, auto& tensor) {
-          using Tens = std::remove_cvref_t<decltype(tensor)>;
-          using T = typename Tens::value_type;
-          const Shape shape = shape_of(tensor);
-          auto values = numbers<T>(prefix, std::string(name), shape);
-          if (values.empty()) return;  // may be missing
-          if constexpr (Permuted<Tens>) {
-            std::vector<T> stored(values.size());
-            from_published(values.data(), Tens(stored.data(), tensor.extents()));
-            values = std::move(stored);
-          }
-          be.to_device(values.data(), tensor.data(), tensor.size());
+          bytes += static_cast<std::uint64_t>(tensor.size()) * 4;
+          all.push_back([this, &be, &device, &prefix, name = std::string(name), tensor] {
+            load_one(be, device, prefix, name, tensor);
+          });
         },
         aggregate);
+    in_parallel(all.size(), bytes, [&](std::size_t i) { all[i](); });
   }
 
  private:
@@ -213,39 +283,104 @@ class Matcher {
     TensorPiece a, b;
   };
 
+  template <class B, class Tens>
+  void load_one(B& be, std::mutex& device, const std::string& prefix, const std::string& name,
+                const Tens& tensor) const {
+    using T = typename Tens::value_type;
+    constexpr bool reachable = std::same_as<typename B::Memory, CpuMemory>;
+    const Shape shape = shape_of(tensor);
+    const auto size = static_cast<std::size_t>(tensor.size());
+    std::vector<T> published(reachable && !Permuted<Tens> ? 0 : size);
+    if (!numbers(prefix, name, shape, published.empty() ? tensor.data() : published.data()))
+      return;  // may be missing
+    if constexpr (Permuted<Tens>) {
+      if constexpr (reachable) return from_published(published.data(), tensor);
+      std::vector<T> stored(size);
+      from_published(published.data(), Tens(stored.data(), tensor.extents()));
+      published.swap(stored);
+    }
+    if constexpr (!reachable) {
+      const std::lock_guard guard(device);
+      be.to_device(published.data(), tensor.data(), tensor.size());
+    }
+  }
+
+  template <class B, class Format, Index rows, Index columns>
+  void load_one(B& be, std::mutex& device, const std::string& prefix, const std::string& name,
+                const QuantisedTensor<Format, rows, columns>& weight) const {
+    constexpr bool reachable = std::same_as<typename B::Memory, CpuMemory>;
+    std::vector<typename Format::Value> own_values(
+        reachable ? 0 : static_cast<std::size_t>(weight.values.size()));
+    std::vector<typename Format::Scale> own_scales(
+        reachable ? 0 : static_cast<std::size_t>(weight.scales.size()));
+    auto* values = reachable ? weight.values.data() : own_values.data();
+    auto* scales = reachable ? weight.scales.data() : own_scales.data();
+    const Shape shape = shape_of(weight);
+    const Found found = find(prefix, name, shape);
+    if (found.pieces.empty()) return;  // may be missing
+    if (lies_in<Format>(found) && !find_lora(name, shape)) {
+      for (Index at = 0; const auto& piece : found.pieces) {
+        read_quantised<Format>(piece, values + at * Format::values(columns),
+                               scales + at * Format::scales(columns));
+        at += static_cast<Index>(piece.rows());
+      }
+    } else {
+      std::vector<float> exact(static_cast<std::size_t>(weight.size()));
+      numbers(prefix, name, shape, exact.data());
+      quantise_rows<Format>(prefix + name, exact.data(), rows, columns, values, scales, false);
+    }
+    if constexpr (!reachable) {
+      const std::lock_guard guard(device);
+      be.to_device(values, weight.values.data(), weight.values.size());
+      be.to_device(scales, weight.scales.data(), weight.scales.size());
+    }
+  }
+  /// Whether the file holds the format itself, row by row as the model does.
+  template <class Format>
+  static bool lies_in(const Found& found) {
+    using Coding = TensorPiece::Coding;
+    return std::all_of(found.pieces.begin(), found.pieces.end(), [](const TensorPiece& piece) {
+      const bool fits = std::same_as<Format, Int8>
+                            ? piece.coding == Coding::int8 || piece.coding == Coding::int8_rows
+                            : piece.coding == Coding::int4;
+      return fits && !piece.rotary;
+    });
+  }
+
+  /// Fills `out`; false, and nothing done, for what is in no file and may be missing.
   template <class T>
-  std::vector<T> numbers(const std::string& prefix, const std::string& name, const Shape& shape) const {
+  bool numbers(const std::string& prefix, const std::string& name, const Shape& shape, T* out) const {
     const Found found = find(prefix, name, shape);
     if (found.pieces.empty()) {
-      if (options_.base_lr && is_base_lr(name)) return {static_cast<T>(*options_.base_lr)};
-      return {};
+      const bool known = options_.base_lr && is_base_lr(name);
+      if (known) out[0] = static_cast<T>(*options_.base_lr);
+      return known;
     }
     const auto lora = find_lora(name, shape);
     if constexpr (StorageType<T>) {
       if (lora) {
         using W = Wide<T>;
-        auto sum = decoded<W>(found);
+        std::vector<W> sum(count_of(found.shape));
+        decoded(found, sum.data());
         add_lora(sum, shape, *lora);
-        if constexpr (std::same_as<T, W>) return sum;
-        return std::vector<T>(sum.begin(), sum.end());
+        std::transform(sum.begin(), sum.end(), out, [](W x) { return static_cast<T>(x); });
+        return true;
       }
     }
-    return decoded<T>(found);
+    decoded(found, out);
+    return true;
   }
 
   template <class T>
-  std::vector<T> decoded(const Found& found) const {
-    std::vector<T> values(count_of(found.shape));
-    std::size_t at = 0;
+  void decoded(const Found& found, T* out) const {
     for (const auto& piece : found.pieces) {
       const std::size_t count = count_of(piece.shape);
-      decode(piece, values.data() + at);
+      decode(piece, out);
       if (piece.rotary)
-        pair_rotary_rows(values.data() + at, count, count / static_cast<std::size_t>(piece.rows()),
+        pair_rotary_rows(out, count, count / static_cast<std::size_t>(piece.rows()),
                          static_cast<std::size_t>(options_.head_dim));
-      at += count;
+      out += count;
     }
-    return values;
   }
 
   /// W + scaling B A
@@ -317,6 +452,9 @@ class Matcher {
       for (const std::int64_t bits : {4, 8})
         if (words * 32 == columns * bits) piece.shape.back() = columns;
     }
+    if (piece.coding == TensorPiece::Coding::int4 && !piece.shape.empty() && !shape.empty() &&
+        piece.shape.back() == Int4::values(shape.back()))
+      piece.shape.back() = shape.back();
     return piece;
   }
 
@@ -327,9 +465,16 @@ class Matcher {
       const auto place = files.find(other);
       return place.file == piece.file ? place.entry : nullptr;
     };
-    if (piece.entry.dtype == DType::I8) {
+    if (piece.entry.blocks != Blocks::none) {
+      piece.coding = TensorPiece::Coding::blocks;
+    } else if (piece.entry.dtype == DType::I8) {
       piece.whole_scales = beside(name + "_scb");
       if (piece.whole_scales) piece.coding = TensorPiece::Coding::int8_rows;
+      if (!piece.whole_scales && (piece.whole_scales = beside(name + ".scale")) != nullptr)
+        piece.coding = TensorPiece::Coding::int8;
+    } else if (piece.entry.dtype == DType::U8) {
+      piece.whole_scales = beside(name + ".scale");
+      if (piece.whole_scales) piece.coding = TensorPiece::Coding::int4;
     } else if (piece.entry.dtype == DType::U32) {
       piece.whole_scales = beside(stem + ".scales"), piece.whole_biases = beside(stem + ".biases");
       if (piece.whole_scales && piece.whole_biases) piece.coding = TensorPiece::Coding::packed_groups;
@@ -463,21 +608,33 @@ class Matcher {
     if (piece.coding == TensorPiece::Coding::plain) return check_values<T>(*piece.file, piece.entry);
     if (!StorageType<T>)
       return problems_.add(where, ": found numbers in 8 bits, expected ", dtype_name(dtype_of<T>()));
-    const bool rows = piece.coding == TensorPiece::Coding::int8_rows;
-    const auto per_row =
-        rows ? 1 : static_cast<std::int64_t>(piece.scales.count()) / std::max<std::int64_t>(1, piece.rows());
+    if (piece.coding == TensorPiece::Coding::blocks) {
+      if (!read_values_ || !options_.check_finite) return;
+      value_bytes_ += piece.entry.bytes;
+      values_.push_back([piece] { return bad_block(piece); });
+      return;
+    }
+    using Coding = TensorPiece::Coding;
+    const bool rows = piece.coding == Coding::int8_rows || piece.coding == Coding::int8;
+    const bool biased = piece.coding == Coding::packed_groups;
     const auto width =
         piece.shape.size() < 2 ? 1 : static_cast<std::int64_t>(count_of(piece.shape)) / piece.rows();
-    const bool good = per_row > 0 && width % per_row == 0 &&
+    const auto per_row =
+        rows     ? 1
+        : biased ? static_cast<std::int64_t>(piece.scales.count()) / std::max<std::int64_t>(1, piece.rows())
+                 : static_cast<std::int64_t>(Int4::scales(width));
+    const bool good = per_row > 0 && (!biased || width % per_row == 0) &&
                       static_cast<std::int64_t>(piece.scales.count()) == per_row * piece.rows() &&
-                      (rows || piece.scales.shape == piece.biases.shape);
+                      (!biased || piece.scales.shape == piece.biases.shape);
     if (!good) {
       problems_.add(where, ": found scales of shape ", shape_text(piece.whole_scales->shape), ", expected ",
-                    rows ? "one a row" : "one for each group of a row, and as many biases");
+                    rows     ? "one a row"
+                    : biased ? "one for each group of a row, and as many biases"
+                             : "one for every 32 of a row");
       return;
     }
     check_values<float>(*piece.file, piece.scales);
-    if (!rows) check_values<float>(*piece.file, piece.biases);
+    if (biased) check_values<float>(*piece.file, piece.biases);
   }
 
   template <class T>
@@ -515,13 +672,31 @@ class Matcher {
   }
 
   template <class T>
-  void check_values(const SafetensorsFile& file, const TensorEntry& piece) {
+  void check_values(const TensorFile& file, const TensorEntry& piece) {
     if (is_float(piece.dtype) != StorageType<T>) {
       problems_.add("mistyped tensor ", quote(piece.name), ": found ", dtype_name(piece.dtype), ", expected ",
                     dtype_name(dtype_of<T>()), " or a type that converts to it");
       return;
     }
     if (!read_values_) return;
+    value_bytes_ += piece.bytes;
+    values_.push_back([this, &file, piece] { return bad_value<T>(file, piece); });
+  }
+
+  static std::string bad_block(const TensorPiece& piece) {
+    std::string problem;
+    for_each_block(piece, [&](std::size_t i, const std::uint8_t* block) {
+      if (finite_block(piece.entry.blocks, block)) return true;
+      problem = cat("tensor ", quote(piece.entry.name), ": found a scale of ", half_at(block), " at block ",
+                    i, ", expected finite numbers");
+      return false;
+    });
+    return problem;
+  }
+  /// What is wrong with the numbers of a piece; empty if nothing is.
+  template <class T>
+  std::string bad_value(const TensorFile& file, const TensorEntry& piece) const {
+    std::string problem;
     with_storage_type(piece.dtype, [&](auto zero) {
       using Stored = decltype(zero);
       using Value = decltype(widen(zero));
@@ -534,11 +709,20 @@ class Matcher {
             return !good;
           },
           [&](std::size_t i, Value value) {
-            problems_.add("tensor ", quote(piece.name), ": found ", +value, " at index ",
-                          index_text(piece.shape, i), ", expected ", dtype_name(dtype_of<T>()),
-                          " and finite");
+            problem =
+                cat("tensor ", quote(piece.name), ": found ", +value, " at index ",
+                    index_text(piece.shape, i), ", expected ", dtype_name(dtype_of<T>()), " and finite");
           });
     });
+    return problem;
+  }
+  void look_at_values() {
+    std::vector<std::string> problems(values_.size());
+    in_parallel(values_.size(), value_bytes_, [&](std::size_t i) { problems[i] = values_[i](); });
+    for (const auto& problem : problems) {
+      if (!problem.empty()) problems_.add(problem);
+    }
+    values_.clear(), value_bytes_ = 0;
   }
 
   static std::string index_text(const Shape& shape, std::size_t i) {
@@ -556,6 +740,8 @@ class Matcher {
   NameForm form_;
   bool read_values_;
   std::unordered_map<const TensorEntry*, std::size_t> used_;  // elements
+  std::vector<std::function<std::string()>> values_;          // each looks at the numbers of one piece
+  std::uint64_t value_bytes_ = 0;
   Problems problems_;
 };
 

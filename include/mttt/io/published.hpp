@@ -27,7 +27,7 @@ namespace mttt {
 
 struct ModelFiles {
   std::filesystem::path moshi, mimi, tokenizer;  // `tokenizer` is empty where there is none
-  std::string mimi_prefix;                       // of Mimi's names, where one file holds both models
+  std::string moshi_prefix, mimi_prefix;         // of their names, where one file may hold both models
   std::filesystem::path config_file;             // empty where there is none
   nlohmann::json config;
   std::filesystem::path adapter;  // empty: none
@@ -69,6 +69,25 @@ inline std::filesystem::path model_file(const std::filesystem::path& folder, con
                  : "fetch all files of the repository");
 }
 
+/// What weights are called where no config.json says so.
+inline std::string usual_weights(const std::filesystem::path& folder) {
+  std::error_code ignored;
+  for (const char* name :
+       {"model.safetensors.index.json", "model.safetensors", "model.q8.gguf", "model.gguf"})
+    if (std::filesystem::exists(folder / name, ignored)) return name;
+  for (std::filesystem::directory_iterator it(folder, ignored), end; !ignored && it != end;
+       it.increment(ignored)) {
+    const auto name = it->path().filename().string();
+    if (name.ends_with(".gguf") && name.starts_with("model")) return name;  // "model.safetensors.q4_k.gguf"
+  }
+  return "model.safetensors";
+}
+
+/// moshi.cpp writes the models that it converts with "lm." before all names.
+inline bool is_of_ggml(const std::filesystem::path& weights) {
+  return weights.extension() == ".gguf" && GgufFile(weights).find("lm.text_emb.weight") != nullptr;
+}
+
 /// A number of config.json, not negative; nothing where it is absent or null.
 inline std::optional<double> model_number(const nlohmann::json& config, const char* key,
                                           std::string_view subject) {
@@ -81,8 +100,33 @@ inline std::optional<double> model_number(const nlohmann::json& config, const ch
 
 }  // namespace detail
 
-/// `adapter` is a file of adapters, or the folder with lora.safetensors.
-inline ModelFiles find_model(const std::filesystem::path& folder, std::filesystem::path adapter = {}) {
+/// Notes a file of adapters, or the folder with lora.safetensors, and what its config.json and
+/// training_config.json say; without a name that of config.json, if there is one.
+inline void add_adapter(ModelFiles& files, std::filesystem::path adapter) {
+  auto config = files.config;
+  std::error_code ignored;
+  if (adapter.empty() && config.contains("lora_name") && config["lora_name"].is_string())
+    adapter =
+        detail::model_file(files.config_file.parent_path(), config, "lora_name", "lora.safetensors", true);
+  if (std::filesystem::is_directory(adapter, ignored)) adapter /= "lora.safetensors";
+  if (adapter.empty()) return;
+  files.adapter = adapter;
+  if (std::filesystem::exists(adapter.parent_path() / "config.json", ignored))
+    config = detail::read_json(adapter.parent_path() / "config.json");
+  const std::string subject = adapter.string() + ", its config.json";
+  files.lora_rank = static_cast<Index>(detail::model_number(config, "lora_rank", subject).value_or(0));
+  files.lora_scaling = detail::model_number(config, "lora_scaling", subject).value_or(2);
+  if (std::filesystem::exists(adapter.parent_path() / "training_config.json", ignored)) {
+    const auto training = detail::read_json(adapter.parent_path() / "training_config.json");
+    const auto ttt = training.value("ttt", nlohmann::json::object());
+    if (ttt.contains("base_lr") && ttt["base_lr"].is_number()) files.base_lr = ttt["base_lr"].get<double>();
+  }
+}
+
+/// `adapter` is a file of adapters, or the folder with lora.safetensors. `mimi` is the codec's file, where it
+/// is not that of the folder.
+inline ModelFiles find_model(const std::filesystem::path& folder, std::filesystem::path adapter = {},
+                             const std::filesystem::path& mimi = {}) {
   ModelFiles files;
   std::error_code ignored;
   if (!std::filesystem::is_directory(folder, ignored))
@@ -100,31 +144,17 @@ inline ModelFiles find_model(const std::filesystem::path& folder, std::filesyste
     if (std::filesystem::is_directory(folder / "mimi"))  // later versions keep it apart
       files.mimi = folder / "mimi", files.mimi_prefix = {};
   } else {
-    const bool sharded = std::filesystem::exists(folder / "model.safetensors.index.json", ignored);
-    files.moshi = detail::model_file(folder, config, "moshi_name",
-                                     sharded ? "model.safetensors.index.json" : "model.safetensors", true);
-    files.mimi =
-        detail::model_file(folder, config, "mimi_name", "tokenizer-e351c8d8-checkpoint125.safetensors", true);
+    files.moshi =
+        detail::model_file(folder, config, "moshi_name", detail::usual_weights(folder).c_str(), true);
+    if (detail::is_of_ggml(files.moshi)) files.moshi_prefix = "lm.";
+    if (mimi.empty())
+      files.mimi = detail::model_file(folder, config, "mimi_name",
+                                      "tokenizer-e351c8d8-checkpoint125.safetensors", true);
   }
+  if (!mimi.empty()) files.mimi = mimi, files.mimi_prefix = {};
   files.tokenizer = detail::model_file(folder, config, "tokenizer_name", "tokenizer_spm_32k_3.model", false);
 
-  auto adapter_config = config;
-  if (adapter.empty() && config.contains("lora_name") && config["lora_name"].is_string())
-    adapter = detail::model_file(folder, config, "lora_name", "lora.safetensors", true);
-  if (std::filesystem::is_directory(adapter, ignored)) adapter /= "lora.safetensors";
-  if (adapter.empty()) return files;
-  files.adapter = adapter;
-  if (std::filesystem::exists(adapter.parent_path() / "config.json", ignored))
-    adapter_config = detail::read_json(adapter.parent_path() / "config.json");
-  const std::string subject = adapter.string() + ", its config.json";
-  files.lora_rank =
-      static_cast<Index>(detail::model_number(adapter_config, "lora_rank", subject).value_or(0));
-  files.lora_scaling = detail::model_number(adapter_config, "lora_scaling", subject).value_or(2);
-  if (std::filesystem::exists(adapter.parent_path() / "training_config.json", ignored)) {
-    const auto training = detail::read_json(adapter.parent_path() / "training_config.json");
-    const auto ttt = training.value("ttt", nlohmann::json::object());
-    if (ttt.contains("base_lr") && ttt["base_lr"].is_number()) files.base_lr = ttt["base_lr"].get<double>();
-  }
+  add_adapter(files, std::move(adapter));
   return files;
 }
 
@@ -134,6 +164,7 @@ template <MoshiConfig C>
 LoadOptions moshi_options(const ModelFiles& files, LoadOptions options) {
   if (!files.config_file.empty()) expect_published_config<C>(files.config_file.string(), files.config);
   options.head_dim = C.temporal.dim / C.temporal.num_heads;
+  options.prefix = files.moshi_prefix;
   options.adapter = files.adapter;
   options.lora_rank = files.lora_rank;
   options.lora_scaling = files.lora_scaling;

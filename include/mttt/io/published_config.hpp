@@ -64,10 +64,7 @@ class ConfigFields {
       problems_.add("config field '", name, "': found ", value.dump(), ", expected no such field");
     }
   }
-  void stop(std::string_view subject) const {
-    problems_.stop(subject, "the configuration that this program was compiled for",
-                   "compile the program with the preset of the file, or choose another file");
-  }
+  const Problems& problems() const { return problems_; }
 
  private:
   /// By a dotted name; discarded where there is none.
@@ -157,14 +154,22 @@ void expect_transformers_config(ConfigFields& fields, const nlohmann::json& conf
 
 }  // namespace detail
 
+/// Every field of a config.json in which it differs from the configuration that was compiled.
+template <MoshiConfig C>
+detail::Problems published_config_problems(const nlohmann::json& config) {
+  detail::ConfigFields fields(config);
+  config.contains("depth_decoder_config") ? detail::expect_transformers_config<C>(fields, config)
+                                          : detail::expect_kyutai_config<C>(fields);
+  return fields.problems();
+}
+
 /// Refuses the config.json of another model. `subject` is the file's name.
 template <MoshiConfig C>
 void expect_published_config(std::string_view subject, const nlohmann::json& config) {
   if (!config.is_object()) fail(subject, "no JSON object", "the configuration of a model");
-  detail::ConfigFields fields(config);
-  config.contains("depth_decoder_config") ? detail::expect_transformers_config<C>(fields, config)
-                                          : detail::expect_kyutai_config<C>(fields);
-  fields.stop(subject);
+  published_config_problems<C>(config).stop(
+      subject, "the configuration that this program was compiled for",
+      "compile the program with the preset of the file, or choose another file");
 }
 
 }  // namespace mttt

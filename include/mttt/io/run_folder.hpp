@@ -45,8 +45,10 @@ class RunFolder {
   }
 
   /// The checkpoint of the highest step; nothing in a fresh folder.
-  std::optional<std::filesystem::path> newest() const {
-    const auto all = checkpoints();
+  std::optional<std::filesystem::path> newest() const { return newest_in(folder_); }
+  /// The same of any folder, which need not be that of a run.
+  static std::optional<std::filesystem::path> newest_in(const std::filesystem::path& folder) {
+    const auto all = checkpoints(folder);
     return all.empty() ? std::nullopt : std::optional(all.back().second);
   }
 
@@ -78,7 +80,7 @@ class RunFolder {
   }
 
   void remove_old() const {
-    const auto all = checkpoints();
+    const auto all = checkpoints(folder_);
     if (keep_ <= 0) return;
     for (std::size_t i = 0; i + static_cast<std::size_t>(keep_) < all.size(); ++i) {
       std::filesystem::remove(all[i].second);
@@ -86,9 +88,10 @@ class RunFolder {
     }
   }
 
-  std::vector<std::pair<long long, std::filesystem::path>> checkpoints() const {
+  static std::vector<std::pair<long long, std::filesystem::path>> checkpoints(
+      const std::filesystem::path& folder) {
     std::vector<std::pair<long long, std::filesystem::path>> all;
-    for (const auto& item : std::filesystem::directory_iterator(folder_)) {
+    for (const auto& item : std::filesystem::directory_iterator(folder)) {
       long long step = 0;
       int end = 0;
       const std::string name = item.path().filename().string();

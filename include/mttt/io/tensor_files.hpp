@@ -1,16 +1,17 @@
-// The tensors of a model that lies in one safetensors file or in several (shards).
+// The tensors of a model that lies in one file, safetensors or GGUF, or in several (shards).
 //
 // Layout:  a file; or NAME.safetensors.index.json, {"weight_map": {"tensor": "file beside the index"}}; or a
 //          folder with model.safetensors or its index.
 // Shapes:  as stored.   Units: bytes, elements.
-// Errors:  what SafetensorsFile finds; an index that is not JSON of that form, or that leads outside its
-//          folder; a tensor that the index puts where it is not, or that lies in two shards.
+// Errors:  what SafetensorsFile and GgufFile find; an index that is not JSON of that form, or that leads
+//          outside its folder; a tensor that the index puts where it is not, or that lies in two shards.
 // Not supported: fetching files.
 // Source:  huggingface/transformers, "Sharded checkpoints".
 #pragma once
 
 #include <set>
 
+#include "mttt/io/gguf.hpp"
 #include "mttt/io/json.hpp"
 #include "mttt/io/safetensors.hpp"
 
@@ -18,10 +19,16 @@ namespace mttt {
 
 /// A tensor and the file that holds it.
 struct TensorPlace {
-  const SafetensorsFile* file = nullptr;
+  const TensorFile* file = nullptr;
   const TensorEntry* entry = nullptr;
   explicit operator bool() const { return entry != nullptr; }
 };
+
+/// Opens a file of either format, which its name tells.
+inline std::unique_ptr<TensorFile> open_tensors(const std::filesystem::path& path) {
+  if (path.extension() == ".gguf") return std::make_unique<GgufFile>(path);
+  return std::make_unique<SafetensorsFile>(path);
+}
 
 class TensorFiles {
  public:
@@ -55,13 +62,13 @@ class TensorFiles {
   }
 
   /// The only file, or the first shard: what metadata say, they say there.
-  const SafetensorsFile& first() const { return *files_.front(); }
+  const TensorFile& first() const { return *files_.front(); }
   /// As it was named.
   const std::string& path() const { return path_; }
 
  private:
   void open(const std::filesystem::path& path) {
-    const auto& file = *files_.emplace_back(std::make_unique<SafetensorsFile>(path));
+    const auto& file = *files_.emplace_back(open_tensors(path));
     for (const auto& entry : file.tensors()) {
       const bool fresh = index_.emplace(entry.name, TensorPlace{&file, &entry}).second;
       if (!fresh)
@@ -96,7 +103,7 @@ class TensorFiles {
   }
 
   std::string path_;
-  std::vector<std::unique_ptr<SafetensorsFile>> files_;
+  std::vector<std::unique_ptr<TensorFile>> files_;
   std::unordered_map<std::string_view, TensorPlace> index_;  // keys point into files_, which do not change
 };
 
