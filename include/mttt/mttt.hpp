@@ -34,6 +34,7 @@
 #include "mttt/nn/gating.hpp"
 #include "mttt/nn/layer_scale.hpp"
 #include "mttt/nn/linear.hpp"
+#include "mttt/nn/lora.hpp"
 #include "mttt/nn/named.hpp"
 #include "mttt/nn/norm.hpp"
 #include "mttt/nn/recompute.hpp"

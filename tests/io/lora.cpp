@@ -1,4 +1,5 @@
 // Adapters: W + scaling B A against products computed here, in every way that adapters are stored.
+#include "mttt/nn/lora.hpp"
 #include "foreign.hpp"
 
 namespace {
@@ -170,4 +171,75 @@ TEST_CASE("adapters that do not fit are told by name, with the file that they ar
   bad["depformer.layers.0.self_attn.in_proj.lora_A.weight"] = random({3 * rank, 8}, f.rng);
   bad["depformer.layers.0.self_attn.in_proj.lora_B.weight"] = random({2 * 24, rank}, f.rng);
   CHECK_THAT(f.refused(bad), contains("adapter of 'depformer.layers.0.self_attn.in_projs.2.weight'"));
+}
+
+namespace {
+/// A model with its adapters beside the weights.
+struct Apart {
+  using Layer = Lora<LoraConfig{.rank = rank, .scaling = 1.5}, Linear<LinearConfig{.in = 16, .out = 9}, B>>;
+  Layer::Params text_linear;
+  Tensor<float, 7, 16> emb;
+  static void visit(auto&& f, auto&&... p) {
+    f("text_linear", p.text_linear...);
+    f("emb.2.weight", p.emb...);
+  }
+};
+struct Fused {
+  Linear<LinearConfig{.in = 16, .out = 9}, B>::Params text_linear;
+  Tensor<float, 7, 16> emb;
+  static void visit(auto&& f, auto&&... p) {
+    f("text_linear", p.text_linear...);
+    f("emb.2.weight", p.emb...);
+  }
+};
+}  // namespace
+
+TEST_CASE("an adapter is loaded beside the weights that it adapts, and says what the fused one says",
+          "[io]") {
+  Scratch folder;
+  B be;
+  Rng rng{8};
+  Tensors base{{"text_linear.weight", random({9, 16}, rng)}, {"emb.2.weight", random({7, 16}, rng)}};
+  Tensors adapter{{"text_linear.lora_A.weight", random({rank, 16}, rng)},
+                  {"text_linear.lora_B.weight", random({9, rank}, rng)}};
+  write(folder / "base", base), write(folder / "lora", adapter);
+  LoadOptions options;
+  options.adapter = folder / "lora", options.lora_scaling = 1.5;
+  Store<Apart, B> apart(be);
+  Store<Fused, B> fused(be);
+  load_params(folder / "base", be, apart, options);
+  load_params(folder / "base", be, fused, options);
+  CHECK(std::memcmp(apart->text_linear.inner.weight.data(), base["text_linear.weight"].values.data(),
+                    9 * 16 * sizeof(float)) == 0);
+  CHECK(apart->text_linear.b(8, 2) == adapter["text_linear.lora_B.weight"].values[26]);
+  CHECK(fused->text_linear.weight(3, 4) != apart->text_linear.inner.weight(3, 4));
+
+  const auto scope = be.scope();
+  const auto x = be.make<float, dyn, dyn, 16>(3, 5);
+  const auto y = be.make<float, dyn, dyn, 9>(3, 5), y_fused = be.make<float, dyn, dyn, 9>(3, 5);
+  for (Index i = 0; i < x.size(); ++i) x.data()[i] = static_cast<float>(rng.normal());
+  Apart::Layer::Saved saved;
+  Linear<LinearConfig{.in = 16, .out = 9}, B>::Saved saved_fused;
+  Apart::Layer::forward(be, apart->text_linear, x, y, saved);
+  Linear<LinearConfig{.in = 16, .out = 9}, B>::forward(be, fused->text_linear, x, y_fused, saved_fused);
+  for (Index i = 0; i < y.size(); ++i)
+    CHECK(y.data()[i] == Approx(y_fused.data()[i]).epsilon(1e-5).margin(1e-4));
+
+  // Saved and loaded again, the adapter is part of the model.
+  save_params(folder / "whole", be, apart);
+  Store<Apart, B> again(be);
+  load_params(folder / "whole", be, again);
+  CHECK(std::memcmp(again.data(), apart.data(), std::size_t(apart.bytes())) == 0);
+  // Of another rank it is refused; without one, the model keeps what it was initialised with.
+  write(folder / "lora", {{"text_linear.lora_A.weight", random({rank + 1, 16}, rng)},
+                          {"text_linear.lora_B.weight", random({9, rank + 1}, rng)}});
+  const auto message = error_of([&] { load_params(folder / "base", be, again, options); });
+  CHECK_THAT(message,
+             contains("misshapen tensor 'text_linear.lora_A.weight': found [4, 16], expected [3, 16]"));
+  CHECK_THAT(error_of([&] { load_params(folder / "base", be, again); }),
+             contains("missing tensor 'text_linear.lora_A.weight'"));
+  LoadOptions plain;
+  plain.may_be_missing = is_lora_name;
+  load_params(folder / "base", be, again, plain);
+  CHECK(again->text_linear.b(8, 2) == apart->text_linear.b(8, 2));
 }

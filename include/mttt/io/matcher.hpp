@@ -12,7 +12,7 @@
 // Units:   none.
 // Errors:  all missing, extra, misshapen, mistyped and non-finite tensors in one message, with names and
 //          shapes.
-// Not supported: keeping an adapter apart from the weights.
+// Not supported: none.
 // Source:  kyutai-labs/moshi utils/quantize.py, modules/lora.py, scripts/quantize_mlx.py; bitsandbytes
 //          functional.py `int8_vectorwise_dequant`; MLX `mlx.core.dequantize`; kyutai-labs/moshi-finetune
 //          finetune/checkpointing.py.
@@ -227,6 +227,7 @@ class Matcher {
   /// Looks at every tensor of `aggregate`, whose names in the file start with `prefix`.
   template <class P>
   void check(const P& aggregate, const std::string& prefix) {
+    for_each_tensor([&](std::string_view name, const auto&) { note_adapter(name); }, aggregate);
     for_each_parameter(
         [&](std::string_view name, const auto& tensor) {
           using Tens = std::remove_cvref_t<decltype(tensor)>;
@@ -518,9 +519,16 @@ class Matcher {
     found.pieces.push_back(std::move(piece));
   }
 
-  /// The adapter of a matrix, if it has one. Stacked adapters are cut as the matrices are.
+  /// Where the model holds an adapter itself (nn/lora.hpp), its matrix takes none.
+  void note_adapter(std::string_view name) {
+    constexpr std::string_view end = "lora_A.weight";
+    if (name.ends_with(end))
+      kept_apart_.insert(std::string(name.substr(0, name.size() - end.size())) + "weight");
+  }
+
+  /// The adapter of a matrix, if it has one to be fused with. Stacked adapters are cut as the matrices are.
   std::optional<Lora> find_lora(const std::string& name, const Shape& shape) const {
-    if (!adapter_ || shape.size() != 2) return {};
+    if (!adapter_ || shape.size() != 2 || kept_apart_.contains(name)) return {};
     for (const auto& spelling : spellings(NameForm::kyutai, name)) {
       const auto& ref = spelling.front();
       if (spelling.size() != 1 || ref.list || !ref.name.ends_with(".weight")) continue;
@@ -739,6 +747,7 @@ class Matcher {
   std::unique_ptr<TensorFiles> adapter_;
   NameForm form_;
   bool read_values_;
+  std::set<std::string> kept_apart_;                          // matrices whose adapters are the model's own
   std::unordered_map<const TensorEntry*, std::size_t> used_;  // elements
   std::vector<std::function<std::string()>> values_;          // each looks at the numbers of one piece
   std::uint64_t value_bytes_ = 0;
