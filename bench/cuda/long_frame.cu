@@ -1,13 +1,12 @@
 // An hour of conversation on the GPU: 48,000 frames of the published 7B model in bf16, with TTT-Linear in its
-// top 16 layers beside attention to 750 frames, in one recorded graph. Rings wrap 16 and 64 times, mini-batches
-// end every 16 frames, and whatever grows would show: printed along the way are the time of a frame, the memory
-// of the GPU and of its arena, and the size of the fast weights.
+// top 16 layers beside attention to 750 frames, in one recorded graph. Rings wrap 16 and 64 times,
+// mini-batches end every 16 frames, and whatever grows would show: printed along the way are the time of a
+// frame, the memory of the GPU and of its arena, and the size of the fast weights.
 //
 // Weights are random, as are the user's codes. Counted: weights of 17.6 GB read once a frame, and from frame
 // 3000 on 16 x 49 MB of keys and values, 16 x 12 MB beside TTT, 16 x 4.2 MB of fast weights and gradients, of
 // which half are written too. The floor is these bytes over 4.8 TB/s.
-// Arguments: "sound": from sound to sound, Mimi before and behind; "frames N"; "seconds N": ends early, and says
-// so.
+// Arguments: "sound": from sound to sound, Mimi before and behind; "frames N"; "seconds N": ends early.
 #include <cstdlib>
 #include <cstring>
 

@@ -17,6 +17,7 @@
 #include <algorithm>
 
 #include "mttt/backend/cuda/few_rows.cuh"
+#include "mttt/backend/cuda/many_rows.cuh"
 #include "mttt/backend/cuda/memory.cuh"
 #include "mttt/backend/cuda/streamed_rows.cuh"
 #include "mttt/backend/cuda/tuning.cuh"
@@ -101,8 +102,8 @@ class Gemm {
                          (!normed || (whole_packs(norm.weight, 0) && whole_packs(norm.bias, 0)));
     const PlainRows<T, normed> in{x.data,      x.ld,      static_cast<int>(x.cols),
                                   norm.weight, norm.bias, static_cast<Wide<T>>(norm.eps)};
-    few_rows(launch_, processors_, in, RowWeights<T>{w.data, w.ld, 0, in.depth}, aligned, x.rows, w.rows,
-             WriteRows<F, T, V>{y.data, y.ld, addend_ld, finish, alpha});
+    product_of_rows(launch_, processors_, in, RowWeights<T>{w.data, w.ld, 0, in.depth}, aligned, x.rows,
+                    w.rows, WriteRows<F, T, V>{y.data, y.ld, addend_ld, finish, alpha});
   }
   /// The same by weights that stream through shared memory; false, and nothing done, for what that does not
   /// take. `known` weights are parameters, which no kernel that was queued just before writes.
@@ -130,20 +131,21 @@ class Gemm {
     const Index depth = conv.kernel * conv.in;
     const bool aligned =
         whole_packs(conv.x, conv.in) && whole_packs(conv.previous, 0) && whole_packs(conv.weight, 0);
-    few_rows(launch_, processors_, WindowRows<F, T>{conv, static_cast<int>(depth)},
-             RowWeights<T>{conv.weight, depth, 0, static_cast<int>(depth)}, aligned,
-             conv.sessions * conv.steps, conv.out,
-             WriteRows<Identity, T, T>{conv.y, conv.out, conv.out, finish, 1});
+    product_of_rows(launch_, processors_, WindowRows<F, T>{conv, static_cast<int>(depth)},
+                    RowWeights<T>{conv.weight, depth, 0, static_cast<int>(depth)}, aligned,
+                    conv.sessions * conv.steps, conv.out,
+                    WriteRows<Identity, T, T>{conv.y, conv.out, conv.out, finish, 1});
   }
   template <class F, class T>
   void conv_transpose_step(const ConvTransposeStep<T>& conv) {
     const int in = static_cast<int>(conv.in), rows_a_session = static_cast<int>(conv.steps + conv.taps() - 1);
     const bool aligned = whole_packs(conv.x, conv.in) && whole_packs(conv.weight, 0);
-    few_rows(launch_, processors_,
-             TapRows<F, T>{conv.x, static_cast<int>(conv.steps), in, rows_a_session,
-                           static_cast<int>(conv.taps()) * in},
-             RowWeights<T>{conv.weight, conv.in, (conv.stride * conv.out - 1) * conv.in, in}, aligned,
-             conv.sessions * rows_a_session, conv.stride * conv.out, WriteSamples<T>{conv, rows_a_session});
+    product_of_rows(launch_, processors_,
+                    TapRows<F, T>{conv.x, static_cast<int>(conv.steps), in, rows_a_session,
+                                  static_cast<int>(conv.taps()) * in},
+                    RowWeights<T>{conv.weight, conv.in, (conv.stride * conv.out - 1) * conv.in, in}, aligned,
+                    conv.sessions * rows_a_session, conv.stride * conv.out,
+                    WriteSamples<T>{conv, rows_a_session});
   }
 
  private:
