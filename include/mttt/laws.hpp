@@ -57,10 +57,12 @@ template <class Block, class B>
 Store<typename Block::Params, B> random_params(B& be, const Options& options, Rng& rng) {
   Store<typename Block::Params, B> params(be);
   Block::init(*params, rng);
-  for_each_tensor(
+  for_each_parameter(
       [&](std::string_view, auto& t) {
-        for (Index i = 0; i < t.size(); ++i) {
-          t.data()[i] += static_cast<typename B::Scalar>(options.perturbation * rng.normal());
+        if constexpr (!is_quantised<std::remove_cvref_t<decltype(t)>>) {  // those are random already
+          for (Index i = 0; i < t.size(); ++i) {
+            t.data()[i] += static_cast<typename B::Scalar>(options.perturbation * rng.normal());
+          }
         }
       },
       *params);
