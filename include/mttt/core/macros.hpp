@@ -19,6 +19,11 @@
 #else
 #define MTTT_INLINE inline
 #endif
+#ifdef __GNUC__  // behind the parameters of a lambda
+#define MTTT_INLINED __attribute__((always_inline))
+#else
+#define MTTT_INLINED
+#endif
 
 #define MTTT_PRAGMA(text) _Pragma(#text)
 #if defined(__CUDACC__)

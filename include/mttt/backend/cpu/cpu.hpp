@@ -20,6 +20,9 @@
 #ifdef _OPENMP
 #include <omp.h>
 #endif
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
 
 #include "mttt/backend/arena.hpp"
 #include "mttt/backend/backend.hpp"
@@ -30,33 +33,40 @@
 
 namespace mttt {
 
-/// Zeroed bytes aligned for the widest vectors.
+/// Zeroed bytes aligned for the widest vectors. Many of them come, where the system has such, in pages of 2 MB:
+/// weights are then read at 33 GB/s instead of 25 by one thread of an EPYC, whose table of pages is small.
 class CpuMemory {
  public:
   explicit CpuMemory(Index bytes, MemoryUse use = MemoryUse::other) {
-    if (bytes >= 0)
-      data_ = ::operator new (static_cast<std::size_t>(bytes), std::align_val_t{64}, std::nothrow);
+    constexpr Index huge_page = Index{2} << 20;
+    if (bytes >= 4 * huge_page) alignment_ = std::align_val_t{huge_page};
+    if (bytes >= 0) data_ = ::operator new(static_cast<std::size_t>(bytes), alignment_, std::nothrow);
     if (data_ == nullptr) {
       fail("memory of this machine for " + std::string(name_of(use)), "no room",
            bytes < 0 ? "a size that can be counted"
                      : detail::binary_size(static_cast<double>(bytes)) + " more",
            advice_of(use));
     }
+#ifdef MADV_HUGEPAGE  // asked for; small pages do as well
+    if (bytes >= 4 * huge_page) ::madvise(data_, static_cast<std::size_t>(bytes), MADV_HUGEPAGE);
+#endif
     std::memset(data_, 0, static_cast<std::size_t>(bytes));
   }
   template <class B>
   CpuMemory(B&, Index bytes, MemoryUse use = MemoryUse::other) : CpuMemory(bytes, use) {}
-  CpuMemory(CpuMemory&& other) noexcept : data_(std::exchange(other.data_, nullptr)) {}
+  CpuMemory(CpuMemory&& other) noexcept
+      : data_(std::exchange(other.data_, nullptr)), alignment_(other.alignment_) {}
   CpuMemory(const CpuMemory&) = delete;
   CpuMemory& operator=(const CpuMemory&) = delete;
   CpuMemory& operator=(CpuMemory&&) = delete;
-  ~CpuMemory() { ::operator delete (data_, std::align_val_t{64}); }
+  ~CpuMemory() { ::operator delete(data_, alignment_); }
 
   void* data() { return data_; }
   const void* data() const { return data_; }
 
  private:
   void* data_ = nullptr;
+  std::align_val_t alignment_{64};
 };
 
 /// A row's team on the CPU: one thread, vectorised loops.

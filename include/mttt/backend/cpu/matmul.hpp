@@ -14,10 +14,29 @@
 
 #include <Eigen/Core>
 #include <algorithm>
+#include <utility>
 
 #include "mttt/core/tensor.hpp"
 
 namespace mttt::detail {
+
+/// f(0), ..., f(N - 1) with numbers that are known when it is compiled: accumulators that a loop indexes would
+/// lie in memory, and be stored after every product.
+template <int N, class F>
+MTTT_INLINE void unroll(F&& f) {
+  [&]<int... I>(std::integer_sequence<int, I...>) MTTT_INLINED { (f(std::integral_constant<int, I>()), ...); }
+  (std::make_integer_sequence<int, N>());
+}
+
+/// Keeps a value in its register: g++ would rather read it from memory once more for every product.
+template <class P>
+MTTT_INLINE void hold(P& value) {
+#if defined(__x86_64__) && defined(__SSE__)
+  asm("" : "+v"(value));
+#elif defined(__aarch64__)
+  asm("" : "+w"(value));
+#endif
+}
 
 /// MR x NR dot products of length K: c[i * ldc + j * c_column] from row i of a and row j of b.
 template <int MR, int NR, class T>
@@ -27,26 +46,30 @@ inline void dot_tile(const T* a, Index lda, const T* b, Index ldb, T* c, Index l
   using Packet = typename ei::packet_traits<T>::type;
   constexpr Index width = ei::packet_traits<T>::size;
   Packet sum[MR][NR];
-  for (int i = 0; i < MR; ++i) {
-    for (int j = 0; j < NR; ++j) sum[i][j] = ei::pset1<Packet>(T(0));
-  }
+  unroll<MR>([&](auto i) MTTT_INLINED {
+    unroll<NR>([&](auto j) MTTT_INLINED { sum[i][j] = ei::pset1<Packet>(T(0)); });
+  });
   const Index whole = K / width * width;
   for (Index k = 0; k < whole; k += width) {
     Packet pa[MR];
-    for (int i = 0; i < MR; ++i) pa[i] = ei::ploadu<Packet>(a + i * lda + k);
-    for (int j = 0; j < NR; ++j) {
-      const Packet pb = ei::ploadu<Packet>(b + j * ldb + k);
-      for (int i = 0; i < MR; ++i) sum[i][j] = ei::pmadd(pa[i], pb, sum[i][j]);
-    }
+    unroll<MR>([&](auto i) MTTT_INLINED {
+      pa[i] = ei::ploadu<Packet>(a + i * lda + k);
+      hold(pa[i]);
+    });
+    unroll<NR>([&](auto j) MTTT_INLINED {
+      Packet pb = ei::ploadu<Packet>(b + j * ldb + k);
+      hold(pb);
+      unroll<MR>([&](auto i) MTTT_INLINED { sum[i][j] = ei::pmadd(pa[i], pb, sum[i][j]); });
+    });
   }
-  for (int i = 0; i < MR; ++i) {
-    for (int j = 0; j < NR; ++j) {
+  unroll<MR>([&](auto i) MTTT_INLINED {
+    unroll<NR>([&](auto j) MTTT_INLINED {
       T total = ei::predux(sum[i][j]);
       for (Index k = whole; k < K; ++k) total += a[i * lda + k] * b[j * ldb + k];
       T& out = c[i * ldc + j * c_column];
       out = beta == T(0) ? alpha * total : alpha * total + beta * out;
-    }
-  }
+    });
+  });
 }
 
 /// MR rows of A with rows [begin, end) of each of the NR parts of B, which are `part` rows long.
@@ -95,25 +118,28 @@ inline void broadcast_tile(const T* a, Index row, Index column, const T* b, Inde
   using Packet = typename ei::packet_traits<T>::type;
   constexpr Index width = ei::packet_traits<T>::size;
   Packet sum[MR][NP];
-  for (int i = 0; i < MR; ++i) {
-    for (int j = 0; j < NP; ++j) sum[i][j] = ei::pset1<Packet>(T(0));
-  }
+  unroll<MR>([&](auto i) MTTT_INLINED {
+    unroll<NP>([&](auto j) MTTT_INLINED { sum[i][j] = ei::pset1<Packet>(T(0)); });
+  });
   for (Index k = 0; k < K; ++k) {
     Packet pb[NP];
-    for (int j = 0; j < NP; ++j) pb[j] = ei::ploadu<Packet>(b + k * ldb + j * width);
-    for (int i = 0; i < MR; ++i) {
+    unroll<NP>([&](auto j) MTTT_INLINED {
+      pb[j] = ei::ploadu<Packet>(b + k * ldb + j * width);
+      hold(pb[j]);
+    });
+    unroll<MR>([&](auto i) MTTT_INLINED {
       const Packet pa = ei::pset1<Packet>(a[i * row + k * column]);
-      for (int j = 0; j < NP; ++j) sum[i][j] = ei::pmadd(pa, pb[j], sum[i][j]);
-    }
+      unroll<NP>([&](auto j) MTTT_INLINED { sum[i][j] = ei::pmadd(pa, pb[j], sum[i][j]); });
+    });
   }
   const Packet pa = ei::pset1<Packet>(alpha), pc = ei::pset1<Packet>(beta);
-  for (int i = 0; i < MR; ++i) {
-    for (int j = 0; j < NP; ++j) {
+  unroll<MR>([&](auto i) MTTT_INLINED {
+    unroll<NP>([&](auto j) MTTT_INLINED {
       T* out = c + i * ldc + j * width;
       const Packet value = ei::pmul(pa, sum[i][j]);
       ei::pstoreu(out, beta == T(0) ? value : ei::pmadd(pc, ei::ploadu<Packet>(out), value));
-    }
-  }
+    });
+  });
 }
 
 template <int NP, class T>
