@@ -178,15 +178,19 @@ struct FusedScan {
     for (const char* name : {"lr", "weights", "dweights"}) cut(part.numbers[name]);
     return part;
   }
-  static void batch_changes_nothing() {
-    const ScanCase three{3, 2, 2 * C + 5}, one{1, 2, 2 * C + 5};
-    const Inputs in = inputs(three);
-    const auto all = fused(three, in), alone = fused(one, sessions(three, in, 1));
+  static void batch_changes_nothing(const ScanCase& c) {
+    CAPTURE(F, C, c.batch, c.steps);
+    const ScanCase one{1, c.heads, c.steps};
+    const Inputs in = inputs(c);
+    const auto all = fused(c, in), alone = fused(one, sessions(c, in, 1));
     for (const auto& [name, x] : alone) {
       CAPTURE(name);
       CHECK(std::equal(x.begin(), x.end(), all.at(name).begin()));
     }
   }
+
+  /// More heads than pairs of multiprocessors of any GPU so far: a block each, where few have two.
+  static ScanCase many(Index steps) { return {101, 1, steps}; }
 
   /// Tokens from `first` on are others: what was answered before stays as it was, and the last token does
   /// not.
@@ -243,7 +247,8 @@ struct FusedScan {
     hold_to_composed({2, 2, 16 * C + 37});  // two groups
     hold_to_composed({1, 1, C / 2 + 1});
     hold_to_composed({1, 2, 2 * C});
-    batch_changes_nothing();
+    batch_changes_nothing({3, 2, 2 * C + 5});
+    batch_changes_nothing(many(17 * C + 5));
     is_causal();
     segments_are_the_whole();
   }

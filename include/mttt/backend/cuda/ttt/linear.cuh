@@ -42,10 +42,10 @@ struct TttLinearTask {
     const Index left = steps - static_cast<Index>(m) * C;
     return left < C ? static_cast<int>(left) : C;
   }
-  __device__ unsigned head() const { return blockIdx.x % static_cast<unsigned>(heads); }
-  /// Offset of this block's first token in (B, T, H). A division: to be asked once.
-  __device__ Index first() const {
-    return blockIdx.x / static_cast<unsigned>(heads) * steps * heads + head();
+  __device__ unsigned head(unsigned cell) const { return cell % static_cast<unsigned>(heads); }
+  /// Offset of a cell's first token in (B, T, H). A division: to be asked once.
+  __device__ Index first(unsigned cell) const {
+    return cell / static_cast<unsigned>(heads) * steps * heads + head(cell);
   }
 };
 
@@ -326,7 +326,7 @@ __device__ void ttt_linear_answer(const TttLinearTask& task, bf16* out) {
   const int M = task.mini_batches;
   if (M == 0) return;
   const Index stride = C * task.heads;  // of a mini-batch in (B, T, H)
-  Index first = task.first();
+  Index first = task.first(blockIdx.x);
 #pragma unroll
   for (int m = 0; m < Shape::stages - 1; ++m) ttt_linear_copy<F, C>(task, half, m, first + m * stride);
   const float scale[2] = {half.floats[Shape::scale + piece.row(0)], half.floats[Shape::scale + piece.row(1)]};
@@ -390,7 +390,7 @@ __global__ void __launch_bounds__(TttLinearForward<F, C>::threads, TttLinearForw
   start_next();
   await_inputs();
   float* floats = reinterpret_cast<float*>(ttt_memory + Shape::floats);
-  const Index head = task.head(), at = blockIdx.x * static_cast<Index>(FastWeights<F>::size);
+  const Index head = task.head(blockIdx.x), at = blockIdx.x * static_cast<Index>(FastWeights<F>::size);
   for (int i = threadIdx.x; i < F; i += Shape::threads) {
     NormWeights{floats + Shape::norm}.set(i, task.gamma[head * F + i], task.beta[head * F + i]);
   }

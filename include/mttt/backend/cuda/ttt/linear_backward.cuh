@@ -1,10 +1,15 @@
-// The scan of TTT-Linear backwards on tensor cores: one block a head of a session, groups of mini-batches in
-// reverse.
+// The scan of TTT-Linear backwards on tensor cores: one block a head of a session, or two where most of the GPU
+// would be idle; groups of mini-batches in reverse.
 //
 // A group's weights are learned again from its checkpoint, and kept as operands of products (bf16 W, float32
 // b) in scratch; then its mini-batches are gone through from the last to the first. The gradient of the fast
 // weights stays in registers from the last mini-batch to the first. Each sum has one owner and one order: no
 // atomics.
+//
+// That gradient alone makes a mini-batch wait for the one after it. Of two blocks of a cluster the second
+// does what does not need it, a mini-batch ahead: it learns the group before again, and takes the answers
+// back to queries (`answers`, `queries`). What the first block needs of that lies in scratch. The products
+// and sums are the same, and in the same order, as one block's.
 //
 // Formula: of one mini-batch, given dO and the gradients dW', db' of the weights after it; a capital T
 //          transposes, P = -scale_t (1 + A), A = Q K^T where s <= t, and scale_C is 0 if the mini-batch is
@@ -22,6 +27,7 @@
 // Source:  ttt/dual.hpp, TttBackward.
 #pragma once
 
+#include "mttt/backend/cuda/ttt/cluster.cuh"
 #include "mttt/backend/cuda/ttt/linear.cuh"
 
 namespace mttt::detail {
@@ -31,8 +37,10 @@ struct TttLinearGradients {
   const bf16* dout;
   bf16 *dq, *dk, *dtarget;
   float *dlr, *dscale, *dgamma, *dbeta, *dweights;
+  int kept;  // mini-batches of a cell whose weights are kept
   uint4* weights;
   float* biases;
+  uint4* given;  // by the second block to the first
 };
 
 template <int F, int C>
@@ -49,7 +57,9 @@ struct TttLinearBackward {
   static constexpr int bias = 0, dbias = bias + F, norm = dbias + F, scale = norm + 2 * F;
   static constexpr int rates = scale + C, exchange = rates + 2 * C;
   static constexpr int shared = floats + 4 * (exchange + 6 * P::place_floats);
-  static_assert(shared >= 4 * (C / 16 * F * 2 + C + threads / 32));  // what the last sums take
+  /// Of a mini-batch, in 16 bytes: Gl and dZbar, P and dA.
+  static constexpr int given_tiles = 2 * tile / 16, given = given_tiles + 2 * Square::bytes / 16;
+  static_assert(shared >= 4 * (C / 16 * F * 2));  // what the last sums take
 };
 
 /// 1 + q . k for the pairs of a row block that are not masked by more than the diagonal's block.
@@ -74,6 +84,7 @@ struct TttLinearBack {
 
   const TttLinearTask& task;
   const TttLinearGradients& to;
+  unsigned cell;
   std::uint32_t memory = shared_address(ttt_memory);
   float* floats = reinterpret_cast<float*>(ttt_memory + Shape::floats);
   int thread = static_cast<int>(threadIdx.x), warp = thread / 32;
@@ -82,10 +93,10 @@ struct TttLinearBack {
   int diagonal = piece.first_row / 16;  // block of 16 keys, and of queries, that the mask cuts through
 
   FastWeights<F> dw;
-  ColumnSums<N> dgamma, dbeta;
+  ColumnSums<N> dgamma, dbeta, answered_gamma, answered_beta;
   float dscale[2] = {}, dlast = 0;  // a lane's shares
 
-  Index start = task.first(),
+  Index start = task.first(cell),
         stride = C * task.heads;  // of this block's first token in (B, T, H), of a mini-batch
 
   __device__ Index first(int m) const { return start + m * stride; }
@@ -100,10 +111,10 @@ struct TttLinearBack {
     copy_number(rates + thread, task.lr + first(m) + (in ? thread * task.heads : 0), in);
   }
   __device__ uint4* kept_weights(int i) const {
-    return to.weights + (blockIdx.x * static_cast<Index>(task.group) + i) * (F * F / 8);
+    return to.weights + (cell * static_cast<Index>(to.kept) + i) * (F * F / 8);
   }
   __device__ float* kept_bias(int i) const {
-    return to.biases + (blockIdx.x * static_cast<Index>(task.group) + i) * F;
+    return to.biases + (cell * static_cast<Index>(to.kept) + i) * F;
   }
 
   /// What threads have written or copied before may be read after it.
@@ -112,38 +123,48 @@ struct TttLinearBack {
     __syncthreads();
   }
 
-  /// The weights that mini-batches begin, begin + 1, ... start from, into scratch.
-  __device__ void learn_again(int begin, int count) {
-    FastWeights<F> fast;
+  /// Keys and targets that are learned again lie in turn at one of two places.
+  struct Places {
+    int keys[2], targets[2];
+  };
+  __device__ void copy_to_learn(const Places& places, int turn, int m) const {
+    copy_tile(places.keys[turn], task.k, m);
+    copy_tile(places.targets[turn], task.target, m);
+    copy_rates(m, floats + Shape::rates + (1 - turn) * C);
+  }
+  __device__ void read_checkpoint(FastWeights<F>& fast, int begin) const {
     fast.band = warp;
-    fast.read(task.checkpoints + (begin / task.group * task.cells + blockIdx.x) * fast.size);
-    const auto copy =
-        [&](int i) {  // keys and targets in turn where later keys and targets, queries and dout lie
-          if (i + 1 >= count) return;
-          copy_tile(i % 2 == 0 ? Shape::k : Shape::q, task.k, begin + i);
-          copy_tile(i % 2 == 0 ? Shape::target : Shape::dout, task.target, begin + i);
-          copy_rates(begin + i, floats + Shape::rates + i % 2 * C);
-          commit_copies();  // await_copies waits for nothing else
-        };
-    copy(0);
-    for (int i = 0; i < count; ++i) {
+    fast.read(task.checkpoints + (begin / task.group * task.cells + cell) * fast.size);
+  }
+  /// Of `count` mini-batches from `begin` on the weights that numbers i to `end` start from, into scratch from
+  /// `kept` on. `fast` are those of number i, whose keys are under way to the first place.
+  __device__ void learn_again(FastWeights<F>& fast, int begin, int count, int i, int end, int kept,
+                              const Places& places) {
+    for (int turn = 0; i < end; ++i, turn = 1 - turn) {
       fast.offer(tile(Shape::w), floats + Shape::bias);
       await_copies();
       sync();
-      keep_weights(i);
+      keep_weights(kept + i);
       if (i + 1 == count) break;
-      copy(i + 1);
-      const int keys = i % 2 == 0 ? Shape::k : Shape::q, wanted = i % 2 == 0 ? Shape::target : Shape::dout;
+      if (i + 1 < end && i + 2 < count) {
+        copy_to_learn(places, 1 - turn, begin + i + 1);
+        commit_copies();  // await_copies waits for nothing else
+      }
       LossPiece<P> loss;
-      float g[N / 8][4];
-      learn_piece<F>(piece, norm, tile(keys), tile(wanted), tile(Shape::w), floats + Shape::bias,
-                     floats + Shape::rates + i % 2 * C, task.eps, g, loss);
-      write_piece<T>(piece, tile(Shape::g), g);
+      learn<true>(loss, places.keys[turn], places.targets[turn], floats + Shape::rates + (1 - turn) * C);
       sync();
-      fast.template add<C>(tile(keys), tile(Shape::g), -floats[Shape::scale + C - 1]);
+      fast.template add<C>(tile(places.keys[turn]), tile(Shape::g), -floats[Shape::scale + C - 1]);
     }
     __threadfence();  // the copies that fetch them go past the first cache
     sync();
+  }
+  /// Gl, to its tile if `offers`, and what its way back needs.
+  template <bool offers>
+  __device__ void learn(LossPiece<P>& loss, int keys, int targets, const float* rates) const {
+    float g[N / 8][4];
+    learn_piece<F>(piece, norm, tile(keys), tile(targets), tile(Shape::w), floats + Shape::bias, rates,
+                   task.eps, g, loss);
+    if constexpr (offers) write_piece<T>(piece, tile(Shape::g), g);
   }
   __device__ void keep_weights(int i) const {
     uint4* kept = kept_weights(i);
@@ -153,8 +174,8 @@ struct TttLinearBack {
     if (thread < F) kept_bias(i)[thread] = floats[Shape::bias + thread];
   }
 
-  /// Mini-batch m, number i of its group.
-  __device__ void step(int m, int i) {
+  /// Starts to copy what mini-batch m learns from, and its weights, number i of those kept.
+  __device__ void fetch(int m, int i) const {
     copy_tile(Shape::k, task.k, m);
     copy_tile(Shape::target, task.target, m);
     copy_rates(m, floats + Shape::rates);
@@ -163,32 +184,131 @@ struct TttLinearBack {
       copy_async(tile(Shape::w) + static_cast<std::uint32_t>(at * 16), kept_weights(i) + at, true);
     if (thread < F) copy_number(floats + Shape::bias + thread, kept_bias(i) + thread, true);
     commit_copies();
+  }
+  __device__ void fetch_queries(int m) const {
     copy_tile(Shape::q, task.q, m);
     copy_tile(Shape::dout, to.dout, m);
     commit_copies();
+  }
+  /// The factor of the mini-batch's update.
+  __device__ float last_factor(int m) const {
+    return task.tokens<C>(m) == C ? -floats[Shape::scale + C - 1] : 0;
+  }
+
+  /// Mini-batch m, whose weights are number i of those kept.
+  __device__ void step(int m, int i) {
+    fetch(m, i);
+    fetch_queries(m);
     dw.offer(tile(Shape::dw), floats + Shape::dbias);
     await_copies_but<1>();
     sync();
     LossPiece<P> loss;
-    {
-      float g[N / 8][4];
-      learn_piece<F>(piece, norm, tile(Shape::k), tile(Shape::target), tile(Shape::w), floats + Shape::bias,
-                     floats + Shape::rates, task.eps, g, loss);
-      write_piece<T>(piece, tile(Shape::g), g);
-    }
+    learn<true>(loss, Shape::k, Shape::target, floats + Shape::rates);
     await_copies();
     sync();
     float dots[C / 8][4];  // 1 + A, 0 where masked
     answers(dots);
     sync();
     queries(m, dots);
-    const float factor = task.tokens<C>(m) == C ? -floats[Shape::scale + C - 1] : 0;
+    carried(m, loss);
+  }
+  /// What follows from dW' and db', and the next of them.
+  __device__ void carried(int m, const LossPiece<P>& loss) {
+    const float factor = last_factor(m);
     losses(m, factor, loss);
     sync();
     keys(m, factor);
     dw.template add<C>(tile(Shape::q), tile(Shape::dzbar), 1);
     dw.template add<C>(tile(Shape::k), tile(Shape::dz), 1);
     sync();
+  }
+
+  // The same by two blocks.
+
+  /// The second block's share of it, left in `slot`; what is to be learned again comes meanwhile.
+  __device__ void answer_step(int m, int i, int slot, const Places& places, int learned_next) {
+    fetch(m, i);
+    fetch_queries(m);
+    if (learned_next >= 0) copy_to_learn(places, 0, learned_next);
+    commit_copies();
+    await_copies_but<2>();
+    sync();
+    {
+      LossPiece<P> loss;
+      learn<true>(loss, Shape::k, Shape::target, floats + Shape::rates);
+    }
+    await_copies_but<1>();
+    sync();
+    float dots[C / 8][4];
+    answers(dots);
+    sync();
+    queries(m, dots);
+    sync();
+    uint4* given = given_in(slot);
+    for (int at = thread; at < Shape::given; at += threads)
+      given[at] = *reinterpret_cast<const uint4*>(ttt_memory + place_of_given(at));
+  }
+  /// The first block's.
+  __device__ void carried_step(int m, int i, int slot) {
+    fetch(m, i);
+    copy_tile(Shape::q, task.q, m);
+    const uint4* given = given_in(slot);
+#pragma unroll 4
+    for (int at = thread; at < Shape::given; at += threads)
+      copy_async(tile(place_of_given(at)), given + at, true);
+    commit_copies();
+    dw.offer(tile(Shape::dw), floats + Shape::dbias);
+    await_copies_but<1>();
+    sync();
+    LossPiece<P> loss;
+    learn<false>(loss, Shape::k, Shape::target, floats + Shape::rates);
+    await_copies();
+    sync();
+    carried(m, loss);
+  }
+  __device__ uint4* given_in(int slot) const { return to.given + (cell * Index{2} + slot) * Shape::given; }
+  __device__ static int place_of_given(int at) {
+    return at < Shape::given_tiles ? Shape::g + at * 16 : Shape::p + (at - Shape::given_tiles) * 16;
+  }
+  __device__ int kept_from(int begin) const { return begin / task.group % 2 * task.group; }
+
+  /// One step behind the second block.
+  __device__ void carry_all() {
+    meet();  // the last group's weights are there
+    meet();
+    for (int m = task.mini_batches - 1; m >= 0; --m) {
+      const int begin = m / task.group * task.group;
+      carried_step(m, kept_from(begin) + m - begin, m % 2);
+      meet();
+    }
+  }
+  __device__ void answer_all() {
+    constexpr Places places{{Shape::dz, Shape::k}, {Shape::dw, Shape::target}};  // which it has no use for
+    const int M = task.mini_batches, group = task.group, last = (M - 1) / group * group;
+    FastWeights<F> fast;
+    read_checkpoint(fast, last);
+    if (last + 1 < M) copy_to_learn(places, 0, last);
+    commit_copies();
+    learn_again(fast, last, M - last, 0, M - last, kept_from(last), places);
+    meet();
+    for (int m = M - 1; m >= 0; --m) {
+      // Of the group before the same share at each step but the first, in which the other block may still
+      // read what that replaces. A single mini-batch is the scan's last: it replaces nothing.
+      const int begin = m / group * group, count = min(group, M - begin), done = begin + count - 1 - m;
+      int from = 0, end = 0;
+      if (begin > 0 && count == 1) end = group;
+      if (begin > 0 && done > 0) from = (done - 1) * group / (count - 1), end = done * group / (count - 1);
+      const int before = begin - group;
+      const bool to_learn = from < end && from + 1 < group;
+      answer_step(m, kept_from(begin) + m - begin, m % 2, places, to_learn ? before + from : -1);
+      if (from < end) {
+        if (from == 0) read_checkpoint(fast, before);
+        __syncthreads();  // W and Gl have been used
+        learn_again(fast, before, group, from, end, kept_from(before), places);
+      }
+      meet();
+    }
+    meet();
   }
 
   /// A row block of C x C numbers, which all slices of its rows hold alike.
@@ -227,8 +347,8 @@ struct TttLinearBack {
     float d[N / 8][4], of_gamma[N / 8][2], of_beta[N / 8][2];
     read_piece(Shape::dout, d);
     norm_backward(piece, norm, rstd, z, d, of_gamma, of_beta, 3);
-    dgamma.add(of_gamma);
-    dbeta.add(of_beta);
+    answered_gamma.add(of_gamma);
+    answered_beta.add(of_beta);
     write_piece<T>(piece, tile(Shape::dzbar), d);
   }
   __device__ void read_piece(int offset, float (&c)[N / 8][4]) const {
@@ -312,88 +432,129 @@ struct TttLinearBack {
     store(Shape::dout, dk, to.dk, m);  // dQ has left it
   }
 
-  /// The sums over all tokens, on to what is there.
-  __device__ void finish() const {
-    __syncthreads();
-    auto* sums = reinterpret_cast<float*>(ttt_memory);
-    constexpr int blocks = C / 16;
-    float *of_gamma = sums, *of_beta = sums + blocks * F, *of_scale = of_beta + blocks * F,
-          *of_last = of_scale + C;
-    if (dgamma.writes()) {
-#pragma unroll
-      for (int i = 0; i < dgamma.kept; ++i) {
-        const int at = diagonal * F + piece.slice * N + dgamma.column(i);
-        of_gamma[at] = dgamma.sum[i], of_beta[at] = dbeta.sum[i];
-      }
-    }
-    float rows[3] = {dscale[0], dscale[1], dlast};
+  /// Sums over all tokens, on to what is there: the answers' before the losses'.
+  __device__ void finish_answers() const {
+    add_columns(answered_gamma, answered_beta);
+    auto* of_scale = reinterpret_cast<float*>(ttt_memory);
+    float rows[2] = {dscale[0], dscale[1]};
     sum_quads(rows);
     if (piece.slice == 0 && lane_of_warp() % 4 == 0)
       of_scale[piece.row(0)] = rows[0], of_scale[piece.row(1)] = rows[1];
-    float last = rows[2];
-#pragma unroll
-    for (int distance = 4; distance < 32; distance *= 2) last += __shfl_xor_sync(0xffffffffu, last, distance);
-    if (lane_of_warp() == 0) of_last[warp] = last;
     __syncthreads();
-    const Index cell = blockIdx.x;
+    if (thread < C) to.dscale[static_cast<Index>(cell) * C + thread] += of_scale[thread];
+  }
+  __device__ void finish_losses() const {
+    add_columns(dgamma, dbeta);
+    auto* of_last = reinterpret_cast<float*>(ttt_memory);
+    float last[1] = {dlast};
+    sum_quads(last);
+#pragma unroll
+    for (int distance = 4; distance < 32; distance *= 2)
+      last[0] += __shfl_xor_sync(0xffffffffu, last[0], distance);
+    if (lane_of_warp() == 0) of_last[warp] = last[0];
+    __syncthreads();
+    if (thread == C - 1) {
+      float sum = 0;
+      for (int i = 0; i < threads / 32; ++i) sum += of_last[i];
+      to.dscale[static_cast<Index>(cell) * C + thread] += sum;
+    }
+  }
+  /// Leaves shared memory free.
+  __device__ void add_columns(const ColumnSums<N>& gammas, const ColumnSums<N>& betas) const {
+    __syncthreads();
+    constexpr int blocks = C / 16;
+    auto* of_gamma = reinterpret_cast<float*>(ttt_memory);
+    float* of_beta = of_gamma + blocks * F;
+    if (gammas.writes()) {
+#pragma unroll
+      for (int i = 0; i < gammas.kept; ++i) {
+        const int at = diagonal * F + piece.slice * N + gammas.column(i);
+        of_gamma[at] = gammas.sum[i], of_beta[at] = betas.sum[i];
+      }
+    }
+    __syncthreads();
     if (thread < F) {
       float gamma = 0, beta = 0;
 #pragma unroll
       for (int i = 0; i < blocks; ++i) gamma += of_gamma[i * F + thread], beta += of_beta[i * F + thread];
-      to.dgamma[cell * F + thread] += gamma;
-      to.dbeta[cell * F + thread] += beta;
+      to.dgamma[static_cast<Index>(cell) * F + thread] += gamma;
+      to.dbeta[static_cast<Index>(cell) * F + thread] += beta;
     }
-    if (thread < C) {
-      float sum = of_scale[thread];
-      if (thread == C - 1) {
-        for (int i = 0; i < threads / 32; ++i) sum += of_last[i];
-      }
-      to.dscale[cell * C + thread] += sum;
-    }
+    __syncthreads();
   }
 };
 
-template <int F, int C>
-__global__ void __launch_bounds__(TttLinearBackward<F, C>::threads, TttLinearBackward<F, C>::blocks)
+template <int F, int C, bool two>
+__global__ void __launch_bounds__(TttLinearBackward<F, C>::threads, two ? 1 : TttLinearBackward<F, C>::blocks)
     ttt_linear_backward(TttLinearTask task, TttLinearGradients to) {
   start_next();
   await_inputs();
   using Shape = TttLinearBackward<F, C>;
-  TttLinearBack<F, C> block{task, to};
-  const Index head = task.head();
+  TttLinearBack<F, C> block{task, to, two ? blockIdx.x / 2 : blockIdx.x};
+  const Index head = task.head(block.cell);
   if (block.thread < F) {
     block.norm.set(block.thread, task.gamma[head * F + block.thread], task.beta[head * F + block.thread]);
   }
   if (block.thread < C) block.floats[Shape::scale + block.thread] = task.scale[block.thread];
   __syncthreads();
-  float* dweights = to.dweights + blockIdx.x * static_cast<Index>(FastWeights<F>::size);
+  if (two && cluster_rank() == 1) {
+    block.answer_all();
+    block.finish_answers();
+    meet();
+    return;
+  }
+  float* dweights = to.dweights + block.cell * static_cast<Index>(FastWeights<F>::size);
   block.dw.band = block.warp;
   block.dw.read(dweights);
-  for (int end = task.mini_batches; end > 0;) {
-    const int first = (end - 1) / task.group * task.group;
-    block.learn_again(first, end - first);
-    for (int m = end - 1; m >= first; --m) block.step(m, m - first);
-    end = first;
+  if constexpr (two) {
+    block.carry_all();
+    meet();  // the answers' sums are there
+  } else {
+    constexpr typename TttLinearBack<F, C>::Places places{{Shape::k, Shape::q}, {Shape::target, Shape::dout}};
+    for (int end = task.mini_batches; end > 0;) {
+      const int first = (end - 1) / task.group * task.group;
+      FastWeights<F> fast;
+      block.read_checkpoint(fast, first);
+      if (first + 1 < end) block.copy_to_learn(places, 0, first);
+      commit_copies();
+      block.learn_again(fast, first, end - first, 0, end - first, 0, places);
+      for (int m = end - 1; m >= first; --m) block.step(m, m - first);
+      end = first;
+    }
+    block.finish_answers();
   }
   block.dw.write(dweights);
-  block.finish();
+  block.finish_losses();
 }
 
+/// Two blocks a head where that leaves no head without a multiprocessor.
 template <int F, int C, class B, class Backward>
-void ttt_linear_run_backward(B& be, const Launcher& launch, const Backward& scan) {
+void ttt_linear_run_backward(B& be, const Launcher& launch, int capability, int processors,
+                             const Backward& scan) {
   using Shape = TttLinearBackward<F, C>;
   const TttLinearTask task = ttt_linear_task(scan.scan);
   if (task.cells == 0) return;
+  const bool two = compiled_for_clusters() && capability >= 90 && 2 * task.cells <= processors &&
+                   task.group > 1 && task.mini_batches > 1;
   const auto scope = be.scope();
-  const Index kept = task.cells * task.group;
-  const auto weights = be.template make<uint4, dyn>(kept * (F * F / 8));
-  const auto biases = be.template make<float, dyn>(kept * F);
-  const TttLinearGradients to{scan.dout,     scan.dq,        scan.dk,      scan.dtarget,
-                              scan.dlr,      scan.dscale,    scan.dgamma,  scan.dbeta,
-                              scan.dweights, weights.data(), biases.data()};
-  allow_shared(ttt_linear_backward<F, C>, Shape::shared);
-  launch("starting a TTT-Linear scan backwards", ttt_linear_backward<F, C>, static_cast<unsigned>(task.cells),
-         Shape::threads, Shape::shared, task, to);
+  const Index kept = two ? 2 * task.group : task.group;
+  const auto weights = be.template make<uint4, dyn>(task.cells * kept * (F * F / 8));
+  const auto biases = be.template make<float, dyn>(task.cells * kept * F);
+  const auto given = be.template make<uint4, dyn>(two ? task.cells * 2 * Shape::given : 0);
+  const TttLinearGradients to{
+      scan.dout,      scan.dq,       scan.dk,     scan.dtarget,  scan.dlr,
+      scan.dscale,    scan.dgamma,   scan.dbeta,  scan.dweights, static_cast<int>(kept),
+      weights.data(), biases.data(), given.data()};
+  const char* what = "starting a TTT-Linear scan backwards";
+  const auto cells = static_cast<unsigned>(task.cells);
+  if (two) {
+    allow_shared(ttt_linear_backward<F, C, true>, Shape::shared);
+    launch.in_clusters(what, ttt_linear_backward<F, C, true>, cells, 2, Shape::threads, Shape::shared, task,
+                       to);
+  } else {
+    allow_shared(ttt_linear_backward<F, C, false>, Shape::shared);
+    launch(what, ttt_linear_backward<F, C, false>, cells, Shape::threads, Shape::shared, task, to);
+  }
 }
 
 }  // namespace mttt::detail

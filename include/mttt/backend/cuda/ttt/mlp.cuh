@@ -296,17 +296,6 @@ inline bool in_rounds(Index heads, Index groups, Index at_once) {
 
 namespace mttt::detail {
 
-/// Whether all GPUs that this program is compiled for have clusters. nvcc names them for the host's code,
-/// too.
-constexpr bool compiled_for_clusters() {
-#ifdef __CUDA_ARCH_LIST__
-  for (const int architecture : {__CUDA_ARCH_LIST__}) {
-    if (architecture < 900) return false;
-  }
-#endif
-  return true;
-}
-
 template <Index width, Index hidden, Index mini_batch>
 inline constexpr bool ttt_mlp_takes = (width == 64 || width == 128) && hidden == 4 * width &&
                                       (mini_batch == 16 || mini_batch == 32 || mini_batch == 64) &&

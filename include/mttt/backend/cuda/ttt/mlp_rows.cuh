@@ -7,35 +7,19 @@
 // Units:   elements.
 // Errors:  none.
 // Not supported: compute capability below 9.0.
-// Source:  PTX ISA: barrier.cluster, mapa.
+// Source:  PTX ISA: ld and st with shared::cluster.
 #pragma once
 
+#include "mttt/backend/cuda/ttt/cluster.cuh"
 #include "mttt/backend/cuda/ttt/mlp_products.cuh"
 
 namespace mttt::detail::mlp {
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
-__device__ inline int cluster_rank() {
-  int rank;
-  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-  return rank;
-}
-__device__ inline void arrive_at_cluster() {
-  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
-}
-__device__ inline void await_cluster() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
-
-/// A barrier of the cluster.
-__device__ inline void meet() {
-  arrive_at_cluster();
-  await_cluster();
-}
-
 /// x += n numbers at the same place of the shared memory of block `rank`.
 template <int n>
 __device__ void add_of_block(float* x, std::uint32_t at, int rank) {
-  std::uint32_t there;
-  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(at), "r"(rank));
+  const std::uint32_t there = address_in_block(at, rank);
   float y[n];
   if constexpr (n == 4) {
     asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
@@ -56,8 +40,7 @@ __device__ void add_of_block(float* x, std::uint32_t at, int rank) {
 }
 /// 8 bytes to the same place of the shared memory of block `rank`.
 __device__ inline void push_to_block(std::uint32_t at, std::uint32_t low, std::uint32_t high, int rank) {
-  std::uint32_t there;
-  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(at), "r"(rank));
+  const std::uint32_t there = address_in_block(at, rank);
   asm volatile("st.shared::cluster.v2.b32 [%0], {%1, %2};" ::"r"(there), "r"(low), "r"(high) : "memory");
 }
 #endif
