@@ -4,6 +4,7 @@
 #include <string>
 
 #include "mttt/backend/cpu/cpu.hpp"
+#include "mttt/backend/with_weights.hpp"
 #ifdef MTTT_EXAMPLES_CUDA
 #include "mttt/cuda.cuh"
 #endif
@@ -33,6 +34,25 @@ std::string name_of(const mttt::Cpu<T>& be) {
 }
 
 #endif
+
+/// Weights in 8 or 4 bits, beside numbers that the device computes fastest with.
+#ifdef MTTT_EXAMPLES_CUDA
+template <class Format>
+using Quantised = mttt::WithWeights<Format, Device<mttt::bf16>>;
+#else
+template <class Format>
+using Quantised = mttt::WithWeights<Format, Device<float>>;
+#endif
+
+/// What a backend stores weights in, as command lines call it.
+template <class B>
+constexpr const char* stored_in() {
+  if constexpr (requires { typename B::Weights; }) {
+    return B::Weights::bits == 8 ? "int8" : "int4";
+  } else {
+    return std::is_same_v<typename B::Scalar, mttt::bf16> ? "bf16" : "f32";
+  }
+}
 
 /// Waits until all work is done.
 template <class B>

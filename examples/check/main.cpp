@@ -24,7 +24,7 @@ std::string contents(const mttt::TensorFiles& files, const std::string& prefix) 
   files.for_each([&](const mttt::TensorEntry& entry) {
     if (!entry.name.starts_with(prefix)) return;
     ++count, bytes += static_cast<double>(entry.bytes);
-    types[std::string(mttt::dtype_name(entry.dtype))] += static_cast<double>(entry.bytes);
+    types[std::string(mttt::stored_type(entry))] += static_cast<double>(entry.bytes);
   });
   std::string names;
   for (const auto& [name, size] : types) names += (names.empty() ? "" : ", ") + name;
@@ -49,7 +49,7 @@ int main(int argc, char** argv) {
       std::printf("%s: %s, names of %s\n", what, contents(tensors, prefix).c_str(),
                   name_of(name_form(tensors, prefix)));
     };
-    tell("Moshi", TensorFiles(files.moshi), "");
+    tell("Moshi", TensorFiles(files.moshi), files.moshi_prefix);
     check_moshi<presets::moshi_7b>(files);
     tell("Mimi", TensorFiles(files.mimi), files.mimi_prefix);
     check_mimi<presets::mimi_24khz>(files);

@@ -40,9 +40,11 @@ int main(int argc, char** argv) {
       ->transform(CLI::CheckedTransformer(
           std::map<std::string, RawFormat>{{"s16le", RawFormat::s16le}, {"f32le", RawFormat::f32le}}))
       ->default_str("s16le");
-  app.add_option("--dtype", options.dtype,
-                 "what the language model stores; Mimi stores f32. auto: bf16 for moshi_7b, else f32")
-      ->check(CLI::IsMember({"auto", "f32", "bf16"}));
+  app.add_option(
+         "--dtype", options.dtype,
+         "what the language model's weights are stored in; Mimi stores f32. auto: for moshi_7b bf16 on "
+         "a GPU and int8 on a CPU, else f32")
+      ->check(CLI::IsMember({"auto", "f32", "bf16", "int8", "int4"}));
   app.add_option("--temp", options.gen.audio.temperature, "temperature of the audio codes");
   app.add_option("--temp-text", options.gen.text.temperature, "temperature of the text codes");
   app.add_option("--top-k", options.gen.audio.top_k, "audio codes to draw among; 0: all");

@@ -2,5 +2,5 @@
 #include "stream.hpp"
 
 int stream_moshi_7b(const Options& options, const Model& model) {
-  return stream<mttt::presets::moshi_7b, mttt::presets::mimi_24khz, float>(options, model);
+  return stream<mttt::presets::moshi_7b, mttt::presets::mimi_24khz, Device<float>>(options, model);
 }

@@ -30,8 +30,11 @@ struct Model {
 
 int stream_tiny(const Options&, const Model&);
 int stream_tiny_without_ttt(const Options&, const Model&);
+int stream_tiny_without_ttt_int8(const Options&, const Model&);
 int stream_moshi_7b(const Options&, const Model&);
-int stream_moshi_7b_bf16(const Options&, const Model&);
+int stream_moshi_7b_half(const Options&, const Model&);
+int stream_moshi_7b_int8(const Options&, const Model&);
+int stream_moshi_7b_int4(const Options&, const Model&);
 // On CUDA:
 int stream_tiny_bf16(const Options&, const Model&);
 int stream_tiny_without_ttt_bf16(const Options&, const Model&);

@@ -10,18 +10,25 @@
 #include "mttt/presets/tiny.hpp"
 #include "options.hpp"
 
+/// A way to store a model, and what streams it so.
+struct Way {
+  std::string_view dtype;
+  int (*stream)(const Options&, const Model&) = nullptr;  // nullptr: not compiled
+};
+
 struct Preset {
   const char* name;
-  const char* dtype;  // in which it is streamed if the command line does not say
   mttt::detail::Problems (*published)(const nlohmann::json& config);
   nlohmann::json (*ours)();
-  int (*f32)(const Options&, const Model&);
-  int (*bf16)(const Options&, const Model&);  // nullptr: not compiled
+  std::array<Way, 4> ways;  // the first is taken where the command line does not say
 };
 
 template <mttt::MoshiConfig C>
 mttt::detail::Problems problems_of(const nlohmann::json& config) {
-  return mttt::published_config_problems<C>(config);
+  auto problems = mttt::published_config_problems<C>(config);
+  if (C.temporal.num_ttt_layers() > 0)
+    problems.add("TTT layers: found no word of them, expected ", C.temporal.num_ttt_layers());
+  return problems;
 }
 
 #ifdef MTTT_EXAMPLES_CUDA
@@ -30,17 +37,29 @@ mttt::detail::Problems problems_of(const nlohmann::json& config) {
 #define STREAM_ON_CUDA(function) nullptr
 #endif
 
+#ifdef MTTT_EXAMPLES_CUDA
+inline constexpr std::array ways_of_moshi_7b{Way{"bf16", stream_moshi_7b_half},
+                                             Way{"int8", stream_moshi_7b_int8},
+                                             Way{"int4", stream_moshi_7b_int4}, Way{"f32", stream_moshi_7b}};
+#else  // bf16 saves memory there, not time
+inline constexpr std::array ways_of_moshi_7b{Way{"int8", stream_moshi_7b_int8},
+                                             Way{"int4", stream_moshi_7b_int4},
+                                             Way{"bf16", stream_moshi_7b_half}, Way{"f32", stream_moshi_7b}};
+#endif
+
 /// The first is that of a published model without config.json.
 inline constexpr std::array presets{
-    Preset{"moshi_7b", "bf16", problems_of<mttt::presets::moshi_7b>,
-           [] { return mttt::config_json<mttt::presets::moshi_7b>("moshi_7b"); }, stream_moshi_7b,
-           stream_moshi_7b_bf16},
-    Preset{"tiny", "f32", problems_of<mttt::presets::tiny>,
-           [] { return mttt::config_json<mttt::presets::tiny>("tiny"); }, stream_tiny,
-           STREAM_ON_CUDA(stream_tiny_bf16)},
-    Preset{"tiny_without_ttt", "f32", problems_of<mttt::presets::tiny_without_ttt>,
+    Preset{"moshi_7b", problems_of<mttt::presets::moshi_7b>,
+           [] { return mttt::config_json<mttt::presets::moshi_7b>("moshi_7b"); }, ways_of_moshi_7b},
+    Preset{"tiny_without_ttt",
+           problems_of<mttt::presets::tiny_without_ttt>,
            [] { return mttt::config_json<mttt::presets::tiny_without_ttt>("tiny_without_ttt"); },
-           stream_tiny_without_ttt, STREAM_ON_CUDA(stream_tiny_without_ttt_bf16)}};
+           {Way{"f32", stream_tiny_without_ttt}, Way{"int8", stream_tiny_without_ttt_int8},
+            Way{"bf16", STREAM_ON_CUDA(stream_tiny_without_ttt_bf16)}}},
+    Preset{"tiny",
+           problems_of<mttt::presets::tiny>,
+           [] { return mttt::config_json<mttt::presets::tiny>("tiny"); },
+           {Way{"f32", stream_tiny}, Way{"bf16", STREAM_ON_CUDA(stream_tiny_bf16)}}}};
 
 #undef STREAM_ON_CUDA
 
@@ -135,11 +154,14 @@ inline int stream_with_preset(const Options& options) {
   if (options.without_ttt && model.preset == "tiny") model.preset = "tiny_without_ttt";
   for (const auto& preset : presets) {
     if (model.preset != preset.name) continue;
-    const std::string dtype = options.dtype == "auto" ? preset.dtype : options.dtype;
-    const auto run = dtype == "bf16" ? preset.bf16 : preset.f32;
-    if (run == nullptr)
-      mttt::fail(model.preset, "--dtype " + dtype, "--dtype f32 on the CPU", "leave it out");
-    return run(options, model);
+    std::string names;
+    for (const auto& way : preset.ways) {
+      if (way.stream == nullptr) continue;
+      if (options.dtype == "auto" || options.dtype == way.dtype) return way.stream(options, model);
+      names += (names.empty() ? "" : ", ") + std::string(way.dtype);
+    }
+    mttt::fail(model.preset, "--dtype " + options.dtype, "one that is compiled for it: " + names,
+               "choose one");
   }
   mttt::fail("--model", model.preset, "a preset that is compiled");
 }

@@ -64,10 +64,10 @@ nlohmann::json contributions(B& be, const typename Moshi<C, B>::Params& params,
   return list;
 }
 
-/// What was learned and one conversation. T: what the language model stores; the codec stores float32.
-template <MoshiConfig C, MimiConfig M, StorageType T>
+/// What was learned and one conversation. The language model is on the backend `On`; the codec stores float32.
+template <MoshiConfig C, MimiConfig M, class On>
 struct Conversation {
-  using B = Device<T>;
+  using B = On;
   using Codec = Mimi<M, Device<float>>;
   using Gen = LMGen<C, B>;
   using Talk = Duplex<Codec, Gen, B>;
@@ -110,12 +110,11 @@ struct Said {
 };
 
 /// Frame by frame, 80 ms each: hear, think, speak. Until the sound ends, or its listener has gone.
-template <MoshiConfig C, MimiConfig M, StorageType T>
-Said converse(Conversation<C, M, T>& talk, Microphone& microphone, Speaker& speaker, Words& words,
+template <MoshiConfig C, MimiConfig M, class B>
+Said converse(Conversation<C, M, B>& talk, Microphone& microphone, Speaker& speaker, Words& words,
               const GenOptions& gen) {
-  using Types = Conversation<C, M, T>;
+  using Types = Conversation<C, M, B>;
   using Talk = typename Types::Talk;
-  using B = typename Types::B;
   constexpr Index spoken = Types::Gen::spoken;
   auto& be = talk.be;
   Host host;
@@ -156,20 +155,20 @@ Said converse(Conversation<C, M, T>& talk, Microphone& microphone, Speaker& spea
 
 }  // namespace mttt
 
-/// T: what the language model stores.
-template <mttt::MoshiConfig C, mttt::MimiConfig M, mttt::StorageType T>
+/// B: where the language model is, and what it stores.
+template <mttt::MoshiConfig C, mttt::MimiConfig M, class B>
 int stream(const Options& options, const Model& found) {
   using namespace mttt;
-  using Types = Conversation<C, M, T>;
+  using Types = Conversation<C, M, B>;
   using Codec = typename Types::Codec;
-  const char* dtype = std::is_same_v<T, bf16> ? "bf16" : "f32";
+  const char* dtype = stored_in<B>();
   const int rate = static_cast<int>(Codec::config.sample_rate);
   Speaker speaker(options.output, options.raw, rate, Codec::frame_size);
   std::FILE* const text = speaker.raw() ? stderr : stdout;
   Words words(found.files.tokenizer, static_cast<int>(C.text_card), text);
   Microphone microphone(options.input, options.raw, rate, Codec::frame_size);
 
-  expect_memory<Device<T>>(found.preset + " in " + dtype, Types::bytes(), dtype);
+  expect_memory<B>(found.preset + " in " + dtype, Types::bytes(), dtype);
   const Stopwatch loading;
   Types talk(options, found);
   wait_for(talk.be);

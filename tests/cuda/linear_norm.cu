@@ -4,6 +4,7 @@
 #include "mttt/nn/gating.hpp"
 #include "mttt/nn/layer_scale.hpp"
 #include "mttt/nn/linear.hpp"
+#include "mttt/nn/lora.hpp"
 #include "mttt/nn/norm.hpp"
 
 namespace {
@@ -13,6 +14,9 @@ template <class B>
 using WithBias = Linear<LinearConfig{.in = 7, .out = 5, .bias = true}, B>;
 template <class B>
 using WithoutBias = Linear<LinearConfig{.in = 300, .out = 129}, B>;
+template <class B>
+using Adapted = Lora<LoraConfig{.rank = 3, .scaling = 1.5, .frozen = false},
+                     Linear<LinearConfig{.in = 70, .out = 65, .bias = true}, B>>;
 template <class B>
 using Rms = RmsNorm<NormConfig{.dim = 67, .eps = 1e-8}, B>;
 template <class B>
@@ -33,6 +37,7 @@ using Feed = FeedForward<FeedForwardConfig{.dim = 5, .hidden = 13}, B>;
 
 TEST_CASE("CUDA: Linear with bias") { hold_to_agreement<WithBias>(); }
 TEST_CASE("CUDA: Linear without bias") { hold_to_agreement<WithoutBias>({.batch = 3, .steps = 50}); }
+TEST_CASE("CUDA: Lora") { hold_to_agreement<Adapted>({.batch = 3}); }
 TEST_CASE("CUDA: RmsNorm") { hold_to_agreement<Rms>({.batch = 3}); }
 TEST_CASE("CUDA: LayerNorm") { hold_to_agreement<Layer>({.batch = 3}); }
 TEST_CASE("CUDA: LayerNorm, wide") { hold_to_agreement<WideLayer>({.steps = 3}); }

@@ -124,9 +124,12 @@ void force_gating_alpha(B& be, P& params, double alpha, LayerSet layers = LayerS
   int gates = 0;
   for_each_tensor(
       [&](std::string_view name, auto& t) {
-        if (!name.ends_with("gating_alpha") || !layers.contains(detail::layer_in(name))) return;
-        be.fill(t.data(), t.size(), static_cast<typename B::Scalar>(alpha));
-        ++gates;
+        using T = typename std::remove_cvref_t<decltype(t)>::value_type;
+        if constexpr (std::is_same_v<T, typename B::Scalar>) {  // the bytes of quantised weights are no gates
+          if (!name.ends_with("gating_alpha") || !layers.contains(detail::layer_in(name))) return;
+          be.fill(t.data(), t.size(), static_cast<T>(alpha));
+          ++gates;
+        }
       },
       params);
   if (gates == 0) {
