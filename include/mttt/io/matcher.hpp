@@ -178,7 +178,7 @@ void decode(const TensorPiece& piece, T* out) {
     decode_quantised<Int4>(piece, out);
   } else if (piece.coding == TensorPiece::Coding::blocks) {
     const Blocks blocks = piece.entry.blocks;
-    const auto [numbers, bytes] = block_fact(blocks);
+    const std::size_t numbers = block_fact(blocks).numbers;
     std::array<float, 256> unpacked;
     for_each_block(piece, [&](std::size_t i, const std::uint8_t* block) {
       unpack_block(blocks, block, unpacked.data());
