@@ -27,6 +27,7 @@
 #include "mttt/lm/lm_gen.hpp"
 #include "mttt/lm/moshi.hpp"
 #include "mttt/lm/sampler.hpp"
+#include "mttt/lm/sessions.hpp"
 #include "mttt/lm/temporal.hpp"
 #include "mttt/nn/activation.hpp"
 #include "mttt/nn/attention.hpp"

@@ -50,6 +50,10 @@ void step_agrees(Index sessions, Index steps) {
 }
 
 template <class B>
+using First = Conv1d<Conv1dConfig{.in = 1, .out = 64, .kernel = 7}, B>;
+template <class B>
+using Last = Conv1d<Conv1dConfig{.in = 64, .out = 1, .kernel = 3}, B>;
+template <class B>
 using Window = Conv1d<Conv1dConfig{.in = 64, .out = 32, .kernel = 3}, B>;
 template <class B>
 using Stride = Conv1d<Conv1dConfig{.in = 64, .out = 132, .kernel = 8, .stride = 4}, B>;
@@ -120,9 +124,11 @@ void product_agrees(Index rows, Index depth, Index cols, bool normed, bool finis
 }  // namespace
 
 TEST_CASE("CUDA: convolutions of many sessions") {
-  SECTION("a window, 32 columns") { step_agrees<Window>(37, 200); }
+  SECTION("of one channel, no whole packs") { step_agrees<First>(5, 700); }
+  SECTION("to one channel") { step_agrees<Last>(5, 700); }
+  SECTION("a window, 32 columns") { step_agrees<Window>(37, 480); }
   SECTION("a stride, columns that are no whole tile") { step_agrees<Stride>(33, 96); }
-  SECTION("a deep one of few tiles") { step_agrees<Deep>(37, 16); }
+  SECTION("a deep one of few tiles") { step_agrees<Deep>(70, 16); }
   SECTION("one sample") { step_agrees<Point>(41, 500); }
   SECTION("transposed, deep") { step_agrees<Up>(36, 4); }
   SECTION("transposed, many tiles") { step_agrees<UpWide>(19, 97); }
@@ -130,9 +136,11 @@ TEST_CASE("CUDA: convolutions of many sessions") {
 TEST_CASE("CUDA: products of many rows with a norm before and a sum behind") {
   for (const bool normed : {false, true}) {
     for (const bool finished : {false, true}) {
-      product_agrees<Identity>(131, 512, 516, normed, finished);  // few tiles
-      product_agrees<Gelu>(8200, 132, 34, normed, finished);      // many, part of the last
-      product_agrees<Identity>(8200, 132, 32, normed, finished);  // narrow
+      product_agrees<Identity>(131, 512, 516, normed, finished);    // tiles of 32 x 32
+      product_agrees<Gelu>(8200, 132, 34, normed, finished);        // 64 x 64
+      product_agrees<Identity>(17000, 132, 31, normed, finished);   // 64 x 32
+      product_agrees<Identity>(21300, 516, 132, normed, finished);  // 128 x 128
+      product_agrees<Identity>(2100, 37, 34, normed, finished);     // no whole packs
     }
   }
 }

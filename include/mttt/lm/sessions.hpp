@@ -257,6 +257,7 @@ class Sessions {
   }
 
   /// Where the samples go that the session hears in the next step: with this call it takes part in that step.
+  /// Samples that are not written are those of the frame before, of the first frame 0.
   Sound hear(SessionId id) {
     expect(id, "Sessions::hear");
     host_in_->active(id.slot) = 1;
@@ -302,6 +303,7 @@ class Sessions {
 
   std::uint64_t number(Index slot) const { return numbers_[static_cast<std::size_t>(slot)]; }
   SessionId enter(Index slot) {
+    std::fill_n(&host_in_->pcm(slot, 0, 0), Talk::frame_size * Talk::channels, U(0));
     clear_reply(slot);
     return {slot, numbers_[static_cast<std::size_t>(slot)] = ++last_};
   }

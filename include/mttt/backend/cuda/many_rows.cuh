@@ -8,7 +8,7 @@
 // Shapes:  in (rows, depth), w (cols, depth), y (rows, cols), as in few_rows.cuh.
 // Units:   elements.
 // Errors:  none.
-// Not supported: other types than float, whose products of many rows are cuBLAS's; rows of no whole packs.
+// Not supported: other types than float, whose products of many rows are cuBLAS's.
 // Source:  the register tiles of CUTLASS (SIMT SGEMM).
 #pragma once
 
@@ -29,7 +29,7 @@ struct ManyRowsTile {
   static_assert(group % packs == 0 && reads_a * group == BM * packs && reads_b * group == BN * packs);
 };
 
-template <int BM, int BN, int MR, int NR, int KS, class In, class Out>
+template <int BM, int BN, int MR, int NR, int KS, bool aligned, class In, class Out>
 __global__ void __launch_bounds__(ManyRowsTile<BM, BN, MR, NR, KS>::threads)
     many_rows_kernel(In in, RowWeights<float> weights, int rows, int cols, Out out) {
   using Tile = ManyRowsTile<BM, BN, MR, NR, KS>;
@@ -42,7 +42,7 @@ __global__ void __launch_bounds__(ManyRowsTile<BM, BN, MR, NR, KS>::threads)
   const int pack = thread % packs, line = thread / packs;
   start_next();
   await_inputs();
-  in.template prepare<true>(first_row, BM, rows, statistics);
+  in.template prepare<aligned>(first_row, BM, rows, statistics);
 
   typename In::Row row[Tile::reads_a];
   RowStatistics<float> of_row[Tile::reads_a];
@@ -63,9 +63,9 @@ __global__ void __launch_bounds__(ManyRowsTile<BM, BN, MR, NR, KS>::threads)
     const int k = (slice * KS + part) * Tile::slice + pack * 4;
     const Index at = weights.at(k);
 #pragma unroll
-    for (int j = 0; j < Tile::reads_b; ++j) read_b[j] = weights.template load<true>(w[j], k, at, depth);
+    for (int j = 0; j < Tile::reads_b; ++j) read_b[j] = weights.template load<aligned>(w[j], k, at, depth);
 #pragma unroll
-    for (int j = 0; j < Tile::reads_a; ++j) in.template load<true>(row[j], of_row[j], k, read_a[j]);
+    for (int j = 0; j < Tile::reads_a; ++j) in.template load<aligned>(row[j], of_row[j], k, read_a[j]);
   };
   const auto keep = [&](int slice) {
     float* a = shared + (slice % 2 * KS + part) * Tile::stage;
@@ -136,10 +136,10 @@ __global__ void __launch_bounds__(ManyRowsTile<BM, BN, MR, NR, KS>::threads)
   }
 }
 
-template <int BM, int BN, int MR, int NR, int KS, class In, class Out>
+template <int BM, int BN, int MR, int NR, int KS, bool aligned, class In, class Out>
 void many_rows(const Launcher& launch, const In& in, RowWeights<float> weights, Index rows, Index cols,
                const Out& out) {
-  launch("a product of many rows", many_rows_kernel<BM, BN, MR, NR, KS, In, Out>,
+  launch("a product of many rows", many_rows_kernel<BM, BN, MR, NR, KS, aligned, In, Out>,
          dim3(static_cast<unsigned>((rows + BM - 1) / BM), static_cast<unsigned>((cols + BN - 1) / BN)),
          static_cast<unsigned>(ManyRowsTile<BM, BN, MR, NR, KS>::threads), 0, in, weights,
          static_cast<int>(rows), static_cast<int>(cols), out);
@@ -151,13 +151,17 @@ void product_of_rows(const Launcher& launch, int processors, const In& in, RowWe
                      bool aligned, Index rows, Index cols, const Out& out) {
   if constexpr (std::is_same_v<T, float>) {
     const Index work = rows * cols * in.depth;
-    if (aligned && weights.ld % 4 == 0 && rows >= tuning::many_rows && work > tuning::many_rows_work &&
-        cols >= 16) {
-      const auto tiles = [&](Index m, Index n) { return (rows + m - 1) / m * ((cols + n - 1) / n); };
-      if (tiles(32, 32) < 6 * processors)
-        return many_rows<32, 32, 4, 4, 4>(launch, in, weights, rows, cols, out);
-      if (cols <= 32) return many_rows<128, 32, 8, 4, 1>(launch, in, weights, rows, cols, out);
-      return many_rows<128, 64, 8, 8, 1>(launch, in, weights, rows, cols, out);
+    const auto tiles = [&](Index m, Index n) { return (rows + m - 1) / m * ((cols + n - 1) / n); };
+    const auto take = [&](auto kernel) { kernel(launch, in, weights, rows, cols, out); };
+    if (rows >= tuning::many_rows && !aligned) return take(many_rows<64, 64, 8, 4, 2, false, In, Out>);
+    if (aligned && (rows >= tuning::many_rows || (rows >= 128 && work > tuning::many_rows_work))) {
+      if (cols >= 128 && in.depth >= 512 && 2 * tiles(128, 128) >= 5 * processors)
+        return take(many_rows<128, 128, 8, 8, 1, true, In, Out>);
+      if (cols > 32 && 10 * tiles(64, 64) >= 9 * processors)
+        return take(many_rows<64, 64, 8, 4, 2, true, In, Out>);
+      if (cols <= 32 && tiles(64, 32) >= 2 * processors)
+        return take(many_rows<64, 32, 4, 4, 2, true, In, Out>);
+      return take(many_rows<32, 32, 4, 4, 4, true, In, Out>);
     }
   }
   few_rows(launch, processors, in, weights, aligned, rows, cols, out);

@@ -39,10 +39,11 @@ inline constexpr Index few_rows = sizeof(T) == 2 ? 4 : 8;
 /// its queue, so that two blocks fit a multiprocessor.
 inline constexpr int streamed_threads = 416, streamed_queue = 96 << 10;
 
-/// Steps in float32 of so many rows and multiplications or more, those of many sessions' codecs, are products of
-/// many rows. On an H200 Mimi encodes and decodes a frame of 64 sessions in 8.5 ms, by the kernels of few rows in
-/// 20.7 ms, of 256 sessions in 23.6 and 85.3 ms.
-inline constexpr Index many_rows = 32, many_rows_work = Index{1} << 25;
+/// Steps in float32 of so many rows, or of 128 and of so many multiplications, are products of many rows: those
+/// of several sessions' codecs. An H200, microseconds by few_rows.cuh and by tiles of 32 x 32, 64 x 64 and
+/// 128 x 128: 61440 x 128 x 512: 3408, 446, 360, 275; 12288 x 128 x 768: 1007, 125, 105, 130; 512 x 512 x 3072:
+/// 364, 101, 190, 526; 491520 x 64 x 7 of no whole packs: 5912.
+inline constexpr Index many_rows = 2048, many_rows_work = Index{1} << 25;
 
 /// Streaming steps over a short ring: threads of a head's block, and the longest context and head it takes.
 /// On an H200 a frame of Mimi came from 1.12 to 0.80 ms when blocks asked for their ring's rows before they
