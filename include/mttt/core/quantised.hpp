@@ -22,12 +22,20 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
+#include <limits>
 
 #include "mttt/core/bf16.hpp"
 #include "mttt/core/visit.hpp"
 
 namespace mttt {
+
+namespace detail {
+/// The whole number nearest to x, of two the even one, for |x| < 2^22: 1.5 * 2^23 leaves it in the lowest bits.
+/// Without a branch, as loops need it that the compiler is to vectorise.
+MTTT_INLINE int nearest_whole(float x) { return std::bit_cast<std::int32_t>(x + 0x1.8p23f) - 0x4b400000; }
+}  // namespace detail
 
 struct Int8 {
   using Value = std::int8_t;
@@ -47,10 +55,12 @@ struct Int8 {
     float largest = 0;
     for (Index i = 0; i < in; ++i) largest = std::max(largest, std::abs(weights[i]));
     scale[0] = largest / 127;
+    const float s = scale[0];
     // A scale that is subnormal may be off by half, and the quotient beyond 127 with it.
-    for (Index i = 0; i < in; ++i)
-      row[i] = static_cast<Value>(
-          scale[0] > 0 ? std::nearbyint(std::clamp(weights[i] / scale[0], -127.0f, 127.0f)) : 0.0f);
+    for (Index i = 0; i < in; ++i) {
+      const float quotient = s > 0 ? std::min(std::max(weights[i] / s, -127.0f), 127.0f) : 0.0f;
+      row[i] = static_cast<Value>(detail::nearest_whole(quotient));
+    }
   }
 };
 
@@ -73,30 +83,49 @@ struct Int4 {
       float w[group] = {};
       std::copy_n(weights + g * group, std::min(group, in - g * group), w);
       scale[g] = best_scale(w);
+      const float s = scale[g], per = s == 0 ? 0.0f : 1 / s;
+      int nibble[group];
+      MTTT_SIMD
+      for (Index j = 0; j < group; ++j) nibble[j] = 8 + whole(w[j] * per);
       for (Index j = 0; j < group / 2; ++j)
-        row[g * (group / 2) + j] = static_cast<Value>(nibble(w[j], float(scale[g])) |
-                                                      nibble(w[j + group / 2], float(scale[g])) << 4);
+        row[g * (group / 2) + j] = static_cast<Value>(nibble[j] | nibble[j + group / 2] << 4);
     }
   }
 
  private:
-  static int nibble(float w, float scale) {
-    return 8 + static_cast<int>(scale == 0 ? 0.0f : std::nearbyint(std::clamp(w / scale, -8.0f, 7.0f)));
+  MTTT_INLINE static int whole(float quotient) {
+    const int nearest = detail::nearest_whole(quotient), low = nearest < -8 ? -8 : nearest;
+    return low > 7 ? 7 : low;
+  }
+  static float sum_of(float* x) {
+    for (Index n = group / 2; n >= 8; n /= 2) {
+      MTTT_SIMD
+      for (Index i = 0; i < n; ++i) x[i] += x[i + n];
+    }
+    return (x[0] + x[1]) + (x[2] + x[3]) + ((x[4] + x[5]) + (x[6] + x[7]));
   }
   static Scale best_scale(const float* w) {
-    float extreme = 0;
-    for (Index i = 0; i < group; ++i) extreme = std::abs(w[i]) > std::abs(extreme) ? w[i] : extreme;
+    float low[8] = {}, high[8] = {};  // eight at once, here and below
+    for (Index i = 0; i < group; ++i) {
+      low[i % 8] = std::min(low[i % 8], w[i]);
+      high[i % 8] = std::max(high[i % 8], w[i]);
+    }
+    const float lowest = *std::min_element(low, low + 8), highest = *std::max_element(high, high + 8);
+    const float extreme = highest > -lowest ? highest : lowest;
+    if (std::abs(extreme) < 0x1p-122f) return Scale(0);  // so that 1 / scale is a number
     Scale best(extreme / -8);
     float least = std::numeric_limits<float>::infinity();
     for (int shrink = 0; shrink < 10; ++shrink) {
       const Scale scale(extreme / -8 * (1.0f - 0.03f * static_cast<float>(shrink)));
-      const float s = scale, per = s == 0 ? 0.0f : 1 / s;
-      float error = 0;
+      const float s = scale, per = 1 / s;
+      float error[group];
+      MTTT_SIMD
       for (Index i = 0; i < group; ++i) {
-        const float rest = w[i] - s * std::nearbyint(std::clamp(w[i] * per, -8.0f, 7.0f));
-        error += rest * rest;
+        const float rest = w[i] - s * static_cast<float>(whole(w[i] * per));
+        error[i] = rest * rest;
       }
-      if (error < least) least = error, best = scale;
+      const float sum = sum_of(error);
+      if (sum < least) least = sum, best = scale;
     }
     return best;
   }
