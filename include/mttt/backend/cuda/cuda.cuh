@@ -21,7 +21,6 @@
 #include "mttt/backend/backend.hpp"
 #include "mttt/backend/cuda/attention.cuh"
 #include "mttt/backend/cuda/attention_step.cuh"
-#include "mttt/backend/cuda/depth_step.cuh"
 #include "mttt/backend/cuda/gemm.cuh"
 #include "mttt/backend/cuda/memory.cuh"
 #include "mttt/backend/cuda/nearest.cuh"
@@ -109,11 +108,9 @@ struct CudaContext {
         // less what the reductions' slots take
         shared_limit(device_attribute(number, cudaDevAttrMaxSharedMemoryPerBlockOptin) - 1024),
         launch(stream, number),
-        tickets(1024, MemoryUse::workspace),
+        tickets(256, MemoryUse::workspace),
         ticket(static_cast<unsigned*>(tickets.data())),
-        gemm(launch, capability, processors) {
-    launch.keep_relays(ticket + 64);
-  }
+        gemm(launch, capability, processors) {}
   ~CudaContext() { cudaStreamSynchronize(stream); }
 
   int device, processors, capability;
@@ -251,23 +248,6 @@ class Cuda {
                                                         finish, c.ld, alpha, false);
     }
     return false;
-  }
-  /// A frame of the depformer and its draws in one kernel, where steps_depth says so.
-  template <class Weights>
-  bool steps_depth(const DepthFrame<T, Weights>& frame) const {
-    return std::is_same_v<T, bf16> &&
-           detail::takes_depth<detail::FormatOf<Weights>>(context_->capability, context_->processors, frame);
-  }
-  template <class Weights>
-  void depth_step(const DepthFrame<T, Weights>& frame) {
-    if constexpr (std::is_same_v<T, bf16>) {
-      const auto guard = scope();
-      const auto make_rows = [&](Index width) { return make<T, dyn>(frame.rows * width).data(); };
-      detail::depth_launch<detail::FormatOf<Weights>>(
-          context_->launch, context_->processors, frame, make_rows(frame.dim), make_rows(frame.dim),
-          make_rows(frame.hidden), make_rows(3 * frame.dim * frame.n_layers * frame.n_steps),
-          context_->ticket + 32);
-    }
   }
   template <class F>
   void conv_step(const ConvStep<T>& conv, Finish<T> finish) {
