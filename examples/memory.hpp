@@ -71,8 +71,9 @@ void expect_memory(const std::string& what, double bytes, const std::string& dty
   if (!left || bytes <= *left) return;
   using mttt::detail::binary_size;
   const char* smaller = dtype == "f32" ? "bf16" : dtype == "bf16" ? "int8" : dtype == "int8" ? "int4" : "";
-  mttt::fail(on_host ? "memory of this machine" : "memory of the GPU", binary_size(*left) + " available",
-             binary_size(bytes) + " for " + what,
-             (*smaller != 0 ? "name --dtype " + std::string(smaller) + ", which takes half, " : std::string()) +
-                 "end other programs, or choose a smaller model or a larger machine");
+  mttt::fail(
+      on_host ? "memory of this machine" : "memory of the GPU", binary_size(*left) + " available",
+      binary_size(bytes) + " for " + what,
+      (*smaller != 0 ? "name --dtype " + std::string(smaller) + ", which takes half, " : std::string()) +
+          "end other programs, or choose a smaller model or a larger machine");
 }

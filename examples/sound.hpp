@@ -1,8 +1,8 @@
 // Where a program hears and speaks, frame by frame: sound files, or raw samples through standard input and
 // output, so that `arecord | stream | aplay` talks.
 //
-// Raw samples are mono, of the codec's rate, s16le or f32le. One frame goes out for each that came in, silence
-// too. An input that pauses is waited for; what ends within a frame is filled up with silence; an interrupt
+// Raw samples are mono, of the codec's rate, s16le or f32le. One frame goes out for each that came in,
+// silence too. An input that pauses is waited for; what ends within a frame is filled up with silence; an interrupt
 // ends the conversation after the frame that is being answered, as the end of the input does.
 #pragma once
 
@@ -28,8 +28,8 @@
 enum class RawFormat { s16le, f32le };
 inline std::size_t bytes_of(RawFormat format) { return format == RawFormat::s16le ? 2 : 4; }
 
-/// While it lives, Ctrl-C and SIGTERM only raise a flag, once (the second ends the process), and a reader that
-/// has gone is an error of write().
+/// While it lives, Ctrl-C and SIGTERM only raise a flag, once (the second ends the process), and a reader
+/// that has gone is an error of write().
 class Interrupts {
  public:
   Interrupts() {

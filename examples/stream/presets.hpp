@@ -1,5 +1,5 @@
-// Which of the presets that are compiled a model needs: config.json of a published one says so, or the metadata
-// of a checkpoint of ours.
+// Which of the presets that are compiled a model needs: config.json of a published one says so, or the
+// metadata of a checkpoint of ours.
 #pragma once
 
 #include <array>

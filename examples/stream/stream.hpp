@@ -64,7 +64,7 @@ nlohmann::json contributions(B& be, const typename Moshi<C, B>::Params& params,
   return list;
 }
 
-/// What was learned and one conversation. The language model is on the backend `On`; the codec stores float32.
+/// What was learned and one conversation. The language model is on backend `On`; the codec stores float32.
 template <MoshiConfig C, MimiConfig M, class On>
 struct Conversation {
   using B = On;

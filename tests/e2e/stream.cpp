@@ -1,4 +1,4 @@
-// stream --model: folders as other programs write them, raw samples through pipes, and how a conversation ends.
+// stream --model: folders as other programs write them, raw samples through pipes, how a conversation ends.
 #include <poll.h>
 #include <sys/wait.h>
 

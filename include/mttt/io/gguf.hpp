@@ -1,4 +1,4 @@
-// GGUF, the files of ggml: named tensors after a binary header, in floats or in blocks of 4 and 8 bits. Reader.
+// GGUF, the files of ggml: named tensors after a binary header, in floats or blocks of 4 and 8 bits. Reader.
 //
 // Layout:  "GGUF" | u32 version | u64 tensors | u64 keys | keys and values | names, shapes, types, offsets |
 //          padding | the tensors, each at a multiple of the alignment (the key general.alignment, else 32).
@@ -6,8 +6,8 @@
 // Formula: Q8_0, 32 numbers in 34 bytes: f16 d, i8 q[32]; w = d q.
 //          Q4_0, 32 numbers in 18 bytes: f16 d, 16 bytes: low halves are numbers 0-15, high ones 16-31;
 //          w = d (q - 8).
-//          Q4_K, 256 numbers in 144 bytes: f16 d, f16 m, 12 bytes with 6 bits of scale s and of minimum t for each
-//          32, 128 bytes of q: low halves of 32 bytes, then high ones; w = d s q - m t.
+//          Q4_K, 256 numbers in 144 bytes: f16 d, f16 m, 12 bytes with 6 bits of scale s and of minimum t for
+//          each 32, 128 bytes of q: low halves of 32 bytes, then high ones; w = d s q - m t.
 // Shapes:  as stored, the slowest axis first, rank 1 to 4.   Units: bytes, elements.
 // Errors:  the reader takes every file for hostile: lengths, counts, nesting, repeated names, types, shapes,
 //          offsets and overlaps are checked on opening, so that a GgufFile that exists is sound.

@@ -4,8 +4,8 @@
 //          Packed groups (NAME without .weight, .scales and .biases): w = q s + b, q of 4 or 8 bits, lowest
 //          bits first, s and b one number for each group of a row.
 //          Blocks of GGUF: see io/gguf.hpp.
-//          Our own 8 and 4 bits (NAME.scale beside NAME): see core/quantised.hpp. A model that holds its weights
-//          so takes them, and int8 rows, as they are; what lies in another form it rounds.
+//          Our own 8 and 4 bits (NAME.scale beside NAME): see core/quantised.hpp. A model that holds its
+//          weights so takes them, and int8 rows, as they are; what lies in another form it rounds.
 //          LoRA (an adapter's X.lora_A.weight, X.lora_B.weight): W + scaling B A, in the wide type, rounded
 //          once. Other tensors of an adapter stand in for those of the file, or add to them.
 // Shapes:  equal up to leading extents of 1: (1, 1, C) is (C). lora_A (rank, in), lora_B (out, rank).

@@ -7,8 +7,8 @@
 // Units:   none.
 // Errors:  expect_lora: an adapter of another rank or scaling.
 // Not supported: dropout of x. In bf16 y is rounded twice.
-// Source:  Hu et al. 2021 (arXiv 2106.09685); kyutai-labs/moshi modules/lora.py `LoRALinear`, whose A starts as
-//          uniform numbers of variance 1 / (3 in), and B as zeros.
+// Source:  Hu et al. 2021 (arXiv 2106.09685); kyutai-labs/moshi modules/lora.py `LoRALinear`, whose A starts
+//          as uniform numbers of variance 1 / (3 in), and B as zeros.
 #pragma once
 
 #include "mttt/nn/linear.hpp"
