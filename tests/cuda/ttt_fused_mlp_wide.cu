@@ -22,10 +22,14 @@ TEST_CASE("CUDA: fused TTT-MLP, heads of 128, does not see the future") {
   Scans::hold_to_causality<32>({1, 70, 1}, 40);
   Scans::hold_to_causality<64>({2, 150, 1}, 77);
 }
-TEST_CASE("CUDA: fused TTT-MLP, heads of 128, of a session alone and in a batch", "[small]") {
+TEST_CASE("CUDA: fused TTT-MLP, heads of 128, of a session alone and in a batch") {
   Scans::hold_to_batches<16>({3, 37, 2});
   Scans::hold_to_batches<32>({3, 69, 1});
   Scans::hold_to_batches<64>({3, 149, 1});
+}
+TEST_CASE("CUDA: fused TTT-MLP, heads of 128, a mini-batch and a token", "[small]") {
+  Scans::hold_to_batches<16>({3, 17, 1});
+  Scans::hold_to_batches<64>({3, 65, 1});
 }
 TEST_CASE("CUDA: fused TTT-MLP, more heads of 128 than clusters at a time") {
   Scans::hold_to_batches<64>({3, 70, 13});

@@ -37,7 +37,6 @@ struct TttLinearGradients {
   const bf16* dout;
   bf16 *dq, *dk, *dtarget;
   float *dlr, *dscale, *dgamma, *dbeta, *dweights;
-  int kept;  // mini-batches of a cell whose weights are kept
   uint4* weights;
   float* biases;
   uint4* given;  // by the second block to the first
@@ -56,10 +55,11 @@ struct TttLinearBackward {
   // In floats:
   static constexpr int bias = 0, dbias = bias + F, norm = dbias + F, scale = norm + 2 * F;
   static constexpr int rates = scale + C, exchange = rates + 2 * C;
-  static constexpr int shared = floats + 4 * (exchange + 6 * P::place_floats);
+  static constexpr int answered = exchange + 6 * P::place_floats;
+  static constexpr int shared = floats + 4 * (answered + 2 * ColumnSums<P::N>::kept * threads);
   /// Of a mini-batch, in 16 bytes: Gl and dZbar, P and dA.
   static constexpr int given_tiles = 2 * tile / 16, given = given_tiles + 2 * Square::bytes / 16;
-  static_assert(shared >= 4 * (C / 16 * F * 2));  // what the last sums take
+  static_assert(floats >= 4 * (C / 16 * F * 2));  // what the last sums take
 };
 
 /// 1 + q . k for the pairs of a row block that are not masked by more than the diagonal's block.
@@ -72,8 +72,8 @@ __device__ void causal_dots(const P& piece, std::uint32_t q, std::uint32_t k, fl
                        piece.first_row / 16 + 1);
 }
 
-/// One block's work; the functions are its stages.
-template <int F, int C>
+/// One block's work, or that of each of two; the functions are its stages.
+template <int F, int C, bool two>
 struct TttLinearBack {
   using Shape = TttLinearBackward<F, C>;
   using P = typename Shape::P;
@@ -84,7 +84,6 @@ struct TttLinearBack {
 
   const TttLinearTask& task;
   const TttLinearGradients& to;
-  unsigned cell;
   std::uint32_t memory = shared_address(ttt_memory);
   float* floats = reinterpret_cast<float*>(ttt_memory + Shape::floats);
   int thread = static_cast<int>(threadIdx.x), warp = thread / 32;
@@ -93,12 +92,14 @@ struct TttLinearBack {
   int diagonal = piece.first_row / 16;  // block of 16 keys, and of queries, that the mask cuts through
 
   FastWeights<F> dw;
-  ColumnSums<N> dgamma, dbeta, answered_gamma, answered_beta;
+  ColumnSums<N> dgamma, dbeta;      // of the losses; those of the answers are in shared memory
   float dscale[2] = {}, dlast = 0;  // a lane's shares
 
-  Index start = task.first(cell),
+  Index start = task.first(static_cast<unsigned>(cell())),
         stride = C * task.heads;  // of this block's first token in (B, T, H), of a mini-batch
 
+  __device__ static Index cell() { return two ? blockIdx.x / 2 : blockIdx.x; }
+  __device__ int kept() const { return two ? 2 * task.group : task.group; }  // mini-batches' weights
   __device__ Index first(int m) const { return start + m * stride; }
   __device__ std::uint32_t tile(int offset) const { return memory + static_cast<std::uint32_t>(offset); }
 
@@ -111,10 +112,10 @@ struct TttLinearBack {
     copy_number(rates + thread, task.lr + first(m) + (in ? thread * task.heads : 0), in);
   }
   __device__ uint4* kept_weights(int i) const {
-    return to.weights + (cell * static_cast<Index>(to.kept) + i) * (F * F / 8);
+    return to.weights + (cell() * static_cast<Index>(kept()) + i) * (F * F / 8);
   }
   __device__ float* kept_bias(int i) const {
-    return to.biases + (cell * static_cast<Index>(to.kept) + i) * F;
+    return to.biases + (cell() * static_cast<Index>(kept()) + i) * F;
   }
 
   /// What threads have written or copied before may be read after it.
@@ -125,22 +126,25 @@ struct TttLinearBack {
 
   /// Keys and targets that are learned again lie in turn at one of two places.
   struct Places {
-    int keys[2], targets[2];
+    int first_keys, other_keys, first_targets, other_targets;
+    __device__ int keys(int turn) const { return turn == 0 ? first_keys : other_keys; }
+    __device__ int targets(int turn) const { return turn == 0 ? first_targets : other_targets; }
   };
   __device__ void copy_to_learn(const Places& places, int turn, int m) const {
-    copy_tile(places.keys[turn], task.k, m);
-    copy_tile(places.targets[turn], task.target, m);
+    copy_tile(places.keys(turn), task.k, m);
+    copy_tile(places.targets(turn), task.target, m);
     copy_rates(m, floats + Shape::rates + (1 - turn) * C);
   }
   __device__ void read_checkpoint(FastWeights<F>& fast, int begin) const {
     fast.band = warp;
-    fast.read(task.checkpoints + (begin / task.group * task.cells + cell) * fast.size);
+    fast.read(task.checkpoints + (begin / task.group * task.cells + cell()) * fast.size);
   }
-  /// Of `count` mini-batches from `begin` on the weights that numbers i to `end` start from, into scratch from
-  /// `kept` on. `fast` are those of number i, whose keys are under way to the first place.
-  __device__ void learn_again(FastWeights<F>& fast, int begin, int count, int i, int end, int kept,
+  /// Of `count` mini-batches from `begin` on the weights that numbers `from` to `end` start from, into scratch
+  /// from `kept` on. `fast` are those of number `from`, whose keys are under way to the first place.
+  __device__ void learn_again(FastWeights<F>& fast, int begin, int count, int from, int end, int kept,
                               const Places& places) {
-    for (int turn = 0; i < end; ++i, turn = 1 - turn) {
+    for (int i = from; i < end; ++i) {
+      const int turn = (i - from) % 2;
       fast.offer(tile(Shape::w), floats + Shape::bias);
       await_copies();
       sync();
@@ -151,9 +155,9 @@ struct TttLinearBack {
         commit_copies();  // await_copies waits for nothing else
       }
       LossPiece<P> loss;
-      learn<true>(loss, places.keys[turn], places.targets[turn], floats + Shape::rates + (1 - turn) * C);
+      learn<true>(loss, places.keys(turn), places.targets(turn), floats + Shape::rates + (1 - turn) * C);
       sync();
-      fast.template add<C>(tile(places.keys[turn]), tile(Shape::g), -floats[Shape::scale + C - 1]);
+      fast.template add<C>(tile(places.keys(turn)), tile(Shape::g), -floats[Shape::scale + C - 1]);
     }
     __threadfence();  // the copies that fetch them go past the first cache
     sync();
@@ -266,7 +270,7 @@ struct TttLinearBack {
     sync();
     carried(m, loss);
   }
-  __device__ uint4* given_in(int slot) const { return to.given + (cell * Index{2} + slot) * Shape::given; }
+  __device__ uint4* given_in(int slot) const { return to.given + (cell() * Index{2} + slot) * Shape::given; }
   __device__ static int place_of_given(int at) {
     return at < Shape::given_tiles ? Shape::g + at * 16 : Shape::p + (at - Shape::given_tiles) * 16;
   }
@@ -283,7 +287,7 @@ struct TttLinearBack {
     }
   }
   __device__ void answer_all() {
-    constexpr Places places{{Shape::dz, Shape::k}, {Shape::dw, Shape::target}};  // which it has no use for
+    constexpr Places places{Shape::dz, Shape::k, Shape::dw, Shape::target};  // which it has no use for
     const int M = task.mini_batches, group = task.group, last = (M - 1) / group * group;
     FastWeights<F> fast;
     read_checkpoint(fast, last);
@@ -347,9 +351,19 @@ struct TttLinearBack {
     float d[N / 8][4], of_gamma[N / 8][2], of_beta[N / 8][2];
     read_piece(Shape::dout, d);
     norm_backward(piece, norm, rstd, z, d, of_gamma, of_beta, 3);
-    answered_gamma.add(of_gamma);
-    answered_beta.add(of_beta);
+    add_answered(of_gamma, 0);
+    add_answered(of_beta, 1);
     write_piece<T>(piece, tile(Shape::dzbar), d);
+  }
+  /// On to this lane's sums for gamma, number 0, or beta, number 1.
+  __device__ void add_answered(float (&of)[N / 8][2], int number) const {
+    ColumnSums<N> sums;
+    sums.add(of);
+#pragma unroll
+    for (int i = 0; i < sums.kept; ++i) *answered(number, i) += sums.sum[i];
+  }
+  __device__ float* answered(int number, int i) const {
+    return floats + Shape::answered + (number * ColumnSums<N>::kept + i) * threads + thread;
   }
   __device__ void read_piece(int offset, float (&c)[N / 8][4]) const {
     for_pairs<N>([&](int j, int half) {
@@ -434,14 +448,17 @@ struct TttLinearBack {
 
   /// Sums over all tokens, on to what is there: the answers' before the losses'.
   __device__ void finish_answers() const {
-    add_columns(answered_gamma, answered_beta);
+    ColumnSums<N> gamma, beta;
+#pragma unroll
+    for (int i = 0; i < gamma.kept; ++i) gamma.sum[i] = *answered(0, i), beta.sum[i] = *answered(1, i);
+    add_columns(gamma, beta);
     auto* of_scale = reinterpret_cast<float*>(ttt_memory);
     float rows[2] = {dscale[0], dscale[1]};
     sum_quads(rows);
     if (piece.slice == 0 && lane_of_warp() % 4 == 0)
       of_scale[piece.row(0)] = rows[0], of_scale[piece.row(1)] = rows[1];
     __syncthreads();
-    if (thread < C) to.dscale[static_cast<Index>(cell) * C + thread] += of_scale[thread];
+    if (thread < C) to.dscale[cell() * C + thread] += of_scale[thread];
   }
   __device__ void finish_losses() const {
     add_columns(dgamma, dbeta);
@@ -456,7 +473,7 @@ struct TttLinearBack {
     if (thread == C - 1) {
       float sum = 0;
       for (int i = 0; i < threads / 32; ++i) sum += of_last[i];
-      to.dscale[static_cast<Index>(cell) * C + thread] += sum;
+      to.dscale[cell() * C + thread] += sum;
     }
   }
   /// Leaves shared memory free.
@@ -477,8 +494,8 @@ struct TttLinearBack {
       float gamma = 0, beta = 0;
 #pragma unroll
       for (int i = 0; i < blocks; ++i) gamma += of_gamma[i * F + thread], beta += of_beta[i * F + thread];
-      to.dgamma[static_cast<Index>(cell) * F + thread] += gamma;
-      to.dbeta[static_cast<Index>(cell) * F + thread] += beta;
+      to.dgamma[cell() * F + thread] += gamma;
+      to.dbeta[cell() * F + thread] += beta;
     }
     __syncthreads();
   }
@@ -490,12 +507,13 @@ __global__ void __launch_bounds__(TttLinearBackward<F, C>::threads, two ? 1 : Tt
   start_next();
   await_inputs();
   using Shape = TttLinearBackward<F, C>;
-  TttLinearBack<F, C> block{task, to, two ? blockIdx.x / 2 : blockIdx.x};
-  const Index head = task.head(block.cell);
+  TttLinearBack<F, C, two> block{task, to};
+  const Index head = task.head(static_cast<unsigned>(block.cell()));
   if (block.thread < F) {
     block.norm.set(block.thread, task.gamma[head * F + block.thread], task.beta[head * F + block.thread]);
   }
   if (block.thread < C) block.floats[Shape::scale + block.thread] = task.scale[block.thread];
+  for (int i = 0; i < 2 * ColumnSums<Shape::P::N>::kept; ++i) *block.answered(0, i) = 0;
   __syncthreads();
   if (two && cluster_rank() == 1) {
     block.answer_all();
@@ -503,14 +521,15 @@ __global__ void __launch_bounds__(TttLinearBackward<F, C>::threads, two ? 1 : Tt
     meet();
     return;
   }
-  float* dweights = to.dweights + block.cell * static_cast<Index>(FastWeights<F>::size);
+  float* dweights = to.dweights + block.cell() * FastWeights<F>::size;
   block.dw.band = block.warp;
   block.dw.read(dweights);
   if constexpr (two) {
     block.carry_all();
     meet();  // the answers' sums are there
   } else {
-    constexpr typename TttLinearBack<F, C>::Places places{{Shape::k, Shape::q}, {Shape::target, Shape::dout}};
+    constexpr
+        typename TttLinearBack<F, C, two>::Places places{Shape::k, Shape::q, Shape::target, Shape::dout};
     for (int end = task.mini_batches; end > 0;) {
       const int first = (end - 1) / task.group * task.group;
       FastWeights<F> fast;
@@ -541,10 +560,9 @@ void ttt_linear_run_backward(B& be, const Launcher& launch, int capability, int 
   const auto weights = be.template make<uint4, dyn>(task.cells * kept * (F * F / 8));
   const auto biases = be.template make<float, dyn>(task.cells * kept * F);
   const auto given = be.template make<uint4, dyn>(two ? task.cells * 2 * Shape::given : 0);
-  const TttLinearGradients to{
-      scan.dout,      scan.dq,       scan.dk,     scan.dtarget,  scan.dlr,
-      scan.dscale,    scan.dgamma,   scan.dbeta,  scan.dweights, static_cast<int>(kept),
-      weights.data(), biases.data(), given.data()};
+  const TttLinearGradients to{scan.dout,     scan.dq,        scan.dk,       scan.dtarget,
+                              scan.dlr,      scan.dscale,    scan.dgamma,   scan.dbeta,
+                              scan.dweights, weights.data(), biases.data(), given.data()};
   const char* what = "starting a TTT-Linear scan backwards";
   const auto cells = static_cast<unsigned>(task.cells);
   if (two) {

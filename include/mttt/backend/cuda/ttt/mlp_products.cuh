@@ -178,18 +178,7 @@ template <int NT>
 __device__ __forceinline__ float& number(float (&c)[NT][4], int i) {
   return (&c[0][0])[i];
 }
-template <int NT>
-__device__ __forceinline__ void clear(float (&c)[NT][4]) {
-  each(c, [](int, float& x) { x = 0; });
-}
 
-/// Four 8 x 8 matrices; lane l gives the address of row l % 8 of matrix l / 8.
-__device__ inline void store_matrices(std::uint32_t at, std::uint32_t a, std::uint32_t b, std::uint32_t c,
-                                      std::uint32_t d) {
-  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(at), "r"(a), "r"(b),
-               "r"(c), "r"(d)
-               : "memory");
-}
 /// Sums into a tile, rounded; n is a multiple of their 8 NT columns.
 template <int NT, int R, int D>
 __device__ __forceinline__ void put(float (&c)[NT][4], Factor<R, D> tile, int m, int n) {

@@ -193,10 +193,7 @@ __device__ void write_rows(std::uint32_t tile, int row, int chunk, int lane, con
   for (int n = 0; n < N / 16; ++n) {
     std::uint32_t m[4];
     pack_factor(m, c[2 * n], c[2 * n + 1]);
-    asm volatile(
-        "stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(further<T>(first, 2 * n)),
-        "r"(m[0]), "r"(m[1]), "r"(m[2]), "r"(m[3])
-        : "memory");
+    store_matrices(further<T>(first, 2 * n), m[0], m[1], m[2], m[3]);
   }
 #else
   const std::uint32_t first = T::at(tile, row + lane / 4, chunk) + static_cast<std::uint32_t>(lane % 4 * 4);

@@ -210,6 +210,16 @@ __device__ inline void write_pair(std::uint32_t at, float low, float high) {
   asm volatile("st.shared.b32 [%0], %1;" ::"r"(at), "r"(pack_bf16(low, high)) : "memory");
 }
 
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+/// Four 8 x 8 matrices; lane l gives the address of row l % 8 of matrix l / 8.
+__device__ inline void store_matrices(std::uint32_t at, std::uint32_t a, std::uint32_t b, std::uint32_t c,
+                                      std::uint32_t d) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(at), "r"(a), "r"(b),
+               "r"(c), "r"(d)
+               : "memory");
+}
+#endif
+
 /// Starts to copy a tile by `threads` threads, of which this is number `thread`; rows from `valid` on are
 /// zeros. Row 0 must be valid.
 template <int R, int D, int threads>
