@@ -85,7 +85,7 @@ TEST_CASE_METHOD(
 }
 
 TEST_CASE_METHOD(Fixture, "Any schedule of joining, leaving, starting anew, forking, keeping and returning") {
-  for (std::uint64_t seed : {1, 2, 3}) {
+  for (const std::uint64_t seed : {1u, 2u, 3u}) {
     Company<B> some(be, learned.models(), slots, seed);
     for (Index t = 0; t < 400; ++t) {
       INFO("seed " << seed << ", frame " << t);
