@@ -367,8 +367,8 @@ struct TttLinearBack {
   }
   __device__ void read_piece(int offset, float (&c)[N / 8][4]) const {
     for_pairs<N>([&](int j, int half) {
-      const float2 two = read_pair(piece.template pair_at<T>(tile(offset), j, half));
-      c[j][2 * half] = two.x, c[j][2 * half + 1] = two.y;
+      const float2 both = read_pair(piece.template pair_at<T>(tile(offset), j, half));
+      c[j][2 * half] = both.x, c[j][2 * half + 1] = both.y;
     });
   }
 
