@@ -34,6 +34,11 @@ __device__ void barrier_expect(std::uint32_t barrier, std::uint32_t bytes) {
       "r"(bytes)
       : "memory");
 }
+/// Waits for all of the first `threads` threads of a block: those that multiply, not the one that copies.
+template <int = 0>
+__device__ void sync_consumers(int threads) {
+  asm volatile("bar.sync 1, %0;" ::"r"(threads) : "memory");
+}
 /// Waits for the end of the phase of this parity: 0, 1, 0, ...
 template <int = 0>
 __device__ void barrier_wait(std::uint32_t barrier, unsigned parity) {

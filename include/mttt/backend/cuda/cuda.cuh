@@ -108,8 +108,6 @@ struct CudaContext {
         // less what the reductions' slots take
         shared_limit(device_attribute(number, cudaDevAttrMaxSharedMemoryPerBlockOptin) - 1024),
         launch(stream, number),
-        tickets(256, MemoryUse::workspace),
-        ticket(static_cast<unsigned*>(tickets.data())),
         gemm(launch, capability, processors) {}
   ~CudaContext() { cudaStreamSynchronize(stream); }
 
@@ -118,8 +116,6 @@ struct CudaContext {
   Stream stream;
   Arena<CudaMemory> arena;
   Launcher launch;
-  CudaMemory tickets;
-  unsigned* ticket;  // 0 between kernels: the blocks of one count themselves with it
   Gemm gemm;
 };
 
@@ -339,20 +335,8 @@ class Cuda {
   bool attend_step(const Shape& shape, Index batch, Index steps, const U* q, const U* k, const U* v,
                    Strides strides, U* cache_k, U* cache_v, const std::int64_t* positions,
                    const std::uint8_t* mask, U* out, Strides out_strides, const std::int64_t* contexts) {
-    return detail::ring_attend(context_->launch, context_->capability, context_->processors, shape, batch,
-                               steps, q, k, v, strides, cache_k, cache_v,
-                               const_cast<std::int64_t*>(positions),  // it only reads them
-                               mask, out, out_strides, contexts, 0, nullptr);
-  }
-  /// The same with the rotation of q and k, if max_period is not 0, and the positions advanced.
-  template <class U, class Shape, class Strides>
-  bool whole_attend_step(const Shape& shape, Index batch, Index steps, const U* q, const U* k, const U* v,
-                         Strides strides, U* cache_k, U* cache_v, std::int64_t* positions,
-                         const std::uint8_t* mask, U* out, Strides out_strides, const std::int64_t* contexts,
-                         double max_period) {
-    return detail::ring_attend(context_->launch, context_->capability, context_->processors, shape, batch,
-                               steps, q, k, v, strides, cache_k, cache_v, positions, mask, out, out_strides,
-                               contexts, max_period, context_->ticket);
+    return detail::ring_attend(stream(), context_->capability, context_->processors, shape, batch, steps, q,
+                               k, v, strides, cache_k, cache_v, positions, mask, out, out_strides, contexts);
   }
   /// The same with the rotation of q and k, for a few steps and a short context.
   template <class U, class Shape, class Strides>

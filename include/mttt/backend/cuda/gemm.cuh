@@ -70,8 +70,13 @@ class Gemm {
     if (outer * inner == 1 && (beta == Wide<V>(0) || beta == Wide<V>(1)) &&
         takes_few_rows(a.first, b.first)) {
       const Finish<V> finish{.addend = beta == Wide<V>(0) ? nullptr : c.first.data};
-      if (!streamed<Identity, T, V>(a.first, {}, b.first.t(), c.first, finish, c.first.ld, alpha, false))
-        few<Identity, false, T, V>(a.first, {}, b.first.t(), c.first, finish, c.first.ld, alpha);
+      if constexpr (std::is_same_v<T, bf16>) {
+        const Matrix<const T> w = b.first.t();
+        if (w.ld == w.cols &&
+            streamed<Identity>(a.first, {}, weight_rows(w), c.first, finish, c.first.ld, alpha, false))
+          return;
+      }
+      few<Identity, false, T, V>(a.first, {}, b.first.t(), c.first, finish, c.first.ld, alpha);
       return;
     }
     if (overlaps(a.first)) {
@@ -107,24 +112,19 @@ class Gemm {
   }
   /// The same by weights that stream through shared memory; false, and nothing done, for what that does not
   /// take. `known` weights are parameters, which no kernel that was queued just before writes.
-  template <class F, class T, class V>
-  bool streamed(Matrix<const T> x, NormRows<T> norm, Matrix<const T> w, Matrix<V> y, Finish<V> finish,
+  template <class F, class W, class V>
+  bool streamed(Matrix<const bf16> x, NormRows<bf16> norm, WeightRows<W> w, Matrix<V> y, Finish<V> finish,
                 Index addend_ld, float alpha, bool known) {
-    if constexpr (std::is_same_v<T, bf16>) {
-      return w.ld == w.cols && norm.bias == nullptr &&
-             streamed_rows<false>(launch_, capability_, processors_, x, norm.weight, norm.eps, w.data, w.rows,
-                                  known, WriteStreamed<F, V>{y.data, y.ld, addend_ld, finish, alpha});
-    }
-    return false;
+    return norm.bias == nullptr &&
+           streamed_rows<false>(launch_, capability_, processors_, x, norm.weight, norm.eps, w, y.cols, known,
+                                WriteStreamed<F, V>{y.data, y.ld, addend_ld, finish, alpha});
   }
-  template <class F, class T>
-  bool streamed_gate(Matrix<const T> x, NormRows<T> norm, Matrix<const T> w, Matrix<T> y) {
-    if constexpr (std::is_same_v<T, bf16>) {
-      return w.ld == w.cols && norm.bias == nullptr &&
-             streamed_rows<true>(launch_, capability_, processors_, x, norm.weight, norm.eps, w.data,
-                                 w.rows / 2, true, WriteGated<F>{y.data, y.ld});
-    }
-    return false;
+  /// y = F(a) * b, [a | b] = norm(x) w^T.
+  template <class F, class W>
+  bool streamed_gate(Matrix<const bf16> x, NormRows<bf16> norm, WeightRows<W> w, Matrix<bf16> y) {
+    return norm.bias == nullptr &&
+           streamed_rows<true>(launch_, capability_, processors_, x, norm.weight, norm.eps, w, y.cols, true,
+                               WriteGated<F>{y.data, y.ld});
   }
   template <class F, class T>
   void conv_step(const ConvStep<T>& conv, Finish<T> finish) {

@@ -59,12 +59,6 @@ class Launcher {
     start(what, kernel, 1, blocks, threads, shared, std::forward<A>(arguments)...);
     previous_waits_ = true;
   }
-  template <class... P, class... A>
-  void waiting_clusters(const char* what, void (*kernel)(P...), unsigned clusters, unsigned cluster,
-                        unsigned threads, Index shared, A&&... arguments) const {
-    start(what, kernel, cluster, clusters * cluster, threads, shared, std::forward<A>(arguments)...);
-    previous_waits_ = true;
-  }
   /// Whether the kernel that was started last is such a one: what was written before it may then be read early.
   bool previous_waits() const { return previous_waits_; }
   /// In clusters of `cluster` blocks, which compute capability 9.0 has. The kernel awaits its inputs itself.
