@@ -104,7 +104,7 @@ struct Conversation {
 
 /// What came of a conversation.
 struct Said {
-  std::vector<std::int32_t> codes;  // heard and said, frame after frame
+  std::vector<std::int32_t> codes;  // heard and said, frame after frame, if somebody wants to know
   nlohmann::json tokens = nlohmann::json::array();
   std::vector<double> seconds;  // of each frame, from its last sample to its reply
 };
@@ -112,7 +112,7 @@ struct Said {
 /// Frame by frame, 80 ms each: hear, think, speak. Until the sound ends, or its listener has gone.
 template <MoshiConfig C, MimiConfig M, class B>
 Said converse(Conversation<C, M, B>& talk, Microphone& microphone, Speaker& speaker, Words& words,
-              const GenOptions& gen) {
+              const Options& options) {
   using Types = Conversation<C, M, B>;
   using Talk = typename Types::Talk;
   constexpr Index spoken = Types::Gen::spoken;
@@ -127,7 +127,7 @@ Said converse(Conversation<C, M, B>& talk, Microphone& microphone, Speaker& spea
   auto frame = repeatable(be, [&] {
     auto in = *input;
     in.reset = {};  // the conversation starts once
-    Talk::step(be, models, *talk.state, in, *output, gen);
+    Talk::step(be, models, *talk.state, in, *output, options.gen);
   });
   const auto said = answer->said;
   const auto heard = answer->heard;
@@ -141,12 +141,13 @@ Said converse(Conversation<C, M, B>& talk, Microphone& microphone, Speaker& spea
     speaker.say(answer->pcm.data(), complete);
     all.seconds.push_back(watch.seconds());
 
-    for (Index k = 0; k < C.streams(); ++k) {
+    const bool kept = !options.json.empty();  // else memory stays as it is, however long they talk
+    for (Index k = 0; kept && k < C.streams(); ++k) {
       const std::int32_t code = k < spoken ? said(0, k) : heard(0, k - spoken);
       all.codes.push_back(code == ungenerated_code ? zero_code : code);
     }
     if (!complete) continue;
-    all.tokens.push_back(std::vector<std::int32_t>(said.data(), said.data() + spoken));
+    if (kept) all.tokens.push_back(std::vector<std::int32_t>(said.data(), said.data() + spoken));
     if (said(0, 0) != C.existing_text_padding_id && said(0, 0) != C.existing_text_end_padding_id)
       words.hear(said(0, 0));
   }
@@ -176,7 +177,7 @@ int stream(const Options& options, const Model& found) {
                1e-9 * Types::bytes(), found.files.moshi.c_str(), loading.seconds(), name_of(talk.be).c_str());
 
   const Interrupts interrupts;
-  const Said said = converse(talk, microphone, speaker, words, options.gen);
+  const Said said = converse(talk, microphone, speaker, words, options);
   std::fprintf(text, "\n");
   if (speaker.closed())
     std::fprintf(stderr, "nobody reads standard output any more: the conversation ends\n");

@@ -7,15 +7,15 @@ FOLDER receives config.json, model.safetensors (bf16, 15.4 GB) and Mimi's weight
 published names and shapes, which tests/golden/data lists. There is no tokenizer in it: that has no random form.
 Activations are of order one in every layer, so that what is said is noise but every number counts.
 
-Needs torch and safetensors, and 16 GB of memory. With a GPU it takes seconds.
+Needs torch, and 16 GB of disk. With a GPU it takes as long as the disk does.
 """
 import json
+import math
 import os
 import sys
 import time
 
 import torch
-from safetensors.torch import save_file
 
 DATA = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "golden", "data")
 CONFIG = dict(
@@ -48,6 +48,22 @@ def numbers(name, shape, generator):
     return noise / (noise.numel() / shape[0])**0.5
 
 
+def write(path, listed, dtype, generator):
+    """Tensor by tensor: memory holds one. Returns the bytes of all."""
+    size = torch.tensor([], dtype=dtype).element_size()
+    header, at = {}, 0
+    for name, shape in listed:
+        end = at + size * math.prod(shape)
+        header[name] = dict(dtype={2: "BF16", 4: "F32"}[size], shape=shape, data_offsets=[at, end])
+        at = end
+    text = json.dumps(header).encode()
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name, shape in listed:
+            file.write(numbers(name, shape, generator).to(dtype).view(torch.uint8).cpu().numpy().data)
+    return at
+
+
 def main():
     folder = sys.argv[1]
     started = time.time()
@@ -55,11 +71,10 @@ def main():
     generator = torch.Generator("cuda" if torch.cuda.is_available() else "cpu").manual_seed(1)
     for names, file, dtype in (("mimi_tensors.json", CONFIG["mimi_name"], torch.float32),
                                ("moshi_7b_tensors.json", CONFIG["moshi_name"], torch.bfloat16)):
-        with open(os.path.join(DATA, names)) as listed:
-            tensors = {e[0]: numbers(e[0], e[1], generator).to(dtype).cpu() for e in json.load(listed)}
-        save_file(tensors, os.path.join(folder, file))
-        size = sum(t.numel() * t.element_size() for t in tensors.values())
-        print(f"{file}: {len(tensors)} tensors, {size / 1e9:.2f} GB after {time.time() - started:.1f} s", flush=True)
+        with open(os.path.join(DATA, names)) as data:
+            listed = [(entry[0], entry[1]) for entry in json.load(data)]
+        size = write(os.path.join(folder, file), listed, dtype, generator)
+        print(f"{file}: {len(listed)} tensors, {size / 1e9:.2f} GB after {time.time() - started:.1f} s", flush=True)
     with open(os.path.join(folder, "config.json"), "w") as file:
         json.dump(CONFIG, file)
 

@@ -75,12 +75,13 @@ inline std::string usual_weights(const std::filesystem::path& folder) {
   for (const char* name :
        {"model.safetensors.index.json", "model.safetensors", "model.q8.gguf", "model.gguf"})
     if (std::filesystem::exists(folder / name, ignored)) return name;
+  std::set<std::string> others;  // "model.safetensors.q4_k.gguf"
   for (std::filesystem::directory_iterator it(folder, ignored), end; !ignored && it != end;
        it.increment(ignored)) {
     const auto name = it->path().filename().string();
-    if (name.ends_with(".gguf") && name.starts_with("model")) return name;  // "model.safetensors.q4_k.gguf"
+    if (name.ends_with(".gguf") && name.starts_with("model")) others.insert(name);
   }
-  return "model.safetensors";
+  return others.empty() ? "model.safetensors" : *others.begin();
 }
 
 /// moshi.cpp writes the models that it converts with "lm." before all names.
