@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "catch.hpp"
+#include "mttt/backend/with_weights.hpp"
 #include "mttt/core/rng.hpp"
 #include "mttt/cuda.cuh"
 #include "mttt/math/scalar.hpp"
@@ -250,8 +251,86 @@ void chain_agrees() {
   for (int i = 0; i < 20; ++i)
     CHECK(std::memcmp(run(false).data(), expected.data(), expected.size() * sizeof(bf16)) == 0);
 }
+/// Products with weights in a format: plain, with a norm before and a sum behind, gated; the same bits in any
+/// batch, and those of products by panels of numbers but for the order of sums.
+template <class Format>
+void quantised_agrees(Index depth, Index cols) {
+  WithWeights<Format, Cuda<bf16>> be;
+  Rng rng{8};
+  constexpr Index most = 4;
+  constexpr double eps = 1e-5;
+  const Index rows_of_w = 2 * cols;
+  std::vector<typename Format::Value> values(static_cast<std::size_t>(rows_of_w * Format::values(depth)));
+  std::vector<typename Format::Scale> scales(static_cast<std::size_t>(rows_of_w * Format::scales(depth)));
+  std::vector<float> row(static_cast<std::size_t>(depth));
+  for (Index r = 0; r < rows_of_w; ++r) {
+    for (float& x : row)
+      x = static_cast<float>(rng.truncated_normal() / std::sqrt(static_cast<double>(depth)));
+    Format::quantise(row.data(), depth, &values[static_cast<std::size_t>(r * Format::values(depth))],
+                     &scales[static_cast<std::size_t>(r * Format::scales(depth))]);
+  }
+  const auto device_values = be.template make<typename Format::Value, dyn>(static_cast<Index>(values.size()));
+  const auto device_scales = be.template make<typename Format::Scale, dyn>(static_cast<Index>(scales.size()));
+  be.to_device(values.data(), device_values.data(), device_values.size());
+  be.to_device(scales.data(), device_scales.data(), device_scales.size());
+  const QuantisedMatrix<Format> both{device_values.data(), device_scales.data(), rows_of_w, depth},
+      w = both.take_rows(0, cols);
+  const auto weight = [&](Index n, Index k) {
+    return static_cast<double>(Format::weight(&values[static_cast<std::size_t>(n * Format::values(depth))],
+                                              &scales[static_cast<std::size_t>(n * Format::scales(depth))],
+                                              k));
+  };
+  const Both<bf16> x(be, most * depth, rng), alpha(be, depth, rng), addend(be, most * cols, rng);
+  std::vector<bf16> all[3];
+  for (Index rows = most; rows > 0; --rows) {
+    REQUIRE(be.steps_products(rows, w));
+    const Matrix<const bf16> from{x.device, rows, depth, depth};
+    const auto y = be.template make<bf16, dyn>(3 * most * cols);
+    const auto result = [&](Index i) { return Matrix<bf16>{y.data() + i * most * cols, rows, cols, cols}; };
+    const NormRows<bf16> norm{alpha.device, nullptr, eps};
+    REQUIRE(be.quantised_product(from, w, result(0), 1.0f, 0.0f));
+    be.template product_step<Identity>(from, norm, w, result(1), {.addend = addend.device});
+    REQUIRE(be.template gated_step<Silu>(from, norm, both, result(2)));
+    for (Index i = 0; i < 3; ++i) {
+      const auto got = fetch<bf16>(be, result(i).data, rows * cols);
+      INFO("product " << i << ", " << rows << " rows, depth " << depth << ", columns " << cols);
+      if (rows < most) {
+        CHECK(std::memcmp(got.data(), all[i].data(), got.size() * sizeof(bf16)) == 0);
+        continue;
+      }
+      all[i] = got;
+      double worst = 0;
+      for (Index m = 0; m < rows; ++m) {
+        double square = 0;
+        for (Index k = 0; k < depth; ++k) square += x.at(m * depth + k) * x.at(m * depth + k);
+        const double scale = 1 / std::sqrt(square / static_cast<double>(depth) + eps);
+        for (Index n = 0; n < cols; ++n) {
+          double a = 0, b = 0;
+          for (Index k = 0; k < depth; ++k) {
+            const double factor = x.at(m * depth + k) * (i == 0 ? 1 : scale * alpha.at(k));
+            a += factor * weight(n, k);
+            if (i == 2) b += factor * weight(cols + n, k);
+          }
+          const double value = i == 0 ? a : i == 1 ? a + addend.at(m * cols + n) : a / (1 + std::exp(-a)) * b;
+          const double error =
+              std::abs(static_cast<double>(wide(got[static_cast<std::size_t>(m * cols + n)])) - value);
+          worst = std::max(worst, error / (0.01 * std::abs(value) + 0.03));
+        }
+      }
+      CHECK(worst <= 1);
+    }
+  }
+}
 }  // namespace
 
+TEST_CASE("CUDA: products of few rows with weights in 8 and 4 bits") {
+  for (const Index depth : {256, 1024, 2816, 4096, 11264}) {
+    for (const Index cols : {3, 300}) {
+      quantised_agrees<Int8>(depth, cols);
+      quantised_agrees<Int4>(depth, cols);
+    }
+  }
+}
 TEST_CASE("CUDA: gated products of few rows") {
   for (const Index depth : {256, 1024, 2816, 4096, 11264}) {
     for (const Index cols : {3, 300}) gate_agrees(depth, cols);

@@ -215,7 +215,7 @@ struct StreamedTask {
   const bf16* norm;  // null: none
   float eps;
   WeightRows<W> weights;
-  int rows, depth, cols;
+  int first_row, rows, depth, cols;
   int k_warps, groups, stages, stage_bytes;
   bool early;  // weights may be read before the kernel before has ended
 };
@@ -322,7 +322,7 @@ __global__ void __launch_bounds__(tuning::streamed_threads, M* P <= 4 ? 2 : 1)
       for (int j = 0; j < 8; ++j) lanes.x[m][p * 8 + j] = values[j];
     }
   }
-  const float own_given = owns ? out.given(own_m, first + own_n) : 0.0f;
+  const float own_given = owns ? out.given(task.first_row + own_m, first + own_n) : 0.0f;
   float own_scale[halves];
 #pragma unroll
   for (int h = 0; h < halves; ++h)
@@ -384,7 +384,7 @@ __global__ void __launch_bounds__(tuning::streamed_threads, M* P <= 4 ? 2 : 1)
     const int n = i / M, m = i % M;
     if (m >= task.rows) continue;
     const bool own = i == static_cast<int>(threadIdx.x);
-    const float given = own ? own_given : out.given(m, first + n);
+    const float given = own ? own_given : out.given(task.first_row + m, first + n);
     float total[halves] = {};
     for (int k = 0; k < task.k_warps; ++k) {
 #pragma unroll
@@ -396,9 +396,9 @@ __global__ void __launch_bounds__(tuning::streamed_threads, M* P <= 4 ? 2 : 1)
         total[h] *= own ? own_scale[h] : task.weights.row_scale(h * task.cols + first + n);
     }
     if constexpr (gated) {
-      out(m, first + n, total[0], total[1], given);
+      out(task.first_row + m, first + n, total[0], total[1], given);
     } else {
-      out(m, first + n, total[0], given);
+      out(task.first_row + m, first + n, total[0], given);
     }
   }
 #endif
@@ -428,13 +428,15 @@ bool streamed_rows(const Launcher& launch, int capability, int processors, Matri
     return false;
   const int slices_a_warp = streamed_slices(depth);
   if (slices_a_warp == 0) return false;
-  const auto start = [&]<int M, int P>(std::integral_constant<int, M>, std::integral_constant<int, P>) {
+  const auto start = [&]<int M, int P>(std::integral_constant<int, M>, std::integral_constant<int, P>,
+                                       Index first_row, Index rows) {
     // Of about 16 KB a stage in 16 bits.
     constexpr int wide_columns = P == 1 ? 4 : P == 2 || gated ? 2 : 1;
     constexpr int RW = WeightFormat<W>::bits == 16 ? wide_columns : std::min(4, 2 * wide_columns),
                   halves = gated ? 2 : 1;
-    StreamedTask<W> task{x.data, x.ld, norm, static_cast<float>(eps), weights};
-    task.rows = static_cast<int>(x.rows);
+    StreamedTask<W> task{x.data + first_row * x.ld, x.ld, norm, static_cast<float>(eps), weights};
+    task.first_row = static_cast<int>(first_row);
+    task.rows = static_cast<int>(rows);
     task.depth = static_cast<int>(depth);
     task.cols = static_cast<int>(cols);
     task.k_warps = static_cast<int>(slices / P);
@@ -456,15 +458,21 @@ bool streamed_rows(const Launcher& launch, int capability, int processors, Matri
                    static_cast<unsigned>(32 * (task.k_warps * task.groups + 1)), shared, task, out);
     return true;
   };
+  using std::integral_constant;
   const auto with_rows = [&](auto p) {
-    using std::integral_constant;
-    return x.rows == 1   ? start(integral_constant<int, 1>{}, p)
-           : x.rows == 2 ? start(integral_constant<int, 2>{}, p)
-                         : start(integral_constant<int, 4>{}, p);
+    return x.rows == 1   ? start(integral_constant<int, 1>{}, p, 0, 1)
+           : x.rows == 2 ? start(integral_constant<int, 2>{}, p, 0, 2)
+                         : start(integral_constant<int, 4>{}, p, 0, x.rows);
   };
-  return slices_a_warp == 1   ? with_rows(std::integral_constant<int, 1>{})
-         : slices_a_warp == 2 ? with_rows(std::integral_constant<int, 2>{})
-                              : with_rows(std::integral_constant<int, 4>{});
+  if (slices_a_warp == 1) return with_rows(integral_constant<int, 1>{});
+  if (slices_a_warp == 2) return with_rows(integral_constant<int, 2>{});
+  // Four rows of such a depth do not fit a thread's registers: twice two took 46 us on an H200, four 74.
+  const auto two = [&](Index first) {
+    const Index rows = std::min<Index>(2, x.rows - first);
+    return rows == 1 ? start(integral_constant<int, 1>{}, integral_constant<int, 4>{}, first, 1)
+                     : start(integral_constant<int, 2>{}, integral_constant<int, 4>{}, first, 2);
+  };
+  return two(0) && (x.rows <= 2 || two(2));
 }
 
 }  // namespace mttt::detail
