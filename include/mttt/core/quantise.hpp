@@ -25,7 +25,8 @@ namespace mttt {
 /// A plane of weights; `name` is for the message. `parallel`: by all threads that OpenMP offers.
 template <class Format, class T>
 void quantise_rows(std::string_view name, const T* weights, Index out, Index in,
-                   typename Format::Value* values, typename Format::Scale* scales, bool parallel = true) {
+                   typename Format::Value* values, typename Format::Scale* scales,
+                   [[maybe_unused]] bool parallel = true) {
   std::atomic<Index> bad{out};
 #pragma omp parallel if (parallel)
   {
