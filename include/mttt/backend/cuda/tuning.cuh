@@ -36,7 +36,9 @@ template <class T>
 inline constexpr Index few_rows = sizeof(T) == 2 ? 4 : 8;
 
 /// Products of few rows whose weights stream through shared memory: threads of a block at most, and bytes of
-/// its queue, so that two blocks fit a multiprocessor.
+/// its queue, so that two blocks fit a multiprocessor. On an H200 the four products of 8 layers of Moshi 7B, 3.29 GB,
+/// took 0.820 ms, the next kernel let in once the rows are there. Let in when the last stage is asked for: 0.868 ms,
+/// and with queues of 64 and 48 KiB 0.866 and 0.854 ms.
 inline constexpr int streamed_threads = 416, streamed_queue = 96 << 10;
 
 /// Steps in float32 of so many rows, or of 128 and of so many multiplications, are products of many rows: those
