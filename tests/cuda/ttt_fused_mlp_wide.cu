@@ -33,4 +33,6 @@ TEST_CASE("CUDA: fused TTT-MLP, heads of 128, a mini-batch and a token", "[small
 }
 TEST_CASE("CUDA: fused TTT-MLP, more heads of 128 than clusters at a time") {
   Scans::hold_to_batches<64>({3, 70, 13});
+  // Where 15 or 16 fit at once: 18 heads go group by group, the 6 alone as a whole.
+  Scans::hold_to_batches<16>({3, 17 * 16 + 5, 6});
 }

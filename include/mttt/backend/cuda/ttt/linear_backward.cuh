@@ -546,7 +546,9 @@ __global__ void __launch_bounds__(TttLinearBackward<F, C>::threads, two ? 1 : Tt
   block.finish_losses();
 }
 
-/// Two blocks a head where that leaves no head without a multiprocessor.
+/// Two blocks a head where that leaves no head without a multiprocessor. On an H200, one session of 64 heads of 64:
+/// 2048 tokens in mini-batches of 64 0.37 ms (one block 0.52), of 16 0.66 (0.74); 32768 tokens, 64, 5.5 (8.4). One
+/// session of 32 heads of 128, 2048 tokens: 0.59 (0.82), 0.97 (1.18).
 template <int F, int C, class B, class Backward>
 void ttt_linear_run_backward(B& be, const Launcher& launch, int capability, int processors,
                              const Backward& scan) {

@@ -286,10 +286,11 @@ Index groups_of(const Scan& scan) {
 }
 /// Whether heads are better taken a group of mini-batches at a time, in launches of as many clusters as fit at
 /// once: whole heads would leave most of the GPU idle at the end (32 heads, 15 at once: 2 of 15). Weights pass
-/// through global memory between two groups either way, so that the numbers are the same.
+/// through global memory between two groups either way, so that the numbers are the same. On an H200, 32 heads of
+/// 128, 2048 tokens, forward: 0.96 instead of 1.11 ms in mini-batches of 64, 1.63 instead of 1.95 of 16.
 inline bool in_rounds(Index heads, Index groups, Index at_once) {
   const auto rounds = [&](Index n) { return (n + at_once - 1) / at_once; };
-  return 10 * rounds(heads * groups) <= 9 * rounds(heads) * groups && heads > at_once;
+  return groups > 1 && heads > at_once && 10 * rounds(heads * groups) <= 9 * rounds(heads) * groups;
 }
 
 }  // namespace mttt::detail::mlp
