@@ -9,12 +9,13 @@
 // Formula: y[m, n] = finish(sum over k of norm(x)(m, k) * w(n, k)), and for pairs of columns
 //          y[m, n] = F(sum over k of norm(x)(m, k) * w(n, k)) * (sum over k of norm(x)(m, k) * w(cols + n, k)).
 //          norm is RmsNorm, rounded to T. A warp takes P of the slices of 256 of the depth; lanes, then warps,
-//          meet in a fixed order, set by the depth alone: a row has the same bits among any others.
+//          meet in a fixed order, set by the depth alone: a row has the same bits among up to four.
 // Shapes:  x (rows, depth), w (cols, depth) or (2 cols, depth), y (rows, cols).
 // Units:   elements; stages in bytes.
 // Errors:  those of check.cuh. What it does not take it declines by returning false.
 // Not supported: compute capability below 9.0; other rows than of bf16; other weights than of bf16, Int8 and
-//          Int4; depths that are no multiple of 256, or larger than 12288; weights that a kernel just before this one still writes, if they are not to be waited for.
+//          Int4; depths that are no multiple of 256, or larger than 12288; weights that a kernel just before
+//          this one still writes, if they are not to be waited for.
 // Source:  PTX ISA: griddepcontrol, mbarrier, cp.async.bulk.
 #pragma once
 
