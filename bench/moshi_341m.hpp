@@ -1,4 +1,5 @@
-// A Moshi of 341 million parameters, 251 million of which are read in every frame: what moshi.cpp was measured with.
+// A Moshi of 341 million parameters, 251 million of which are read in every frame: what moshi.cpp was
+// measured with.
 #pragma once
 
 #include "mttt/lm/moshi.hpp"

@@ -1,5 +1,5 @@
-// Weights in 8 and 4 bits beside float32: products of one row (and of four), which read their weights at memory
-// speed, and a frame of a Moshi of 341 million parameters. At batch 1 the weights rotate through 256 MB.
+// Weights in 8 and 4 bits beside float32: products of one row (and of four), which read their weights at
+// memory speed, and a frame of a Moshi of 341 million parameters. The weights rotate through 256 MB.
 #include "language_model.hpp"
 #include "moshi_341m.hpp"
 #include "mttt/backend/with_weights.hpp"

@@ -1,7 +1,7 @@
-// What rounding the weights to 8 and 4 bits changes in what a Moshi predicts: KL from the model in float32, and how
-// often the most likely code stays the same, under teacher forcing. Of the preset moshi_100m without TTT with random
-// weights and codes; or of a `tiny` that scripts/demo trained, on one of its recordings:
-//   MTTT_MODEL=build/demo/with_ttt MTTT_CODES=build/demo/codes/dialogue-1.safetensors bench_quantised_accuracy
+// What rounding the weights to 8 and 4 bits changes in what a Moshi predicts: KL from the model in float32,
+// and how often the most likely code stays the same, under teacher forcing. Of the preset moshi_100m without
+// TTT with random weights and codes; or of a `tiny` that scripts/demo trained, on one of its recordings:
+//   cd build/demo; MTTT_MODEL=with_ttt MTTT_CODES=codes/dialogue-1.safetensors bench_quantised_accuracy
 #include <memory>
 
 #include "harness.hpp"

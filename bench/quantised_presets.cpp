@@ -1,5 +1,5 @@
-// Which of the presets hold 80 ms a frame, in float32 and with weights in 8 and 4 bits: a conversation 20 seconds
-// old. Models that take more memory than the machine has are left out.
+// Which of the presets hold 80 ms a frame, in float32 and with weights in 8 and 4 bits: a conversation 20
+// seconds old. Models that take more memory than the machine has are left out.
 #include <cstdlib>
 #include <fstream>
 #include <memory>

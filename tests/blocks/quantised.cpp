@@ -1,5 +1,5 @@
-// Weights in 8 and 4 bits: what rounding to them loses, their products against sums written out, in every set of
-// instructions that this processor has, and the same bits in any batch and with any number of threads.
+// Weights in 8 and 4 bits: what rounding to them loses, their products against sums written out, in every set
+// of instructions that this processor has, and the same bits in any batch and with any number of threads.
 #include <cmath>
 #include <cstring>
 #include <vector>
@@ -85,8 +85,8 @@ TEST_CASE("Int8 errs by half a step of the row at most") {
     for (Index i = 0; i < 333; ++i)
       CHECK(std::abs(rounded.at(r, i) - rounded.exact_at(r, i)) <= (0.5 + 1e-4) * largest / 127);
   }
-  // Normal numbers: a row's largest of 4096 is about 3.6 deviations, its step a 127th of that, and the error of
-  // rounding a step / sqrt(12).
+  // Normal numbers: a row's largest of 4096 is about 3.6 deviations, its step a 127th of that, and the error
+  // of rounding a step / sqrt(12).
   CHECK(Rounded<Int8>(64, 4096, 3).relative_error() == Approx(3.6 / 127 / std::sqrt(12.0)).epsilon(0.1));
 }
 
@@ -132,8 +132,8 @@ TEMPLATE_TEST_CASE("products of few rows are those of the weights in the format"
         REQUIRE(be.quantised_product(Matrix<const float>{a.data(), M, K, lda}, w.matrix(),
                                      Matrix<float>{c.data(), M, N, ldc}, 2.0f, beta, instructions));
         for (Index m = 0; m < M; ++m) {
-          // An element of a row errs by at most half of its block's largest / 32639, and float sums by an epsilon a
-          // block.
+          // An element of a row errs by at most half of its block's largest / 32639, and float sums by an
+          // epsilon a block.
           double largest = 0;
           for (Index k = 0; k < K; ++k)
             largest =

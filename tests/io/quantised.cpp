@@ -1,5 +1,5 @@
-// Models whose weights stay in 8 and 4 bits: from files in floats, from published int8 rows and from checkpoints of
-// their own, to the bit; and files of these that are broken.
+// Models whose weights stay in 8 and 4 bits: from files in floats, from published int8 rows and from
+// checkpoints of their own, to the bit; and files of these that are broken.
 #include "foreign.hpp"
 #include "mttt/backend/with_weights.hpp"
 #include "mttt/core/quantise.hpp"

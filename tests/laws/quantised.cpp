@@ -1,5 +1,5 @@
-// Models with weights in 8 and 4 bits: the laws of streaming hold for them, and what they say differs from the
-// unrounded model's by no more than the rounding of their weights accounts for.
+// Models with weights in 8 and 4 bits: the laws of streaming hold for them, and what they say differs from
+// the unrounded model's by no more than the rounding of their weights accounts for.
 #include "laws.hpp"
 #include "mttt/backend/with_weights.hpp"
 #include "mttt/core/quantise.hpp"
@@ -44,8 +44,9 @@ void hold_to_streaming_laws(laws::Options options, double tolerance) {
   }
 }
 
-// Steps of few rows are multiplied in 16 bits, whole sequences in the type itself. A 16-bit row is off by 3e-5 of
-// its deviation (tests/blocks/quantised.cpp), in 20 products of three layers; the largest of all is some 4 deviations.
+// Steps of few rows are multiplied in 16 bits, whole sequences in the type itself. A 16-bit row is off by
+// 3e-5 of its deviation (tests/blocks/quantised.cpp), in 20 products of three layers; the largest of all is
+// some 4 deviations.
 constexpr double in_16_bits = 4 * 3e-5 * 4.5;
 
 /// Predictions of the whole sequence `codes`, and of the same in a stream.
@@ -77,8 +78,8 @@ struct Trained {
   }
 };
 
-/// Error of a format relative to normal weights, tests/blocks/quantised.cpp: of rows of 704, whose largest is 3.1
-/// deviations, and of groups of 32.
+/// Error of a format relative to normal weights, tests/blocks/quantised.cpp: of rows of 704, whose largest is
+/// 3.1 deviations, and of groups of 32.
 template <class Format>
 constexpr double weight_error = std::is_same_v<Format, Int8> ? 3.1 / 127 / 3.46 : 0.082;
 
@@ -98,10 +99,11 @@ TEMPLATE_TEST_CASE("Temporal transformer of quantised weights in float64", "", I
   hold_to_streaming_laws<Temporal<temporal<40, 50>, B>, B>({.steps = 12}, laws::Options{}.tolerance);
 }
 
-// A product whose weights are off by a relative error e is off by e; the errors of products are independent. If each of
-// the n products between a code and a logit reached it whole, logits of deviation s would be off by e s sqrt(n); a
-// softmax whose logits are off by little, of variance v, diverges by v / 2 (the second order of KL). A layer has five
-// products: those for silu(a) and b err each on its own. Noise of that variance sets what greedy choices may change.
+// A product whose weights are off by a relative error e is off by e; the errors of products are independent.
+// If each of the n products between a code and a logit reached it whole, logits of deviation s would be off
+// by e s sqrt(n); a softmax whose logits are off by little, of variance v, diverges by v / 2 (the second
+// order of KL). A layer has five products: those for silu(a) and b err each on its own. Noise of that
+// variance sets what greedy choices may change.
 TEMPLATE_TEST_CASE("Rounded weights: KL stays below what their error explains", "", Int8, Int4) {
   using Q = WithWeights<TestType, Cpu<float>>;
   Trained trained;

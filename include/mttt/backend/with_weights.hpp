@@ -1,6 +1,6 @@
 // WithWeights: a backend whose models hold their large weights in 8 or 4 bits, and everything else as before.
 //
-//   WithWeights<Int8, Cuda<bf16>> be;                                   // or (plain.as<bf16>()): a plain one's GPU
+//   WithWeights<Int8, Cuda<bf16>> be;                                   // or be(plain.as<bf16>()), its GPU
 //   Store<Moshi<C, decltype(be)>::Params, decltype(be)> params(be);     // half the memory
 //   load_params("model.safetensors", be, params);                       // rounds what is not in 8 bits yet
 //

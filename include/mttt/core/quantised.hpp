@@ -2,11 +2,11 @@
 //
 // A parameter of a block gets its type in one place:  Weight<B, out, in> weight;  It is Tensor<T, out, in> on
 // Cpu<T> and Cuda<T>, and QuantisedTensor<Int8, out, in> on WithWeights<Int8, Cuda<T>>
-// (backend/with_weights.hpp). What is large and multiplied with is a Weight; embeddings, norms, biases and what
-// a TTT layer starts from stay Tensors.
+// (backend/with_weights.hpp). What is large and multiplied with is a Weight; embeddings, norms, biases and
+// what a TTT layer starts from stay Tensors.
 //
 // Formula: Int8   w(r, i) = scale(r) value(r, i), value in [-127, 127], scale = max |w(r, .)| / 127
-//          Int4   w(r, i) = scale(r, i / 32) (nibble - 8), nibble in [0, 15]: byte j of the 16 of a group holds
+//          Int4   w(r, i) = scale(r, i / 32) (nibble - 8), nibble in [0, 15]: byte j of a group's 16 holds
 //                 weight j in its low half and j + 16 in its high one. The last group is filled up with 8s,
 //                 which are zeros.
 //          Int4's scale is what errs least, in squares, of ten: the group's weight of largest modulus, on -8
@@ -32,8 +32,8 @@
 namespace mttt {
 
 namespace detail {
-/// The whole number nearest to x, of two the even one, for |x| < 2^22: 1.5 * 2^23 leaves it in the lowest bits.
-/// Without a branch, as loops need it that the compiler is to vectorise.
+/// The whole number nearest to x, of two the even one, for |x| < 2^22: 1.5 * 2^23 leaves it in the lowest
+/// bits. Without a branch, as loops need it that the compiler is to vectorise.
 MTTT_INLINE int nearest_whole(float x) { return std::bit_cast<std::int32_t>(x + 0x1.8p23f) - 0x4b400000; }
 }  // namespace detail
 

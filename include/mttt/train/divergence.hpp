@@ -1,8 +1,8 @@
-// Divergence: how far the predictions of a model are from those of the model that it stands for, for instance from
-// those before its weights were rounded to 8 or 4 bits.
+// Divergence: how far the predictions of a model are from those of the model that it stands for, for instance
+// from those before its weights were rounded to 8 or 4 bits.
 //
-// Formula: KL = sum over codes c of p(c) (log p(c) - log q(c)), p and q the softmax of the logits; agreement: of
-//          how many rows the largest logit is the same one. Both are means over rows.
+// Formula: KL = sum over codes c of p(c) (log p(c) - log q(c)), p and q the softmax of the logits; agreement:
+//          of how many rows the largest logit is the same one. Both are means over rows.
 // Shapes:  logits (rows, card) in host memory; mask (rows), 0 leaves a row out, null none.
 // Units:   nats.
 // Errors:  none; of no rows the means are 0. Logits that are not finite make KL NaN.

@@ -3,12 +3,13 @@
 // The rows are quantised too, so finely that it does not matter: to 16 bits, with a scale for every 128 of
 // them, which errs a hundred times less than bf16. That makes the inner product one of whole numbers, four
 // times as fast as turning weights into floats. With VNNI a 16-bit number goes as two of 8 bits, x = 256 high
-// + low, and the weights as numbers without a sign, w + 128 or w + 8, whose excess is taken off before the sum.
+// + low, and the weights as numbers without a sign, w + 128 or w + 8, whose excess is taken off before the
+// sum.
 //
 // Formula: c(m, n) = alpha sum over blocks b of s(m, b) (sum over k of x(m, k) w(n, k)) + beta c(m, n),
-//          s(m, b) = max |a(m, .)| / 32639 in the block, x = round(a / s). The sum within a block is exact; the
-//          order of the others is set by the depth and the processor alone: a row has the same bits in any
-//          batch, with any number of threads.
+//          s(m, b) = max |a(m, .)| / 32639 in the block, x = round(a / s). The sum within a block is exact;
+//          the order of the others is set by the depth and the processor alone: a row has the same bits in
+//          any batch, with any number of threads.
 // Shapes:  a (M, K), M at most 16; w (N, K); c (M, N).
 // Units:   elements.
 // Errors:  none; NaN and infinity in a row make its products NaN.
@@ -315,8 +316,9 @@ struct Avx512Tile {
     }
   }
 
-  /// Bytes between what is read and what is asked for: with these the weights come in at 93 to 100 % of the speed of
-  /// a plain read, without at 75 (Int4) and 90 (EPYC 9004, one thread).
+  /// Bytes between what is read and what is asked for: with these the weights come in at 93 to 100 % of the
+  /// speed of a plain read, without at 75 (Int4) and 90
+  /// (EPYC 9004, one thread of a busy machine; Int4 at 74 % where memory gives one thread 32 GB/s).
   static constexpr Index ahead = std::is_same_v<Format, Int8> ? 256 : 512;
   MTTT_AVX512 static void fetch(const void* from) {
     _mm_prefetch(static_cast<const char*>(from), _MM_HINT_T0);
@@ -366,8 +368,8 @@ void quantised_panel(const RowsIn16Bits& x, const QuantisedMatrix<Format>& w, In
   if (left == 1) quantised_columns<Tile, 1, NR>(x, i, w, begin, end, part, c, alpha, beta);
 }
 
-/// C = alpha x W^T + beta C by one thread; c has the columns of w's rows. As in matmul_by_dots, a tile takes one
-/// row of each quarter of W, and panels of W stay in a cache while all rows of x pass over them.
+/// C = alpha x W^T + beta C by one thread; c has the columns of w's rows. As in matmul_by_dots, a tile takes
+/// one row of each quarter of W, and panels of W stay in a cache while all rows of x pass over them.
 template <template <class, int, int> class Tile, class Format, class T>
 void quantised_tiles(const RowsIn16Bits& x, const QuantisedMatrix<Format>& w, Matrix<T> c, float alpha,
                      float beta) {
