@@ -9,10 +9,10 @@
 #include "../backend.hpp"
 #include "../memory.hpp"
 #include "../words.hpp"
+#include "codec.hpp"
 #include "mttt/io/model_config.hpp"
 #include "mttt/lm/duplex.hpp"
 #include "mttt/lm/gates.hpp"
-#include "mttt/presets/mimi.hpp"
 #include "options.hpp"
 
 namespace mttt {
@@ -68,7 +68,7 @@ nlohmann::json contributions(B& be, const typename Moshi<C, B>::Params& params,
 template <MoshiConfig C, MimiConfig M, class On>
 struct Conversation {
   using B = On;
-  using Codec = Mimi<M, Device<float>>;
+  using Codec = ::Codec<M>;
   using Gen = LMGen<C, B>;
   using Talk = Duplex<Codec, Gen, B>;
 
@@ -80,8 +80,7 @@ struct Conversation {
   Conversation(const Options& options, const Model& found) {
     LoadOptions load;
     if (options.without_ttt) load.ignore_extra = is_ttt_name;
-    load_mimi<M>(found.files, codec_be, codec);
-    Codec::derive(codec_be, *codec, *books);
+    Codec::load(found.files, codec_be, codec, books);
     load_moshi<C>(found.files, be, params, load);
     if (options.gating_alpha) force_gating_alpha(be, *params, *options.gating_alpha);
 

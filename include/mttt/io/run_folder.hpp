@@ -9,6 +9,7 @@
 // Source:  none.
 #pragma once
 
+#include "mttt/core/concepts.hpp"
 #include "mttt/io/checkpoint.hpp"
 #include "mttt/io/json_lines.hpp"
 

@@ -1,0 +1,33 @@
+// Mimi, compiled once for all models that talk through it: what Duplex and stream.hpp need of it is declared
+// here and defined in codec_define.hpp, which a file for each codec includes.
+#pragma once
+
+#include "../backend.hpp"
+#include "mttt/io/published.hpp"
+#include "mttt/presets/mimi.hpp"
+
+template <mttt::MimiConfig M>
+struct Codec {
+  using B = Device<float>;
+  using Mimi = mttt::Mimi<M, B>;
+  using T = typename Mimi::T;
+  using Params = typename Mimi::Params;
+  using Codebooks = typename Mimi::Codebooks;
+  using EncoderState = typename Mimi::EncoderState;
+  using DecoderState = typename Mimi::DecoderState;
+  template <class U>
+  using Sound = mttt::Sequence<U, Mimi::channels>;
+  static constexpr mttt::MimiConfig config = M;
+  static constexpr mttt::Index channels = Mimi::channels, frame_size = Mimi::frame_size, n_q = Mimi::n_q,
+                               card = Mimi::card;
+
+  /// The weights, and what is derived from them.
+  static void load(const mttt::ModelFiles& files, B& be, mttt::Store<Params, B>& params,
+                   mttt::Store<Codebooks, B>& books);
+  static void reset_encoder(B& be, const Params& p, EncoderState& state, mttt::Mask mask);
+  static void reset_decoder(B& be, const Params& p, DecoderState& state, mttt::Mask mask);
+  static void encode_step(B& be, const Params& p, const Codebooks& books, EncoderState& state,
+                          Sound<const T> pcm, mttt::Codes<> codes, mttt::Mask mask);
+  static void decode_step(B& be, const Params& p, const Codebooks& books, DecoderState& state,
+                          mttt::Codes<const std::int32_t> codes, Sound<T> pcm, mttt::Mask mask);
+};
