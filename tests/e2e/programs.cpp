@@ -27,9 +27,9 @@ struct Studio {
   /// Streams `input`; the tokens that were said.
   nlohmann::json stream(const std::string& input, const std::string& arguments,
                         const std::string& model = "ttt") const {
-    const int status = run(
-        "stream", "--model " + model + " --codec mimi.safetensors --tokenizer '" +
-                      assets + "/tokenizer.model' --json out.json " + arguments + " '" + input + "' out.wav");
+    const int status =
+        run("stream", "--model " + model + " --codec mimi.safetensors --tokenizer '" + assets +
+                          "/tokenizer.model' --json out.json " + arguments + " '" + input + "' out.wav");
     INFO(log());
     REQUIRE(status == 0);
     return json("out.json").at("tokens");
@@ -139,7 +139,7 @@ TEST_CASE("programs end with a clear error and write nothing", "[e2e]") {
       {"stream --model cut.safetensors" + tail + question, "cut.safetensors"},
       {"stream --model nan.safetensors" + tail + question, "nan"},
       {"stream --model missing" + tail + question, "missing"},
-      {"stream --model mimi.safetensors" + tail + question, "without the metadata"},
+      {"stream --model mimi.safetensors" + tail + question, "a model that one of the compiled presets fits"},
       {"stream --model ttt/model.safetensors" + tail + "noise.wav reply.wav", "noise.wav"},
       {"stream --model ttt/model.safetensors --load-state mimi.safetensors" + tail + question, "state"},
       {"train --data nowhere --output run", "nowhere"},
