@@ -11,12 +11,22 @@
 
 #include <charconv>
 #include <cmath>
+#include <optional>
 #include <vector>
 
 #include "mttt/core/visit.hpp"
 #include "mttt/lm/temporal.hpp"
 
 namespace mttt {
+
+namespace detail {
+template <class T>
+double gate_opening(const std::vector<T>& alpha) {
+  double opening = 0;
+  for (const T a : alpha) opening += std::abs(std::tanh(static_cast<double>(a)));
+  return opening / static_cast<double>(alpha.size());
+}
+}  // namespace detail
 
 struct TttContribution {
   Index layer;
@@ -50,8 +60,7 @@ std::vector<TttContribution> ttt_contributions(B& be, const typename Transformer
     const auto alpha = host(params.learning[place].ttt.alpha), t = host(kept.t), base = host(kept.base);
     ++place;
     if (t.empty()) continue;  // instead_of_attention
-    double opening = 0, part = 0, whole = 0;
-    for (const T a : alpha) opening += std::abs(std::tanh(static_cast<double>(a)));
+    double part = 0, whole = 0;
     for (std::size_t i = 0; i < t.size(); ++i) {
       const double added =
           std::tanh(static_cast<double>(alpha[i % alpha.size()])) * static_cast<double>(t[i]);
@@ -59,7 +68,7 @@ std::vector<TttContribution> ttt_contributions(B& be, const typename Transformer
       part += added * added;
       whole += sum * sum;
     }
-    all.push_back({layer, opening / static_cast<double>(alpha.size()), std::sqrt(part / whole)});
+    all.push_back({layer, detail::gate_opening(alpha), std::sqrt(part / whole)});
   }
   return all;
 }
@@ -89,9 +98,7 @@ std::vector<GateState> gate_openings(B& be, const P& params) {
         using T = std::remove_const_t<typename std::remove_cvref_t<decltype(t)>::value_type>;
         std::vector<T> alpha(static_cast<std::size_t>(t.size()));
         be.to_host(t.data(), alpha.data(), t.size());
-        double opening = 0;
-        for (const T a : alpha) opening += std::abs(std::tanh(static_cast<double>(a)));
-        all.push_back({detail::layer_in(name), opening / static_cast<double>(alpha.size())});
+        all.push_back({detail::layer_in(name), detail::gate_opening(alpha)});
       },
       params);
   return all;
@@ -138,14 +145,15 @@ void force_gating_alpha(B& be, P& params, double alpha, LayerSet layers = LayerS
   }
 }
 
-/// Narrows the attention of all sessions of a State to fewer frames. Right after a reset, which widens it
-/// again.
+/// Narrows the attention of all sessions of a State, or of one, to fewer frames. Right after a reset, which
+/// widens it again.
 template <class B, class S>
-void set_context(B& be, S& state, std::int64_t frames) {
+void set_context(B& be, S& state, std::int64_t frames, std::optional<Index> session = {}) {
   for_each_tensor(
       [&](std::string_view name, auto& t) {
         if constexpr (std::is_same_v<typename std::remove_cvref_t<decltype(t)>::value_type, std::int64_t>) {
-          if (name.ends_with("self_attn.context")) be.fill(t.data(), t.size(), frames);
+          if (name.ends_with("self_attn.context"))
+            be.fill(t.data() + session.value_or(0), session ? Index{1} : t.size(), frames);
         }
       },
       state);

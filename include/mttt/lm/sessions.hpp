@@ -26,6 +26,7 @@
 #include <vector>
 
 #include "mttt/lm/duplex.hpp"
+#include "mttt/lm/gates.hpp"
 
 namespace mttt {
 
@@ -314,14 +315,7 @@ class Sessions {
     upload(be_, host_in_, in_);
     host_in_->reset(slot) = 0;
     Talk::reset(be_, models_, *state_, in_->reset, in_->seed);
-    if (options.context == 0) return;
-    for_each_tensor(
-        [&](std::string_view name, auto& t) {
-          if constexpr (std::is_same_v<typename std::remove_cvref_t<decltype(t)>::value_type, std::int64_t>) {
-            if (name.ends_with("self_attn.context")) be_.fill(t.data() + slot, 1, options.context);
-          }
-        },
-        state_->lm);
+    if (options.context > 0) set_context(be_, state_->lm, options.context, slot);
   }
 
   void clear_reply(Index slot) {
