@@ -15,12 +15,36 @@
 
 namespace {
 
+/// Keys that are right and that this program does not heed: said, lest somebody wait for what they do.
+void tell_unheeded(const std::string& path, const mttt::YamlKeys& keys) {
+  constexpr std::pair<const char*, const char*> unheeded[] = {
+      {"data.eval_data", "a training here does not evaluate"},
+      {"moshi_paths.hf_repo_id", "nothing is downloaded; name moshi_path"},
+      {"moshi_paths.mimi_path", "the program encode has made the codes"},
+      {"moshi_paths.tokenizer_path", "the program encode has made the codes"},
+      {"moshi_paths.config_path", "the preset is compiled"},
+      {"gradient_checkpointing", "the preset decides it; the numbers are the same"},
+      {"save_adapters", "checkpoints hold all weights"},
+      {"overwrite_run_dir", "a training without --resume starts anew in its folder"},
+#ifndef MTTT_EXAMPLES_CUDA
+      {"param_dtype", "on a CPU trainings are in float32"},
+#endif
+      {"rope_continuous", "attention turns by distances, from wherever positions are counted"},
+      {"rope_reset_on_new_file", "attention turns by distances, from wherever positions are counted"}};
+  for (const auto& note : keys.notes) std::fprintf(stderr, "%s: %s\n", path.c_str(), note.c_str());
+  for (const auto& [key, why] : unheeded)
+    if (keys.given(key))
+      std::fprintf(stderr, "%s: %s has no effect: %s\n", path.c_str(), keys.place(key).c_str(), why);
+}
+
 /// What the file says instead of the command line; --output and --preset may say it still.
 void take_config(const std::string& path, Options& options, bool preset_given) {
   options.config = mttt::read_train_config(path);
   const mttt::TrainConfig& c = options.config->config;
-  for (const auto& note : options.config->keys.notes)
-    std::fprintf(stderr, "%s: %s\n", path.c_str(), note.c_str());
+  tell_unheeded(path, options.config->keys);
+#ifdef MTTT_EXAMPLES_CUDA
+  if (options.config->keys.given("param_dtype")) options.dtype = c.param_dtype == "float32" ? "f32" : "bf16";
+#endif
   if (!preset_given && !c.preset.empty()) options.preset = c.preset;
   if (options.output.empty()) options.output = c.run_dir;
   options.data = c.data.train_data;

@@ -9,6 +9,7 @@
 #include "mttt/data/batches.hpp"
 #include "mttt/io/manifest.hpp"
 #include "mttt/io/model_config.hpp"
+#include "mttt/io/published.hpp"
 #include "mttt/io/run_folder.hpp"
 #include "mttt/lm/gates.hpp"
 #include "mttt/train/moshi_loss.hpp"
@@ -30,17 +31,31 @@ void draw_start(B& be, mttt::Store<P, B>& params, std::uint64_t seed) {
 template <class P, class B>
 void load_base(const std::filesystem::path& path, B& be, mttt::Store<P, B>& weights) {
   mttt::LoadOptions load;
-  load.may_be_missing = [](std::string_view name) {
-    return name.find(".ttt.") != name.npos || name.ends_with("gating_alpha");
-  };
+  load.may_be_missing = mttt::is_ttt_name;
   load_params(path, be, weights, load);
   std::printf("started from %s\n", path.c_str());
 }
 
+/// Gates and inner learning rate start as the file says, if it does.
+template <mttt::MoshiConfig C, class B, class P>
+void set_ttt_start(B& be, P& weights, const mttt::TrainConfig::Ttt& ttt) {
+  if constexpr (C.temporal.num_ttt_layers() > 0) {
+    if (ttt.initial_gating_alpha) force_gating_alpha(be, weights, *ttt.initial_gating_alpha);
+    mttt::for_each_tensor(
+        [&](std::string_view name, auto& t) {
+          if (ttt.base_lr && name.ends_with("base_lr"))
+            be.fill(t.data(), t.size(), static_cast<typename B::Scalar>(*ttt.base_lr));
+        },
+        weights);
+  }
+}
+
 /// moshi_path is what a fine-tuning starts from; resume_from another training's checkpoint, whose optimiser and
 /// step go on unless they are reset.
-template <class P, class B, class M>
+template <mttt::MoshiConfig C, class P, class B, class M>
 void start_from(B& be, mttt::Trainer<P, B, M>& trainer, const mttt::TrainConfig& config) {
+  auto stored = be.template as<mttt::Wide<typename B::Scalar>>();  // what the weights are in
+  set_ttt_start<C>(stored, *trainer.weights(), config.ttt);
   if (config.moshi_paths.moshi_path) load_base(*config.moshi_paths.moshi_path, be, trainer.weights());
   if (!config.resume_from) return;
   if (config.reset_optimizer) {
@@ -49,6 +64,9 @@ void start_from(B& be, mttt::Trainer<P, B, M>& trainer, const mttt::TrainConfig&
     load_training(*config.resume_from, be, trainer);
     std::printf("went on from %s\n", config.resume_from->c_str());
   }
+  if (config.ttt.override_gating_alpha_on_resume)
+    force_gating_alpha(stored, *trainer.weights(),
+                       config.ttt.initial_gating_alpha.value_or(C.temporal.initial_gating_alpha));
   if (config.reset_step) {  // AdamW counts on: its moments are as old as they are
     trainer.micro_batches = 0;
     trainer.options.max_steps += trainer.adam.step;
@@ -108,7 +126,7 @@ int train(const Options& options) {
 
   // The model starts at random, from another one, or where the run was left.
   draw_start<C>(be, trainer.weights(), options.train.seed);
-  if (options.config) start_from(be, trainer, options.config->config);
+  if (options.config) start_from<C>(be, trainer, options.config->config);
   trainer.weights_changed();
   RunFolder run(options.output, options.train.num_ckpt_keep);
   const auto config = config_json<C>(options.preset);
@@ -130,6 +148,7 @@ int train(const Options& options) {
     losses = moshi_loss<Model>(be, *params, batches.make(be, index), options.loss, &grad, segment);
     return MicroBatch{losses.total(), segments.batch * segments.frames};
   };
+  const bool keeps = !options.config || options.config->config.do_ckpt;
   const bool finished = trainer.run(
       loss_and_gradient,
       {.log =
@@ -140,7 +159,10 @@ int train(const Options& options) {
              run.log(report, more);
              check_gates(gates_at_start, gates);
            },
-       .checkpoint = [&] { run.save(be, trainer, config, kept); }});
+       .checkpoint =
+           [&] {
+             if (keeps) run.save(be, trainer, config, kept);
+           }});
   if (!finished) {
     std::printf("stopped in good order; go on with --resume\n");
     return 0;

@@ -77,6 +77,25 @@ TEST_CASE(
   CHECK(trained.says("'wandb' has no effect"));
   CHECK(std::filesystem::exists(scratch / "run/carried_000006.safetensors"));
 
+  // Keys that set where TTT starts do so; those that this program does not heed are named.
+  scratch.put(
+      "start.yaml",
+      "max_steps: 1\nfull_finetuning: true\nbatch_size: 2\nduration_sec: 1.28\ndata: {train_data: " + data +
+          "}\nttt: {enable: true, gating: fixed, initial_gating_alpha: 0.25, base_lr: 0.5}\n"
+          "do_ckpt: false\nsave_adapters: true\n");
+  const Ran started = run(bin + "/train --config " + folder + "/start.yaml --output " + folder + "/start");
+  INFO(started.output);
+  REQUIRE(started.status == 0);
+  CHECK(started.says("line 8, 'save_adapters' has no effect"));
+  CHECK(!std::filesystem::exists(scratch / "start/step_000001.safetensors"));
+  const SafetensorsFile model(scratch / "start/model.safetensors");
+  for (const auto& [name, value] : {std::pair("gating_alpha", 0.25f), std::pair("ttt.base_lr", 0.5f)}) {
+    const TensorEntry& entry = model.at("transformer.layers.2." + std::string(name));
+    std::vector<float> values(entry.count());
+    model.read(entry, values.data(), values.size());
+    for (const float x : values) REQUIRE(x == value);
+  }
+
   // The same, ended after two steps; a checkpoint without its carried state would go on otherwise.
   const std::string again = train + " --output " + folder + "/again";
   REQUIRE(run(again).status == 0);
