@@ -186,7 +186,9 @@ struct TemporalLayer {
   }
 
   static void step(B& be, const Params& p, State& state, Sequence<const T, dim> x, Sequence<T, dim> y,
-                   Mask mask) {
+                   Mask mask, const Tap* tap = nullptr) {
+  /// `tap`, if given, receives what a layer with TTT makes of the frames.
+  using Tap = typename GatedLearner::Tap;
     const auto scope = be.scope();
     const auto n = like(be, x), h = like(be, x), m = like(be, x);
     NoState none;
@@ -195,7 +197,7 @@ struct TemporalLayer {
           be.steps_products(x.matrix().rows, p.gating.linear_out.matrix())) {
         if constexpr (with_ttt) {
           Norm::step(be, p.norm1, none, x, n, mask);
-          mix_step(be, p, state, n, h, mask);
+          mix_step(be, p, state, n, h, mask, tap);
           add_to(be, x.data(), h.data(), h.size());
         } else {
           SelfAttention::residual_step(be, p.self_attn, state.self_attn, Norm::rows(p.norm1), x, h, mask);
@@ -205,7 +207,7 @@ struct TemporalLayer {
       }
     }
     Norm::step(be, p.norm1, none, x, n, mask);
-    mix_step(be, p, state, n, h, mask);
+    mix_step(be, p, state, n, h, mask, tap);
     add_to(be, x.data(), h.data(), h.size());
     Norm::step(be, p.norm2, none, h, m, mask);
     Gating::step(be, p.gating, none, m, y, mask);
@@ -268,19 +270,21 @@ struct TemporalLayer {
   }
 
   static void mix_step(B& be, const Params& p, State& state, Sequence<const T, dim> n, Sequence<T, dim> y,
-                       Mask mask) {
+                       Mask mask, [[maybe_unused]] const Tap* tap) {
     if constexpr (!with_ttt) {
       SelfAttention::step(be, p.self_attn, state.self_attn, n, y, mask);
     } else if constexpr (placement == Placement::instead_of_attention) {
       Learner::step(be, p.ttt.inner, state.ttt, n, y, mask);
     } else if constexpr (placement == Placement::before_attention) {
       const auto heard = like(be, n);
-      GatedLearner::step(be, p.ttt, state.ttt, n, heard, mask);
+      if (tap != nullptr) GatedLearner::keep(be, *tap, n, n, y);
+      GatedLearner::step(be, p.ttt, state.ttt, n, heard, mask, tap);
       SelfAttention::step(be, p.self_attn, state.self_attn, heard, y, mask);
     } else {
       const auto a = like(be, n);
       SelfAttention::step(be, p.self_attn, state.self_attn, n, a, mask);
-      GatedLearner::step_onto(be, p.ttt, state.ttt, a, placement == Placement::parallel ? n : a, y, mask);
+      GatedLearner::step_onto(be, p.ttt, state.ttt, a, placement == Placement::parallel ? n : a, y, mask,
+                              tap);
     }
   }
 };
@@ -313,6 +317,7 @@ struct Temporal {
   using T = typename B::Scalar;
   static constexpr Index in = C.dim, out = C.dim, dim = C.dim;
   static constexpr std::size_t with_ttt = static_cast<std::size_t>(C.num_ttt_layers());
+  static constexpr TemporalConfig config = C;
   static constexpr std::size_t without = static_cast<std::size_t>(C.num_layers) - with_ttt;
   template <class Layer>
   using Kept = std::conditional_t<C.recompute, Recompute<Layer>, Layer>;
@@ -383,14 +388,22 @@ struct Temporal {
   }
 
   static void step(B& be, const Params& p, State& state, Sequence<const T, dim> x, Sequence<T, dim> y,
-                   Mask mask) {
+                   Mask mask, const Taps* taps = nullptr) {
+  /// One for each layer with TTT.
+  using Taps = std::array<typename TemporalLayer<C, true, B>::Tap, with_ttt>;
+  /// `taps`, if given, receives what the TTT layers make of the frames; null costs nothing.
     const auto scope = be.scope();
     const std::array ping{be.template make<T, dyn, dyn, dim>(x.extent(0), x.extent(1)),
                           be.template make<T, dyn, dyn, dim>(x.extent(0), x.extent(1))};
     Index left = C.num_layers;
     each([&](auto layer, auto member, std::size_t i) {
       const auto to = --left == 0 ? y : ping[static_cast<std::size_t>(left % 2)];
-      decltype(layer)::Block::step(be, member(p)[i], member(state)[i], x, to, mask);
+      if constexpr (std::is_same_v<typename decltype(layer)::Block, Learning>) {
+        Learning::step(be, member(p)[i], member(state)[i], x, to, mask,
+                       taps == nullptr ? nullptr : &(*taps)[i]);
+      } else {
+        Plain::step(be, member(p)[i], member(state)[i], x, to, mask);
+      }
       x = to;
     });
   }

@@ -70,8 +70,8 @@ struct Recompute {
   template <class B>
   requires Streamable<Inner, B>
   static void step(B& be, const Params& p, State& state, Sequence<const T, in> x, Sequence<T, out> y,
-                   Mask mask) {
-    Inner::step(be, p, state, x, y, mask);
+                   Mask mask, auto... more) {
+    Inner::step(be, p, state, x, y, mask, more...);
   }
   template <class B>
   requires Streamable<Inner, B>

@@ -94,6 +94,11 @@ struct Gated {
     typename Inner::Saved inner;
     Sequence<const T, dim> base, t;  // t = inner(x)
   };
+  /// Where a step leaves, for those who look, the inner block's input, the base and what is added to it before
+  /// the gate, (B, T, dim) each.
+  struct Tap {
+    Sequence<T, dim> x, base, t;
+  };
   using State = typename Inner::State;
   using Carried = typename detail::CarriedOf<Inner>::State;
   using CarriedGradient = typename detail::CarriedOf<Inner>::Gradient;
@@ -141,21 +146,28 @@ struct Gated {
   }
 
   static void step(B& be, const Params& p, State& state, Sequence<const T, dim> x, Sequence<T, dim> y,
-                   Mask mask) {
-    step_onto(be, p, state, x, x, y, mask);
+                   Mask mask, const Tap* tap = nullptr) {
+    step_onto(be, p, state, x, x, y, mask, tap);
   }
   static void step_onto(B& be, const Params& p, State& state, Sequence<const T, dim> base,
-                        Sequence<const T, dim> x, Sequence<T, dim> y, Mask mask) {
+                        Sequence<const T, dim> x, Sequence<T, dim> y, Mask mask, const Tap* tap = nullptr) {
     const auto scope = be.scope();
     const auto t = be.template make<T, dyn, dyn, dim>(x.extent(0), x.extent(1));
     Inner::step(be, p.inner, state, x, t, mask);
     add(be, p, base, t, y);
   }
+    if (tap != nullptr) keep(be, *tap, base, x, t);
   static void reset(B& be, const Params& p, State& state, Mask mask) {
     Inner::reset(be, p.inner, state, mask);
   }
 
  private:
+  static void keep(B& be, const Tap& tap, Sequence<const T, dim> base, Sequence<const T, dim> x,
+                   Sequence<const T, dim> t) {
+    be.copy(base.data(), tap.base.data(), base.size());
+    be.copy(x.data(), tap.x.data(), x.size());
+    be.copy(t.data(), tap.t.data(), t.size());
+  }
   static Tensor<A, dim> opening(B& be, const Params& p) {
     const auto h = be.template make<A, dim>();
     be.for_each(dim, detail::GateOpening<T, A>{p.alpha.data(), h.data()});

@@ -103,6 +103,7 @@ struct Ttt {
 
   using T = typename B::Scalar;
   using A = typename B::Accum;
+  static constexpr TttConfig config = C;
   static constexpr Index in = C.dim, out = C.dim, H = C.num_heads, F = C.head_dim();
   static constexpr InnerModel model = C.model();
   static constexpr Index size = model.size();
@@ -328,6 +329,13 @@ struct Ttt {
 
  private:
   static constexpr Index bytes = static_cast<Index>(sizeof(A));
+  /// What the inner loop of a stream that stands at `position` reads of x, for those who look (ttt/probe.hpp).
+  static Inputs inputs_of(B& be, const Params& p, Sequence<const T, in> x, const std::int64_t* position) {
+    Inputs inputs = project(be, p, x, nullptr);
+    prepare_inputs(be, p, position, inputs);
+    return inputs;
+  }
+
 
   /// Whether the backend has kernels for this layer's scans. They keep the weights of every 16th mini-batch
   /// and compute those between again, where the composed scans of ttt/dual.hpp keep them all.
