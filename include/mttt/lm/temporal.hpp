@@ -185,10 +185,10 @@ struct TemporalLayer {
     add_to(be, dh.data(), dx.data(), dx.size());
   }
 
-  static void step(B& be, const Params& p, State& state, Sequence<const T, dim> x, Sequence<T, dim> y,
-                   Mask mask, const Tap* tap = nullptr) {
   /// `tap`, if given, receives what a layer with TTT makes of the frames.
   using Tap = typename GatedLearner::Tap;
+  static void step(B& be, const Params& p, State& state, Sequence<const T, dim> x, Sequence<T, dim> y,
+                   Mask mask, const Tap* tap = nullptr) {
     const auto scope = be.scope();
     const auto n = like(be, x), h = like(be, x), m = like(be, x);
     NoState none;
@@ -275,9 +275,9 @@ struct TemporalLayer {
       SelfAttention::step(be, p.self_attn, state.self_attn, n, y, mask);
     } else if constexpr (placement == Placement::instead_of_attention) {
       Learner::step(be, p.ttt.inner, state.ttt, n, y, mask);
+      if (tap != nullptr) GatedLearner::keep(be, *tap, n, n, y);
     } else if constexpr (placement == Placement::before_attention) {
       const auto heard = like(be, n);
-      if (tap != nullptr) GatedLearner::keep(be, *tap, n, n, y);
       GatedLearner::step(be, p.ttt, state.ttt, n, heard, mask, tap);
       SelfAttention::step(be, p.self_attn, state.self_attn, heard, y, mask);
     } else {
@@ -315,9 +315,9 @@ struct Temporal {
                 "TemporalConfig: ttt_layers names a layer that does not exist");
 
   using T = typename B::Scalar;
+  static constexpr TemporalConfig config = C;
   static constexpr Index in = C.dim, out = C.dim, dim = C.dim;
   static constexpr std::size_t with_ttt = static_cast<std::size_t>(C.num_ttt_layers());
-  static constexpr TemporalConfig config = C;
   static constexpr std::size_t without = static_cast<std::size_t>(C.num_layers) - with_ttt;
   template <class Layer>
   using Kept = std::conditional_t<C.recompute, Recompute<Layer>, Layer>;
@@ -387,11 +387,11 @@ struct Temporal {
     });
   }
 
-  static void step(B& be, const Params& p, State& state, Sequence<const T, dim> x, Sequence<T, dim> y,
-                   Mask mask, const Taps* taps = nullptr) {
   /// One for each layer with TTT.
   using Taps = std::array<typename TemporalLayer<C, true, B>::Tap, with_ttt>;
   /// `taps`, if given, receives what the TTT layers make of the frames; null costs nothing.
+  static void step(B& be, const Params& p, State& state, Sequence<const T, dim> x, Sequence<T, dim> y,
+                   Mask mask, const Taps* taps = nullptr) {
     const auto scope = be.scope();
     const std::array ping{be.template make<T, dyn, dyn, dim>(x.extent(0), x.extent(1)),
                           be.template make<T, dyn, dyn, dim>(x.extent(0), x.extent(1))};

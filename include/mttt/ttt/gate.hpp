@@ -154,20 +154,20 @@ struct Gated {
     const auto scope = be.scope();
     const auto t = be.template make<T, dyn, dyn, dim>(x.extent(0), x.extent(1));
     Inner::step(be, p.inner, state, x, t, mask);
+    if (tap != nullptr) keep(be, *tap, base, x, t);
     add(be, p, base, t, y);
   }
-    if (tap != nullptr) keep(be, *tap, base, x, t);
   static void reset(B& be, const Params& p, State& state, Mask mask) {
     Inner::reset(be, p.inner, state, mask);
   }
-
- private:
   static void keep(B& be, const Tap& tap, Sequence<const T, dim> base, Sequence<const T, dim> x,
                    Sequence<const T, dim> t) {
     be.copy(base.data(), tap.base.data(), base.size());
     be.copy(x.data(), tap.x.data(), x.size());
     be.copy(t.data(), tap.t.data(), t.size());
   }
+
+ private:
   static Tensor<A, dim> opening(B& be, const Params& p) {
     const auto h = be.template make<A, dim>();
     be.for_each(dim, detail::GateOpening<T, A>{p.alpha.data(), h.data()});

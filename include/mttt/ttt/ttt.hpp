@@ -327,8 +327,6 @@ struct Ttt {
     start(be, p, state.weights.data(), state.position.extent(0), mask);
   }
 
- private:
-  static constexpr Index bytes = static_cast<Index>(sizeof(A));
   /// What the inner loop of a stream that stands at `position` reads of x, for those who look (ttt/probe.hpp).
   static Inputs inputs_of(B& be, const Params& p, Sequence<const T, in> x, const std::int64_t* position) {
     Inputs inputs = project(be, p, x, nullptr);
@@ -336,6 +334,8 @@ struct Ttt {
     return inputs;
   }
 
+ private:
+  static constexpr Index bytes = static_cast<Index>(sizeof(A));
 
   /// Whether the backend has kernels for this layer's scans. They keep the weights of every 16th mini-batch
   /// and compute those between again, where the composed scans of ttt/dual.hpp keep them all.
