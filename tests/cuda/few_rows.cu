@@ -332,9 +332,14 @@ TEST_CASE("CUDA: products of few rows with weights in 8 and 4 bits") {
   }
 }
 TEST_CASE("CUDA: gated products of few rows") {
-  for (const Index depth : {256, 1024, 2816, 4096, 11264}) {
+  for (const Index depth : {256, 1024, 2816, 4096}) {
     for (const Index cols : {3, 300}) gate_agrees(depth, cols);
   }
+}
+// More stages than the queue holds. racecheck does not see that the lanes which read a stage are ordered before
+// the copy into it by __syncwarp and one lane's arrival; with every lane arriving it found nothing.
+TEST_CASE("CUDA: gated products of few rows whose queue turns", "[queue]") {
+  for (const Index cols : {3, 300}) gate_agrees(11264, cols);
 }
 TEST_CASE("CUDA: products that start before their rows are there") { chain_agrees(); }
 TEST_CASE("CUDA: products of few rows") {
