@@ -10,7 +10,7 @@
 //          chosen at run time by the shape of the codes: quantizer.semantic_q to quantizer.n_q.
 // Units:   S samples at sample_rate, F frames at frame_rate(); samples between -1 and 1.
 // Errors:  Error when S is not F * frame_size() (the functions for recordings pad), or n is out of range.
-// Not supported: training the quantiser's codebooks; other ways of resampling between frame rates.
+// Not supported: other ways of resampling between frame rates. Training is in train/codec_loss.hpp.
 // Source:  kyutai-labs/moshi models/compression.py `MimiModel`, models/loaders.py `get_mimi`.
 #pragma once
 

@@ -9,8 +9,8 @@
 //          r (B * T, codebook_dim).
 // Units:   codes in [0, card), time in frames. A code outside that range adds nothing: one not known yet.
 // Errors:  Error when the number of codebooks is out of range.
-// Not supported: gradients of the codebooks, which learn by moving averages of what they are nearest to;
-//          the commitment loss; replacement of unused codes.
+// Not supported: gradients of the codebooks, which learn by moving averages of what they are nearest to: see
+//          rvq_training.hpp.
 // Source:  kyutai-labs/moshi quantization/vq.py `SplitResidualVectorQuantizer`, core_vq.py
 //          `EuclideanCodebook`.
 #pragma once

@@ -1,12 +1,12 @@
 // The mel spectrogram of a recording, as a picture needs it: a fixed number of columns, levels in dB.
 //
 // Formula: Hann window of 32 ms or more (a power of two), power of its Fourier transform, mean over the bins
-//          of a mel band and over the windows of a column, 10 log10. mel(f) = 2595 log10(1 + f / 700).
+//          of a mel band (math/mel.hpp) and over the windows of a column, 10 log10.
 // Shapes:  samples (frames); level (bands, columns), row 0 holds the highest band.
 // Units:   Hz, seconds; dB relative to a sine of amplitude 1, never below `silence`.
 // Errors:  no samples, or a rate below 1.
 // Not supported: several channels; reconstruction of the sound.
-// Source:  O'Shaughnessy 1987 (mel scale).
+// Source:  none.
 #pragma once
 
 #include <algorithm>
@@ -21,11 +21,9 @@
 #include <vector>
 
 #include "mttt/core/error.hpp"
+#include "mttt/math/mel.hpp"
 
 namespace mttt {
-
-inline double mel_of_hertz(double hertz) { return 2595 * std::log10(1 + hertz / 700); }
-inline double hertz_of_mel(double mel) { return 700 * (std::pow(10, mel / 2595) - 1); }
 
 struct Spectrogram {
   static constexpr float silence = -120;  // dB; quieter than one step of 16 bits

@@ -1,0 +1,280 @@
+// Training of a codec: gradients of its losses, the codebooks' averages and restarts, and that it learns.
+#include "mttt/train/codec_loss.hpp"
+
+#include "catch.hpp"
+#include "laws/mimi_small.hpp"
+
+namespace {
+using namespace mttt;
+using B = Cpu<double>;
+using Codec = Mimi<mttt::testing::mimi_small, B>;
+using Training = CodecTraining<Codec, B>;
+using Rvq = RvqTraining<Codec::config.quantizer, B>;
+constexpr Index card = Codec::card, dim = Codec::config.quantizer.codebook_dim;
+
+/// Sessions of noise, and of noise that is another's.
+struct Sounds {
+  B be;
+  Rng rng{5};
+  Tensor<double, dyn, dyn> noise(Index sessions, Index samples) {
+    const auto x = be.make<double, dyn, dyn>(sessions, samples);
+    laws::fill_normal(x, 0.3, rng);
+    return x;
+  }
+};
+
+struct Setup {
+  B be;
+  Rng rng{3};
+  Store<Codec::Params, B> params = laws::random_params<Codec>(be, {}, rng);
+  Sequence<double, 1> pcm = be.make<double, dyn, dyn, 1>(2, 6 * Codec::frame_size);
+
+  Setup() {
+    for_each_tensor(
+        [&](std::string_view name, auto& t) {
+          if (name.ends_with("cluster_usage")) be.fill(t.data(), t.size(), 2.0);
+        },
+        *params);
+    laws::fill_normal(pcm, 0.5, rng);
+  }
+  static CodecLossConfig config(double unquantised) {
+    return {.spectra = {.windows = {8, 16, 32}}, .dropout = false, .unquantised = unquantised};
+  }
+};
+}  // namespace
+
+TEST_CASE("The spectral loss: nothing between equals, and a gradient that central differences confirm") {
+  Sounds s;
+  const auto x = s.noise(2, 75), y = s.noise(2, 75), dy = s.noise(2, 75);
+  const auto term = GENERATE(0, 1, 2);
+  SpectralLoss<B> loss(
+      s.be, 24000, {.windows = {8, 16, 32}, .linear = term == 0, .log_l1 = term == 1, .log_l2 = term == 2});
+  const auto value = [&](auto a, auto b) {
+    double total = 0;
+    loss.queue(a, b, 3, &total);
+    return total;
+  };
+  CHECK(value(x, x) == 0);
+  CHECK(value(x, y) > 0.01);
+  const std::vector<double> before(dy.data(), dy.data() + dy.size());
+  double total = 0;
+  loss.queue(x, y, 3, &total, dy);
+  for (Index i = 0; i < dy.size(); ++i) dy.data()[i] -= before[static_cast<std::size_t>(i)];  // it is added
+  const laws::Options options{.tolerance = 1e-6, .checked_elements = 60};
+  laws::detail::Differences differences(options, s.rng);
+  differences.check("y", y.data(), dy.data(), y.size(), [&] { return value(x, y); });
+  mttt::testing::demand(differences.verdict());
+}
+
+TEST_CASE("The spectral loss: a tone's level by its formula, and what is refused") {
+  Sounds s;
+  // A cosine in the middle of a bin of one window: |S| = amplitude / 2 * sum(w) / sqrt(sum(w^2)).
+  const Index n = 64, k = 9;
+  const auto x = s.be.make<double, dyn, dyn>(1, n), silence = s.be.make<double, dyn, dyn>(1, n);
+  s.be.fill(silence.data(), n, 0.0);
+  for (Index i = 0; i < n; ++i) x(0, i) = 0.4 * std::cos(2 * M_PI * double(k * i) / double(n));
+  SpectralConfig config{.windows = {8, 16, 32}, .linear = 0, .log_l1 = 0, .log_l2 = 0};
+  (term == 0 ? config.linear : term == 1 ? config.log_l1 : config.log_l2) = 1;
+  SpectralLoss<B> loss(s.be, 24000, config);
+  const auto value = [&](auto a, auto b) {
+    double total = 0;
+    loss.queue(a, b, 3, &total);
+    return total;
+  };
+  CHECK(value(x, x) == 0);
+  CHECK(value(x, y) > 0.01);
+  const std::vector<double> before(dy.data(), dy.data() + dy.size());
+  double total = 0;
+  loss.queue(x, y, 3, &total, dy);
+  for (Index i = 0; i < dy.size(); ++i) dy.data()[i] -= before[static_cast<std::size_t>(i)];  // it is added
+  const laws::Options options{.tolerance = 1e-6, .checked_elements = 60};
+  laws::detail::Differences differences(options, s.rng);
+  differences.check("y", y.data(), dy.data(), y.size(), [&] { return value(x, y); });
+  mttt::testing::demand(differences.verdict());
+}
+
+TEST_CASE("The spectral loss: a tone's level by its formula, and what is refused") {
+  Sounds s;
+  // A cosine in the middle of a bin of one window: |S| = amplitude / 2 * sum(w) / sqrt(sum(w^2)).
+  const Index n = 64, k = 9;
+  const auto x = s.be.make<double, dyn, dyn>(1, n), silence = s.be.make<double, dyn, dyn>(1, n);
+  s.be.fill(silence.data(), n, 0.0);
+  for (Index i = 0; i < n; ++i) x(0, i) = 0.4 * std::cos(2 * M_PI * double(k * i) / double(n));
+  SpectralLoss<B> loss(s.be, 24000, {.windows = {n}, .log_l1 = 0, .log_l2 = 0});
+  double total = 0;
+  loss.queue(silence, x, 1, &total);
+  const auto bank = detail::mel_bank(n, 10, 24000);
+  const double level = 0.2 * (n / 2.0) / std::sqrt(n * 3 / 8.0);
+  double expected = 0;  // a Hann window leaks half of it into either neighbour
+  for (Index m = 0; m < 10; ++m)
+    expected += level * (bank[k * 10 + m] + 0.5 * bank[(k - 1) * 10 + m] + 0.5 * bank[(k + 1) * 10 + m]) / 10;
+  CHECK(total == Approx(expected).epsilon(1e-4));  // sqrt(... + 1e-12) of the other bins
+  for (Index m = 0; m < 10; ++m) {
+    double sum = 0;
+    for (Index bin = 0; bin <= n / 2; ++bin) sum += bank[bin * 10 + m];
+    CHECK(sum > 0.5);  // no band between two bins
+  }
+  CHECK_THROWS_WITH((SpectralLoss<B>(s.be, 24000, {.windows = {30}})), test::contains("multiples of 4"));
+  CHECK_THROWS_WITH(loss.queue(s.noise(1, 63), s.noise(1, 63), 1, &total), test::contains("63 samples"));
+  CHECK_THROWS_WITH(loss.queue(s.noise(1, 80), s.noise(1, 81), 1, &total),
+                    test::contains("different shapes"));
+}
+
+TEST_CASE("The whole loss: gradients of encoder, decoder and projections by central differences") {
+  // Without quantisation nothing is passed straight through: the gradient is that of the function. Codebooks
+  // that do not move (decay 1, no restarts) keep the function the same.
+  Setup s;
+  auto config = Setup::config(1);
+  config.codebooks = {.decay = 1, .restart = 0};
+  Training training(s.be, config);
+  Store<Codec::Params, B> grad(s.be), unused(s.be);
+  training(*s.params, s.pcm, 0, &*grad);
+  const laws::Options options{.checked_elements = 3};
+  laws::detail::Differences differences(options, s.rng);
+  for_each_tensor(
+      [&](std::string_view name, auto& p, auto& g) {
+        if (name.find("_codebook") != name.npos) return;
+        differences.check(name, p.data(), g.data(), p.size(),
+                          [&] { return training(*s.params, s.pcm, 0, &*unused).total; });
+      },
+      *s.params, *grad);
+  mttt::testing::demand(differences.verdict());
+}
+
+TEST_CASE("The quantiser: straight through as without commitment, and the commitment's own gradient") {
+  Setup s;
+  const Index n = GENERATE(1, 3), sessions = 2, steps = 4;
+  Store<Codec::Codebooks, B> books(s.be);
+  Codec::derive(s.be, *s.params, *books);
+  const auto make = [&] { return s.be.make<double, dyn, dyn, 8>(sessions, steps); };
+  const auto x = make(), y = make(), dy = make(), dx = make(), plain_y = make(), plain_dx = make();
+  laws::fill_normal(x, 1, s.rng);
+  laws::fill_normal(dy, 1, s.rng);
+  const auto codes = s.be.make<std::int32_t, dyn, dyn, dyn>(sessions, n, steps);
+  const auto& p = s.params->quantizer;
+  using Q = Codec::Quantizer;
+  Q::Saved plain;
+  Q::forward(s.be, p, *books, x, codes, plain_y, plain);
+  Rvq::Saved saved;
+  double commitment = 0;
+  Rvq::forward(s.be, p, *books, x, {}, codes, y, saved, &commitment, 2);
+  CHECK(laws::largest_difference(y.data(), plain_y.data(), y.size()) < 1e-12);
+  Store<Q::Params, B> grad(s.be), plain_grad(s.be);
+  Q::backward(s.be, p, plain, dy, plain_dx, *plain_grad);
+  Rvq::backward(s.be, p, saved, dy, dx, *grad, 0);
+  CHECK(laws::largest_difference(dx.data(), plain_dx.data(), dx.size()) < 1e-12);
+  CHECK(laws::largest_difference(grad.data(), plain_grad.data(), 0) == 0);
+  for_each_tensor(
+      [](std::string_view name, const auto& a, const auto& b) {
+        INFO(name);
+        CHECK(laws::largest_difference(a.data(), b.data(), a.size()) < 1e-12);
+      },
+      *grad, *plain_grad);
+
+  s.be.fill(dy.data(), dy.size(), 0.0);  // the commitment alone
+  Store<Q::Params, B> pull(s.be);
+  Rvq::backward(s.be, p, saved, dy, dx, *pull, 2);
+  const auto loss = [&] {
+    double total = 0;
+    Rvq::forward(s.be, p, *books, x, {}, codes, y, saved, &total, 2);
+    return total;
+  };
+  const laws::Options options{.checked_elements = 16};
+  laws::detail::Differences differences(options, s.rng);
+  differences.check("x", x.data(), dx.data(), x.size(), loss);
+  auto& first = s.params->quantizer.rvq_first.input_proj;
+  differences.check("input_proj", first.data(), pull->rvq_first.input_proj.data(), first.size(), loss);
+  mttt::testing::demand(differences.verdict());
+  CHECK(commitment == Approx(loss()));
+}
+
+TEST_CASE(
+    "Codebooks: averages equal those by the definition, unused codes start anew, levels out of use stay") {
+  Setup s;
+  const Index n = 2, sessions = 2, steps = 15, rows = sessions * steps;
+  const CodebookLearning options{.decay = 0.8, .restart = 0.1};
+  Store<Codec::Codebooks, B> books(s.be);
+  auto& p = s.params->quantizer;
+  auto& level = p.rvq_rest.layers[0];  // the first of the second branch: level 1
+  level.cluster_usage(4) = 1e-3;       // a dead code, far away
+  for (Index i = 0; i < dim; ++i) level.embedding_sum(4, i) = 1;
+  Codec::derive(s.be, *s.params, *books);
+  const auto x = s.be.make<double, dyn, dyn, 8>(sessions, steps),
+             y = s.be.make<double, dyn, dyn, 8>(sessions, steps);
+  laws::fill_normal(x, 1, s.rng);
+  const auto codes = s.be.make<std::int32_t, dyn, dyn, dyn>(sessions, n, steps);
+  Rvq::Saved saved;
+  double commitment = 0;
+  Rvq::forward(s.be, p, *books, x, {}, codes, y, saved, &commitment);
+  std::vector<double> projected(static_cast<std::size_t>(rows * dim));
+  s.be.matmul(x.matrix(), p.rvq_rest.project_in().t(), Matrix<double>{projected.data(), rows, dim, dim});
+
+  std::vector<double> usage(card), sum(card * dim);
+  for (Index c = 0; c < card; ++c) usage[c] = 0.8 * level.cluster_usage(c);
+  for (Index i = 0; i < card * dim; ++i) sum[i] = 0.8 * level.embedding_sum.data()[i];
+  for (Index r = 0; r < rows; ++r) {
+    const auto c = codes(r / steps, 1, r % steps);
+    usage[c] += 0.2;
+    for (Index i = 0; i < dim; ++i) sum[c * dim + i] += 0.2 * projected[r * dim + i];
+  }
+  double mean = 0;
+  for (const double u : usage) mean += u / card;
+  const auto untouched = p.rvq_rest.layers[1];  // level 2 takes no part
+  const std::vector<double> others(untouched.embedding_sum.data(),
+                                   untouched.embedding_sum.data() + card * dim);
+
+  Store<Rvq::Survey, B> survey(s.be);
+  Store<Codec::Params, B> before(s.be, s.params);
+  Rvq::learn(s.be, p, saved, options, 7, 11, *survey);
+  Index restarted = 0;
+  for (Index c = 0; c < card; ++c) {
+    const bool dead = usage[c] < 0.1 * mean;
+    restarted += dead;
+    if (dead) {
+      CHECK(level.cluster_usage(c) == Approx(mean));
+      bool found = false;  // it is one of the rows
+      for (Index r = 0; r < rows; ++r) {
+        double away = 0;
+        for (Index i = 0; i < dim; ++i)
+          away += std::abs(level.embedding_sum(c, i) / level.cluster_usage(c) - projected[r * dim + i]);
+        found = found || away < 1e-9;
+      }
+      CHECK(found);
+      continue;
+    }
+    CHECK(level.cluster_usage(c) == Approx(usage[c]));
+    for (Index i = 0; i < dim; ++i)
+      CHECK(level.embedding_sum(c, i) == Approx(sum[c * dim + i]).margin(1e-12));
+  }
+  REQUIRE(restarted > 0);
+  REQUIRE(restarted < card);
+  CHECK(survey->use(1).restarts == restarted);
+  CHECK(survey->use(1).usage == Approx(mean * card));
+  CHECK(std::equal(others.begin(), others.end(), untouched.embedding_sum.data()));
+
+  // The same seed and pass, the same bits; another pass draws other rows.
+  const auto again = [&](std::uint64_t pass) {
+    Store<Codec::Params, B> other(s.be, before);
+    Rvq::learn(s.be, other->quantizer, saved, options, 7, pass, *survey);
+    return std::equal(other.data(), other.data() + other.bytes(), s.params.data());
+  };
+  CHECK(again(11));
+  CHECK(!again(12));
+}
+
+TEST_CASE("What is drawn follows seed and pass; a loss that is not finite leaves the codebooks alone") {
+  Setup s;
+  auto config = Setup::config(0.5);
+  config.dropout = true;
+  Training training(s.be, config);
+  Store<Codec::Params, B> grad(s.be);
+  std::array<int, 4> drawn{};
+  for (int pass = 0; pass < 30; ++pass) ++drawn[training(*s.params, s.pcm, pass, &*grad).codebooks];
+  CHECK(drawn[0] == 0);
+  for (int n = 1; n <= 3; ++n) CHECK(drawn[n] > 3);
+  CHECK(training(*s.params, s.pcm, 0, nullptr).codebooks == 3);
+  const Store<Codec::Params, B> kept(s.be, s.params);
+  s.pcm(1, 5, 0) = NAN;
+  CHECK(!std::isfinite(training(*s.params, s.pcm, 1, &*grad).total));
+  CHECK(std::equal(kept.data(), kept.data() + kept.bytes(), s.params.data()));
+}
