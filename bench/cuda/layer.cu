@@ -75,14 +75,14 @@ int main() {
   be.for_each(wide.size(), Fill<bf16>{wide.data(), 1});
   be.for_each(half.size(), Fill<bf16>{half.data(), 1});
   double products = 0;
-  products +=
-      part("in_proj", dim, 3 * dim, params->self_attn.in_proj.matrix(), grad->self_attn.in_proj.matrix());
-  products +=
-      part("out_proj", dim, dim, params->self_attn.out_proj.matrix(), grad->self_attn.out_proj.matrix());
-  products +=
-      part("linear_in", dim, 2 * hidden, params->gating.linear_in.matrix(), grad->gating.linear_in.matrix());
-  products +=
-      part("linear_out", hidden, dim, params->gating.linear_out.matrix(), grad->gating.linear_out.matrix());
+  products += part("in_proj", dim, 3 * dim, params->self_attn.in_proj.weight.matrix(),
+                   grad->self_attn.in_proj.weight.matrix());
+  products += part("out_proj", dim, dim, params->self_attn.out_proj.weight.matrix(),
+                   grad->self_attn.out_proj.weight.matrix());
+  products += part("linear_in", dim, 2 * hidden, params->gating.linear_in.weight.matrix(),
+                   grad->gating.linear_in.weight.matrix());
+  products += part("linear_out", hidden, dim, params->gating.linear_out.weight.matrix(),
+                   grad->gating.linear_out.weight.matrix());
   report("  all products", products, 6 * weights * steps, 0);
 
   const auto qkv = be.make<bf16, dyn, dyn, 3 * dim>(1, steps),

@@ -44,10 +44,10 @@ Row times(const M& weight, const Row& x) {
 TEST_CASE("SiluGating is silu of the first half times the second") {
   using Block = SiluGating<GatingConfig{.dim = dim, .hidden = hidden}, Cpu<double>>;
   check<Block>([](const Block::Params& p, const Row& x) {
-    const Row h = times(p.linear_in, x);
+    const Row h = times(p.linear_in.weight, x);
     Row g(hidden);
     for (Index i = 0; i < hidden; ++i) g[i] = h[i] / (1 + std::exp(-h[i])) * h[hidden + i];
-    return times(p.linear_out, g);
+    return times(p.linear_out.weight, g);
   });
 }
 

@@ -72,7 +72,8 @@ TEST_CASE("threads: OpenMP's teams compute what one thread computes, in two prog
     Block::backward(own, *params, saved, y, dx, *grad);
     std::vector<float> all(y.data(), y.data() + y.size());
     all.insert(all.end(), dx.data(), dx.data() + dx.size());
-    all.insert(all.end(), grad->in_proj.data(), grad->in_proj.data() + grad->in_proj.size());
+    all.insert(all.end(), grad->in_proj.weight.data(),
+               grad->in_proj.weight.data() + grad->in_proj.weight.size());
     return all;
   };
   const auto alone = run(1);

@@ -15,6 +15,11 @@ constexpr DepformerConfig config{.dim = 12,
                                  .in_dim = 5,
                                  .card = 6,
                                  .text_card = 9};
+constexpr DepformerConfig adapted = [] {
+  auto config_with_lora = config;
+  config_with_lora.lora = {.rank = 2, .scaling = 1.5, .frozen = false};
+  return config_with_lora;
+}();
 template <class B>
 using Layer = DepformerLayer<config, B>;
 template <class B>
@@ -34,15 +39,20 @@ TEST_CASE("Depformer layer: gradient") {
   Cpu<double> be;
   mttt::testing::demand(laws::gradient<Layer<Cpu<double>>>(be, {.batch = 4, .steps = 5}));
 }
+TEST_CASE("Depformer layer with adapters: gradient") {
+  Cpu<double> be;
+  mttt::testing::demand(laws::gradient<DepformerLayer<adapted, Cpu<double>>>(be, {.batch = 4, .steps = 5}));
+}
 TEST_CASE("Per-step linear: gradient") {
   Cpu<double> be;
   mttt::testing::demand(laws::gradient<Projections<Cpu<double>>>(be, {.batch = 4, .steps = 5}));
 }
 
-TEST_CASE("Depformer: one frame, step by step, equals all frames at once") {
+TEMPLATE_TEST_CASE("Depformer: one frame, step by step, equals all frames at once", "",
+                   (Depformer<config, Cpu<float>>), (Depformer<adapted, Cpu<float>>)) {
   using B = Cpu<float>;
   B be;
-  using Block = Depformer<config, B>;
+  using Block = TestType;
   constexpr Index batch = 2, steps = 3, K = config.steps, streams = K + 2;
   Rng rng(4);
   const auto params = laws::random_params<Block>(be, {}, rng);
@@ -50,7 +60,7 @@ TEST_CASE("Depformer: one frame, step by step, equals all frames at once") {
   laws::fill_normal(z, 1, rng);
   const auto codes = random_codes(be, batch, streams, steps, rng);
   const auto y = be.make<float, dyn, dyn, config.dim>(K, batch * steps);
-  Block::Saved saved;
+  typename Block::Saved saved;
   Block::forward(be, *params, z, codes, y, saved);
 
   std::size_t allocated = 0;

@@ -1,4 +1,8 @@
 // The gradient of the whole training loss against central differences, in float64.
+#include <functional>
+#include <string>
+#include <vector>
+
 #include "moshi_small.hpp"
 #include "mttt/train/moshi_loss.hpp"
 
@@ -6,14 +10,16 @@ namespace {
 using namespace mttt;
 using namespace mttt::testing;
 using B = Cpu<double>;
-using Model = Moshi<moshi_small, B>;
+constexpr MoshiConfig adapted = moshi_small.with_lora(3, 1.5);
 }  // namespace
 
-TEST_CASE("Gradient of Moshi's loss") {
+TEMPLATE_TEST_CASE("Gradient of Moshi's loss, without and with adapters", "", (Moshi<moshi_small, B>),
+                   (Moshi<adapted, B>)) {
+  using Model = TestType;
   B be;
   Rng rng(2);
   auto params = laws::random_params<Model>(be, {.perturbation = 0.3}, rng);
-  Store<Model::Params, B> grad(be);
+  Store<typename Model::Params, B> grad(be);
   const auto scope = be.scope();
   const auto codes = random_codes(be, 2, 7, rng);
   codes(0, 0, 2) = moshi_small.existing_text_padding_id;
@@ -23,13 +29,14 @@ TEST_CASE("Gradient of Moshi's loss") {
   const auto at_start = moshi_loss<Model>(be, *params, codes, weights, &*grad);
   CHECK(at_start.total() == Approx(loss()).epsilon(1e-12));  // the logits were overwritten in one of the two
   Index tensors = 0;
+  constexpr Index checked = Model::config.lora.rank == 0 ? 10 : 4;
   for_each_tensor(
       [&](std::string_view name, auto& p, auto& g) {
         double scale = 1e-3, error = 0, largest = 0;
         for (Index i = 0; i < g.size(); ++i) largest = std::max(largest, std::abs(g.data()[i]));
-        for (Index n = 0; n < std::min<Index>(p.size(), 10); ++n) {
+        for (Index n = 0; n < std::min<Index>(p.size(), checked); ++n) {
           const Index i =
-              p.size() <= 10 ? n : static_cast<Index>(rng.below(static_cast<std::uint64_t>(p.size())));
+              p.size() <= checked ? n : static_cast<Index>(rng.below(static_cast<std::uint64_t>(p.size())));
           const double kept = p.data()[i], h = 1e-5;
           p.data()[i] = kept + h;
           const double above = loss();
@@ -47,13 +54,47 @@ TEST_CASE("Gradient of Moshi's loss") {
         ++tensors;
       },
       *params, *grad);
-  CHECK(tensors == 71);
+  CHECK(tensors == (Model::config.lora.rank == 0 ? 71 : 71 + 2 * 39));
 
-  Store<Model::Params, B> twice(be, grad);
+  Store<typename Model::Params, B> twice(be, grad);
   moshi_loss<Model>(be, *params, codes, weights, &*twice);
-  const auto once = grad.flat<double>(), sum = twice.flat<double>();
+  const auto once = grad.template flat<double>(), sum = twice.template flat<double>();
   double difference = 0;
   for (Index i = 0; i < once.size(); ++i)
     difference = std::max(difference, std::abs(sum(i) - 2 * once(i)) / (1 + std::abs(once(i))));
   CHECK(difference < 1e-12);
+}
+
+// A trainer gives no place to the gradients of what does not train.
+TEST_CASE("Gradients without a place are left out, and the others have the bits that they had") {
+  using Model = Moshi<adapted, B>;
+  B be;
+  Rng rng(3);
+  auto params = laws::random_params<Model>(be, {.perturbation = 0.3}, rng);
+  Store<Model::Params, B> whole(be);
+  const auto scope = be.scope();
+  const auto codes = random_codes(be, 1, 4, rng);
+  moshi_loss<Model>(be, *params, codes, {}, &*whole);
+
+  std::vector<std::string> names;
+  for_each_tensor([&](std::string_view name, const auto&) { names.emplace_back(name); }, *whole);
+  const auto check = [&](const std::function<bool(const std::string&)>& trains) {
+    std::vector<bool> held;
+    for (const auto& name : names) held.push_back(trains(name));
+    Store<Model::Params, B> part(be, 1, held);
+    CHECK(part.bytes() < whole.bytes());
+    moshi_loss<Model>(be, *params, codes, {}, &*part);
+    std::size_t i = 0;
+    for_each_tensor(
+        [&](std::string_view name, const auto& a, const auto& b) {
+          INFO(name);
+          CHECK(left_out(b) == !held[i]);
+          if (held[i++]) CHECK(laws::detail::same_bits(a.data(), b.data(), a.size()));
+        },
+        *whole, *part);
+  };
+  check([](const std::string& name) { return is_lora_name(name); });
+  check([](const std::string& name) { return name.find(".ttt.") != name.npos; });
+  check([](const std::string& name) { return name.find("emb") != name.npos; });
+  for (const auto& alone : names) check([&](const std::string& name) { return name == alone; });
 }

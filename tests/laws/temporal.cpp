@@ -18,8 +18,15 @@ constexpr TemporalConfig config(Placement placement) {
 template <class B>
 using Parallel = Temporal<config(Placement::parallel), B>;
 template <class B>
-using AfterAttention = Temporal<config(Placement::after_attention), B>;
+using AfterAttention = Temporal<[] {
+  auto adapted = config(Placement::after_attention);
+  adapted.lora = {.rank = 3, .scaling = 1.5, .frozen = false};
+  return adapted;
+}(),
+                                B>;
 }  // namespace
 
 TEST_CASE("Temporal transformer, TTT in parallel") { mttt::testing::hold_to_all_laws<Parallel>(); }
-TEST_CASE("Temporal transformer, TTT after attention") { mttt::testing::hold_to_all_laws<AfterAttention>(); }
+TEST_CASE("Temporal transformer, TTT after attention, adapters beside all other weights") {
+  mttt::testing::hold_to_all_laws<AfterAttention>();
+}

@@ -115,6 +115,49 @@ TEMPLATE_TEST_CASE("Four micro-batches equal a batch of four", "", float, bf16) 
   CHECK(one[4] < one[0]);
 }
 
+TEMPLATE_TEST_CASE("What is frozen stays, has no gradient and no moments; what trains learns as beside all",
+                   "", float, bf16) {
+  using S = Setup<moshi_small, TestType>;
+  S all, some;
+  const auto codes = full_codes(all.cpu, 2, 9);
+  const std::vector<GroupRule> rules{
+      {.says = "all", .matches = [](std::string_view) { return true; }, .frozen = true},
+      {.says = "TTT", .matches = mttt::name_contains(".ttt.")}};
+  const TrainOptions options{.max_steps = 2, .lr = 1e-2, .max_norm = 0};
+  const auto trainer_of = [&](S& setup, const std::vector<GroupRule>& which) {
+    return Trainer<typename S::P, typename S::B, typename S::M>(setup.be, setup.params, options, which);
+  };
+  const auto step = [&](S& setup, auto& trainer) {
+    trainer.step([&](std::int64_t, typename S::M& grad) {
+      return MicroBatch{moshi_loss<typename S::Model>(setup.be, *setup.params, codes, {}, &grad).total(), 18};
+    });
+  };
+  auto trains_all = trainer_of(all, {}), trains_some = trainer_of(some, rules);
+  CHECK(3 * trains_some.grad.bytes() < trains_all.grad.bytes());
+  CHECK(trains_some.adam.m.bytes() == trains_some.grad.bytes());
+  CHECK(trains_some.adam.v.bytes() == trains_some.grad.bytes());
+  if constexpr (std::is_same_v<TestType, bf16>)
+    CHECK(trains_some.weights().bytes() == trains_some.grad.bytes());
+
+  const Store<typename S::P, typename S::B> start(some.be, some.params);
+  step(all, trains_all), step(some, trains_some);
+  int learned = 0;
+  for_each_tensor(
+      [&](std::string_view name, const auto& before, const auto& alone, const auto& beside) {
+        INFO(name);
+        const auto bits = [&](const auto& a, const auto& b) {
+          return std::memcmp(a.data(), b.data(), static_cast<std::size_t>(a.size()) * sizeof(TestType)) == 0;
+        };
+        const bool trains = name.find(".ttt.") != name.npos;
+        CHECK(bits(alone, trains ? beside : before));
+        learned += !bits(before, alone);
+      },
+      *start, *some.params, *all.params);
+  CHECK(learned > 10);
+  CHECK_THROWS_WITH((trains_some.groups = trains_all.groups, step(some, trains_some)),
+                    contains("tensor 0 that is to train, and has no gradient; expected it frozen"));
+}
+
 TEST_CASE("A foreign code is reported before the parameters change") {
   using S = Setup<moshi_small, bf16>;
   S setup;

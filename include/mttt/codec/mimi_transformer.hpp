@@ -110,10 +110,10 @@ struct MimiTransformerLayer {
     if constexpr (requires { be.template product_step<Gelu>(x.matrix(), {}, x.matrix(), y.matrix()); }) {
       const auto qkv = be.template make<T, dyn, dyn, SelfAttention::qkv_dim>(x.extent(0), x.extent(1));
       const auto hidden = be.template make<T, dyn, dyn, C.dim_feedforward>(x.extent(0), x.extent(1));
-      be.template product_step<Identity>(x.matrix(), rows(p.norm1), p.self_attn.in_proj.matrix(),
+      be.template product_step<Identity>(x.matrix(), rows(p.norm1), p.self_attn.in_proj.weight.matrix(),
                                          qkv.matrix());
       SelfAttention::mix_step(be, state.self_attn, qkv, a, mask);
-      be.template product_step<Identity>(a.matrix(), {}, p.self_attn.out_proj.matrix(), h.matrix(),
+      be.template product_step<Identity>(a.matrix(), {}, p.self_attn.out_proj.weight.matrix(), h.matrix(),
                                          {.scale = p.layer_scale_1.scale.data(), .addend = x.data()});
       be.template product_step<Gelu>(h.matrix(), rows(p.norm2), p.ffn.linear1.matrix(), hidden.matrix());
       be.template product_step<Identity>(hidden.matrix(), {}, p.ffn.linear2.matrix(), y.matrix(),

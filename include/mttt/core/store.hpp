@@ -4,6 +4,9 @@
 // zero under every element-wise optimiser, so that clipping, AdamW, EMA, snapshot, fork and save may treat
 // the block as one array.
 //
+// A Store may leave tensors out (gradients and moments of parameters that do not train): these keep their
+// extents and have no memory, their data() is null.
+//
 // Shapes:  a tensor whose first extent is `dyn` gets `batch` there; all other extents must be static.
 // Units:   bytes.
 // Errors:  what the backend's memory throws when it is exhausted; assign, upload and download refuse a store
@@ -13,6 +16,7 @@
 #pragma once
 
 #include <utility>
+#include <vector>
 
 #include "mttt/core/memory_use.hpp"
 #include "mttt/core/visit.hpp"
@@ -24,15 +28,18 @@ class Store {
  public:
   static constexpr Index alignment = 64;
 
-  explicit Store(B& be, Index batch = 1)
+  /// `held`: of each tensor, in the order of for_each_tensor, whether it has a place; empty: all have.
+  explicit Store(B& be, Index batch = 1, std::vector<bool> held = {})
       : batch_(batch),
+        held_(std::move(held)),
         bytes_(layout(nullptr)),
         memory_(be, bytes_, of_sessions_ ? MemoryUse::sessions : MemoryUse::parameters) {
     layout(static_cast<std::byte*>(memory_.data()));
   }
-  Store(B& be, const Store& other) : Store(be, other.batch_) { assign(be, other); }
+  Store(B& be, const Store& other) : Store(be, other.batch_, other.held_) { assign(be, other); }
   Store(Store&& other) noexcept
       : batch_(other.batch_),
+        held_(std::move(other.held_)),
         of_sessions_(other.of_sessions_),
         aggregate_(other.aggregate_),
         bytes_(other.bytes_),
@@ -75,6 +82,7 @@ class Store {
  private:
   Index layout(std::byte* base) {
     Index offset = 0;
+    std::size_t number = 0;
     for_each_tensor(
         [&](std::string_view, auto& tensor) {
           using Tens = std::remove_cvref_t<decltype(tensor)>;
@@ -83,6 +91,10 @@ class Store {
           if (extents[0] == dyn) {
             extents[0] = batch_;
             of_sessions_ = true;
+          }
+          if (!held_.empty() && !held_.at(number++)) {
+            tensor = Tens(nullptr, extents);
+            return;
           }
           tensor = Tens(reinterpret_cast<T*>(base == nullptr ? nullptr : base + offset), extents);
           const Index end = offset + counted_bytes(extents, sizeof(T), MemoryUse::sessions);
@@ -93,6 +105,7 @@ class Store {
   }
 
   Index batch_;
+  std::vector<bool> held_;
   bool of_sessions_ = false;  // found by layout
   P aggregate_{};
   Index bytes_;

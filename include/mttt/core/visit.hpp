@@ -125,6 +125,21 @@ void for_each_parameter(F&& f, First&& first, Rest&&... rest) {
   detail::Walker<F, true>{f, path}.enter(first, rest...);
 }
 
+/// Whether a Store has left the tensor out.
+template <class Tens>
+bool left_out(const Tens& tensor) {
+  return tensor.size() > 0 && tensor.data() == nullptr;
+}
+
+/// Whether it has left out all of them: no tensor of the aggregate trains.
+template <class P>
+bool all_left_out(const P& aggregate) {
+  bool all = true;
+  for_each_tensor([&](std::string_view, const auto& t) { all = all && (t.size() == 0 || left_out(t)); },
+                  aggregate);
+  return all;
+}
+
 /// The number of elements of all tensors.
 template <class P>
 Index count_elements(const P& aggregate) {

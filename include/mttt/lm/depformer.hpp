@@ -25,6 +25,7 @@ struct DepformerConfig {
   Index dim, num_heads, num_layers;
   Index hidden;  // of the gating: gating_hidden(dim, dim_feedforward)
   double eps = 1e-8;
+  LoraConfig lora{.rank = 0};                            // adapters of all its linear layers
   Index steps = 0, in_dim = 0, card = 0, text_card = 0;  // MoshiConfig fills these in
 
   constexpr Index head_dim() const { return dim / num_heads; }
@@ -99,9 +100,9 @@ struct DepformerLayer {
   static constexpr Index in = C.dim, out = C.dim, K = C.steps;
 
   using Norm = RmsNorm<NormConfig{.dim = C.dim, .eps = C.eps}, B>;
-  using InProjs = PerStep<Linear<LinearConfig{.in = C.dim, .out = 3 * C.dim}, B>, K, B>;
-  using OutProjs = PerStep<Linear<LinearConfig{.in = C.dim, .out = C.dim}, B>, K, B>;
-  using Gating = PerStep<SiluGating<GatingConfig{.dim = C.dim, .hidden = C.hidden}, B>, K, B>;
+  using InProjs = PerStep<WithLora<C.lora, Linear<LinearConfig{.in = C.dim, .out = 3 * C.dim}, B>>, K, B>;
+  using OutProjs = PerStep<WithLora<C.lora, Linear<LinearConfig{.in = C.dim, .out = C.dim}, B>>, K, B>;
+  using Gating = PerStep<SiluGating<GatingConfig{.dim = C.dim, .hidden = C.hidden, .lora = C.lora}, B>, K, B>;
 
   struct Params {
     typename Norm::Params norm1, norm2;
@@ -183,10 +184,10 @@ struct DepformerLayer {
     const auto make = [&] { return be.template make<T, dyn, dyn, C.dim>(1, n); };
     const auto normed = make(), mixed = make(), h = make();
     NoState none;
-    if constexpr (requires { be.steps_products(n, p.gating.of[0].linear_in.matrix()); }) {
+    if constexpr (requires { be.steps_products(n, p.gating.of[0].linear_in.weight.matrix()); }) {
       const auto& gating = p.gating.of[static_cast<std::size_t>(k)];
       const auto in_proj = p.in_projs.of[static_cast<std::size_t>(k)].weight.matrix();
-      if (be.steps_products(n, in_proj) && be.steps_products(n, gating.linear_out.matrix())) {
+      if (be.steps_products(n, in_proj) && be.steps_products(n, gating.linear_out.weight.matrix())) {
         be.template product_step<Identity>(x.matrix(), Norm::rows(p.norm1), in_proj,
                                            Matrix<T>{qkv + k * n * 3 * C.dim, n, 3 * C.dim, 3 * C.dim});
         attend_earlier(be, qkv, k, mixed);
@@ -227,7 +228,7 @@ struct Depformer {
   static constexpr std::size_t layers = static_cast<std::size_t>(C.num_layers);
   static_assert(C.num_layers > 0, "Depformer: at least one layer");
 
-  using In = Linear<LinearConfig{.in = C.in_dim, .out = C.dim}, B>;
+  using In = WithLora<C.lora, Linear<LinearConfig{.in = C.in_dim, .out = C.dim}, B>>;
   using AudioEmbedding = Embedding<EmbeddingConfig{.card = C.card + 1, .dim = C.dim}, B>;
   using TextEmbedding = Embedding<EmbeddingConfig{.card = C.text_card + 1, .dim = C.dim}, B>;
   using Layer = DepformerLayer<C, B>;
@@ -246,6 +247,7 @@ struct Depformer {
   };
   struct Saved {
     Sequence<const T, in> z;
+    std::array<typename In::Saved, static_cast<std::size_t>(K)> depformer_in;
     Streams<const std::int32_t> codes;
     std::array<typename Layer::Saved, layers> layer;
   };
@@ -268,7 +270,11 @@ struct Depformer {
     saved.z = z;
     saved.codes = codes;
     auto x = be.template make<T, dyn, dyn, C.dim>(K, n);
-    for (Index k = 0; k < K; ++k) read(be, p, k, z, stream(codes, k), x[k].data());
+    for (Index k = 0; k < K; ++k) {
+      const auto i = static_cast<std::size_t>(k);
+      In::forward(be, p.depformer_in[i], z, like(z, x[k].data()), saved.depformer_in[i]);
+      add_codes(be, p, k, stream(codes, k), x[k].data());
+    }
     for (std::size_t l = 0; l < layers; ++l) {
       const auto next = l + 1 == layers ? y : be.template make<T, dyn, dyn, C.dim>(K, n);
       Layer::forward(be, p.depformer_layers[l], x, next, saved.layer[l]);
@@ -290,9 +296,9 @@ struct Depformer {
     }
     for (Index k = 0; k < K; ++k) {
       const auto i = static_cast<std::size_t>(k);
-      const auto dx = d[k].matrix();
-      be.matmul(dx, p.depformer_in[i].weight.matrix(), dz.matrix(), 1, 1);
-      be.matmul(dx.t(), saved.z.matrix(), grad.depformer_in[i].weight.matrix(), 1, 1);
+      const auto dx = like(dz, d[k].data());
+      const auto low = In::input_backward(be, p.depformer_in[i], dx, dz.matrix(), 1);
+      In::weight_backward(be, saved.depformer_in[i], saved.z, dx, low, grad.depformer_in[i]);
       if (k == 0) {
         TextEmbedding::backward(be, stream(saved.codes, k), d[k].data(), grad.depformer_text_emb);
       } else {
@@ -312,7 +318,9 @@ struct Depformer {
     const auto scope = be.scope();
     const Index n = y.extent(1);
     auto x = be.template make<T, dyn, dyn, C.dim>(1, n);
-    read(be, p, k, z, codes, x.data());
+    NoState none;
+    In::step(be, p.depformer_in[static_cast<std::size_t>(k)], none, z, x, Mask{});
+    add_codes(be, p, k, codes, x.data());
     for (std::size_t l = 0; l < layers; ++l) {
       const auto next = l + 1 == layers ? y : be.template make<T, dyn, dyn, C.dim>(1, n);
       Layer::step(be, p.depformer_layers[l], frame.qkv[static_cast<Index>(l)].data(), k, x, next);
@@ -327,11 +335,15 @@ struct Depformer {
     return {codes.data() + k * steps, codes.extent(0), steps, {codes.extent(1) * steps, 1}};
   }
 
-  /// x (N, dim) = in_k z + emb_k(codes)
-  static void read(B& be, const Params& p, Index k, Sequence<const T, in> z, CodeRows<std::int32_t> codes,
-                   T* x) {
+  /// Rows of one step, counted as those of z are.
+  template <class Z, class U>
+  static Sequence<U, C.dim> like(Sequence<Z, in> z, U* rows) {
+    return {rows, {z.extent(0), z.extent(1), C.dim}};
+  }
+
+  /// x (N, dim) += emb_k(codes)
+  static void add_codes(B& be, const Params& p, Index k, CodeRows<std::int32_t> codes, T* x) {
     const auto i = static_cast<std::size_t>(k);
-    be.matmul(z.matrix(), p.depformer_in[i].weight.matrix().t(), Matrix<T>{x, codes.rows(), C.dim, C.dim});
     if (k == 0) {
       TextEmbedding::forward(be, p.depformer_text_emb, codes, x, Write::add);
     } else {

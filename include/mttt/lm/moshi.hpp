@@ -28,6 +28,7 @@ struct MoshiConfig {
   Delays delays;          // frames: text, then the n_q audio streams
   TemporalConfig temporal;
   DepformerConfig depformer;
+  LoraConfig lora{.rank = 0, .scaling = 2, .frozen = false};  // adapters of all linear layers; 0: none
   std::int32_t existing_text_padding_id = 3, existing_text_end_padding_id = 0;
 
   constexpr Index streams() const { return 1 + n_q; }
@@ -53,6 +54,18 @@ struct MoshiConfig {
     config.in_dim = temporal.dim;
     config.card = card;
     config.text_card = text_card;
+    config.lora = lora;
+    return config;
+  }
+  constexpr TemporalConfig temporal_config() const {
+    TemporalConfig config = temporal;
+    config.lora = lora;
+    return config;
+  }
+  /// The same model with adapters. What is frozen is the trainer's to say.
+  constexpr MoshiConfig with_lora(Index rank, double scaling = 2) const {
+    MoshiConfig config = *this;
+    config.lora = {.rank = rank, .scaling = scaling, .frozen = false};
     return config;
   }
   /// The same model without TTT: what the gates at 0 must reproduce.
@@ -99,15 +112,16 @@ struct Moshi {
   static constexpr MoshiConfig config = C;
   static constexpr Index dim = C.temporal.dim, depth = C.depformer.dim, K = C.dep_q;
 
-  using Transformer = Temporal<C.temporal, B>;
+  using Transformer = Temporal<C.temporal_config(), B>;
   using AudioEmbedding = Embedding<EmbeddingConfig{.card = C.card + 1, .dim = dim}, B>;
   using TextEmbedding = Embedding<EmbeddingConfig{.card = C.text_card + 1, .dim = dim}, B>;
   using OutNorm = RmsNorm<NormConfig{.dim = dim, .eps = C.temporal.norm_eps}, B>;
-  using TextLinear = Linear<LinearConfig{.in = dim, .out = C.text_card}, B>;
+  using TextLinear = WithLora<C.lora, Linear<LinearConfig{.in = dim, .out = C.text_card}, B>>;
   using Depth = Depformer<C.depformer_config(), B>;
-  using Linears = PerStep<Linear<LinearConfig{.in = depth, .out = C.card}, B>, K, B>;
+  using Linears = PerStep<WithLora<C.lora, Linear<LinearConfig{.in = depth, .out = C.card}, B>>, K, B>;
 
   struct Params {
+    static constexpr bool frozen_without_gradient = true;  // see train/trainer.hpp
     std::array<typename AudioEmbedding::Params, static_cast<std::size_t>(C.n_q)> emb;
     typename TextEmbedding::Params text_emb;
     typename Transformer::Params transformer;
@@ -218,9 +232,11 @@ struct Moshi {
     const auto dys = be.template make<T, dyn, dyn, depth>(K, batch * steps);
     Linears::backward(be, p.linears, saved.linears, dlogits, dys, grad.linears);
     Depth::backward(be, p.depformer, saved.depformer, shifted<1, K>(be, dys, batch, -1), dz, grad.depformer);
-    const auto dh = make(), dx = make();
+    const bool embeddings = !all_left_out(grad.text_emb) || !all_left_out(grad.emb);
+    const auto dh = make(), dx = embeddings ? make() : Sequence<T, dim>{};
     OutNorm::backward(be, p.out_norm, saved.out_norm, dz, dh, grad.out_norm);
     Transformer::backward(be, p.transformer, saved.transformer, dh, dx, grad.transformer, carry);
+    if (!embeddings) return;
     TextEmbedding::backward(be, stream(saved.inputs, 0), dx.data(), grad.text_emb);
     for (std::size_t k = 0; k < grad.emb.size(); ++k)
       AudioEmbedding::backward(be, stream(saved.inputs, static_cast<Index>(k) + 1), dx.data(), grad.emb[k]);

@@ -58,6 +58,7 @@ struct TemporalConfig {
   Index ttt_layer_context = 0;  // frames that attention sees in layers with TTT; 0: as in the others
   double initial_gating_alpha = 0.1;
   TttConfig ttt = {.dim = 0, .num_heads = 0};  // dim 0: that of the transformer; num_heads 0: likewise
+  LoraConfig lora{.rank = 0};  // adapters of attention and gating
   bool recompute = false;  // in training a layer keeps its input alone and runs forward again in backward
 
   constexpr bool has_ttt(Index layer) const { return ttt_layers.contains(layer); }
@@ -83,7 +84,8 @@ struct TemporalConfig {
             .num_heads = num_heads,
             .kv_repeat = kv_repeat,
             .context = beside_ttt && ttt_layer_context > 0 ? ttt_layer_context : context,
-            .max_period = max_period};
+            .max_period = max_period,
+            .lora = lora};
   }
   /// The same transformer without TTT: what the gates at 0 must reproduce.
   constexpr TemporalConfig without_ttt() const {
@@ -105,7 +107,7 @@ struct TemporalLayer {
   using SelfAttention = Attention<C.attention(with_ttt), B>;
   using Learner = Ttt<C.ttt_config(), B>;
   using GatedLearner = Gated<GateConfig{.initial_alpha = C.initial_gating_alpha}, Learner, B>;
-  using Gating = SiluGating<GatingConfig{.dim = C.dim, .hidden = C.hidden}, B>;
+  using Gating = SiluGating<GatingConfig{.dim = C.dim, .hidden = C.hidden, .lora = C.lora}, B>;
 
   struct Params {
     typename Norm::Params norm1, norm2;
@@ -192,9 +194,9 @@ struct TemporalLayer {
     const auto scope = be.scope();
     const auto n = like(be, x), h = like(be, x), m = like(be, x);
     NoState none;
-    if constexpr (requires { be.steps_products(Index{1}, p.gating.linear_in.matrix()); }) {
-      if (be.steps_products(x.matrix().rows, p.gating.linear_in.matrix()) &&
-          be.steps_products(x.matrix().rows, p.gating.linear_out.matrix())) {
+    if constexpr (requires { be.steps_products(Index{1}, p.gating.linear_in.weight.matrix()); }) {
+      if (be.steps_products(x.matrix().rows, p.gating.linear_in.weight.matrix()) &&
+          be.steps_products(x.matrix().rows, p.gating.linear_out.weight.matrix())) {
         if constexpr (with_ttt) {
           Norm::step(be, p.norm1, none, x, n, mask);
           mix_step(be, p, state, n, h, mask, tap);
@@ -371,14 +373,18 @@ struct Temporal {
     });
   }
 
+  /// dx may be null, if nobody wants it: the pass then ends at the first layer in which something trains.
   static void backward(B& be, const Params& p, const Saved& saved, Sequence<const T, dim> dy,
                        Sequence<T, dim> dx, auto& grad, const CarryGradient<CarriedGradient>& carry = {}) {
     const auto scope = be.scope();
+    const bool whole = dx.data() != nullptr || carry.to != nullptr || carry.from != nullptr;
+    const Index last = whole ? 0 : first_that_trains(grad);
     const std::array ping{be.template make<T, dyn, dyn, dim>(dy.extent(0), dy.extent(1)),
                           be.template make<T, dyn, dyn, dim>(dy.extent(0), dy.extent(1))};
     Index left = C.num_layers;
     each_reversed([&](auto layer, auto member, std::size_t i) {
-      const auto to = --left == 0 ? dx : ping[static_cast<std::size_t>(left % 2)];
+      if (--left < last) return;
+      const auto to = left == 0 && dx.data() != nullptr ? dx : ping[static_cast<std::size_t>(left % 2)];
       using Block = typename decltype(layer)::Block;
       const auto part = [&](auto& all) -> auto& { return member(all)[i]; };
       Block::backward(be, part(p), part(saved), dy, to, part(grad),
@@ -425,6 +431,16 @@ struct Temporal {
   struct LearningMember {
     auto& operator()(auto& layers) const { return layers.learning; }
   };
+
+  static Index first_that_trains(const auto& grad) {
+    Index first = 0;
+    bool found = false;
+    each([&](auto, auto member, std::size_t i) {
+      found = found || !all_left_out(member(grad)[i]);
+      first += !found;
+    });
+    return first;
+  }
 
   /// The place of layer i among the layers of its kind.
   static std::size_t rank(Index i) {

@@ -20,7 +20,7 @@
 #include "mttt/backend/fused.hpp"
 #include "mttt/core/concepts.hpp"
 #include "mttt/math/scalar.hpp"
-#include "mttt/nn/linear.hpp"
+#include "mttt/nn/lora.hpp"
 #include "mttt/nn/rope.hpp"
 
 namespace mttt {
@@ -343,6 +343,7 @@ struct AttentionConfig {
   Index context = 0;    // steps; 0 is unlimited, and then the block cannot be streamed
   bool rope = true;
   double max_period = 10000;
+  LoraConfig lora{.rank = 0};
 
   constexpr Index head_dim() const { return dim / num_heads; }
   constexpr Index kv_heads() const { return num_heads / kv_repeat; }
@@ -364,19 +365,23 @@ struct Attention {
   using T = typename B::Scalar;
   using A = typename B::Accum;
   static constexpr Index in = C.dim, out = C.dim, qkv_dim = C.qkv_dim();
+  static constexpr bool adapted = C.lora.rank > 0;
+  using InProj = WithLora<C.lora, Linear<LinearConfig{.in = C.dim, .out = C.qkv_dim()}, B>>;
+  using OutProj = WithLora<C.lora, Linear<LinearConfig{.in = C.dim, .out = C.dim}, B>>;
 
   struct Params {
-    Weight<B, qkv_dim, C.dim> in_proj;  // rows q | k | v
-    Weight<B, C.dim, C.dim> out_proj;
+    typename InProj::Params in_proj;  // rows q | k | v
+    typename OutProj::Params out_proj;
     static void visit(auto&& f, auto&&... p) {
-      f("in_projs.0.weight", p.in_proj...);
-      f("out_projs.0.weight", p.out_proj...);
+      f("in_projs.0", p.in_proj...);
+      f("out_projs.0", p.out_proj...);
     }
   };
   struct Saved {
-    Sequence<const T, in> x;
+    typename InProj::Saved in_proj;
     Sequence<T, qkv_dim> qkv;  // after RoPE
     Sequence<T, C.dim> mixed;
+    typename OutProj::Saved out_proj;
     Tensor<A, dyn, dyn, C.num_heads> lse;
   };
   struct RingState {
@@ -396,8 +401,8 @@ struct Attention {
   using State = std::conditional_t<(C.context > 0), RingState, NoState>;
 
   static void init(Params& p, Rng& rng) {
-    init_truncated_normal(p.in_proj, 1.0 / std::sqrt(static_cast<double>(C.dim)), rng);
-    init_truncated_normal(p.out_proj, 1.0 / std::sqrt(static_cast<double>(C.dim)), rng);
+    InProj::init(p.in_proj, rng);
+    OutProj::init(p.out_proj, rng);
   }
 
   static void forward(B& be, const Params& p, Sequence<const T, in> x, Sequence<T, out> y, Saved& saved) {
@@ -405,12 +410,12 @@ struct Attention {
     const auto qkv = be.template make<T, dyn, dyn, qkv_dim>(batch, steps);
     const auto mixed = be.template make<T, dyn, dyn, C.dim>(batch, steps);
     const auto lse = be.template make<A, dyn, dyn, C.num_heads>(batch, steps);
-    saved = {x, qkv, mixed, lse};
-    be.matmul(x.matrix(), p.in_proj.matrix().t(), qkv.matrix());
+    saved.qkv = qkv, saved.mixed = mixed, saved.lse = lse;
+    InProj::forward(be, p.in_proj, x, qkv, saved.in_proj);
     if constexpr (C.rope) rotate(be, qkv, nullptr, Rotation::forward);
     attend<B, T>(be, shape, batch, steps, q(qkv), k(qkv), v(qkv), qkv_strides(steps), mixed.data(),
                  strides(steps), lse.data());
-    be.matmul(mixed.matrix(), p.out_proj.matrix().t(), y.matrix());
+    OutProj::forward(be, p.out_proj, mixed, y, saved.out_proj);
   }
 
   static void backward(B& be, const Params& p, const Saved& saved, Sequence<const T, out> dy,
@@ -419,14 +424,12 @@ struct Attention {
     const Index batch = dy.extent(0), steps = dy.extent(1);
     const auto dmixed = be.template make<T, dyn, dyn, C.dim>(batch, steps);
     const auto dqkv = be.template make<T, dyn, dyn, qkv_dim>(batch, steps);
-    be.matmul(dy.matrix(), p.out_proj.matrix(), dmixed.matrix());
-    be.matmul(dy.matrix().t(), saved.mixed.matrix(), grad.out_proj.matrix(), 1, 1);
+    OutProj::backward(be, p.out_proj, saved.out_proj, dy, dmixed, grad.out_proj);
     attend_backward<B, T>(be, shape, batch, steps, q(saved.qkv), k(saved.qkv), v(saved.qkv),
                           qkv_strides(steps), saved.mixed.data(), dmixed.data(), strides(steps),
                           saved.lse.data(), q(dqkv), k(dqkv), v(dqkv));
     if constexpr (C.rope) rotate(be, dqkv, nullptr, Rotation::backward);
-    be.matmul(dqkv.matrix(), p.in_proj.matrix(), dx.matrix());
-    be.matmul(dqkv.matrix().t(), saved.x.matrix(), grad.in_proj.matrix(), 1, 1);
+    InProj::backward(be, p.in_proj, saved.in_proj, dqkv, dx, grad.in_proj);
   }
 
   static void step(B& be, const Params& p, State& state, Sequence<const T, in> x, Sequence<T, out> y,
@@ -435,19 +438,20 @@ struct Attention {
     const Index batch = x.extent(0), steps = x.extent(1);
     const auto qkv = be.template make<T, dyn, dyn, qkv_dim>(batch, steps);
     const auto mixed = be.template make<T, dyn, dyn, C.dim>(batch, steps);
-    be.matmul(x.matrix(), p.in_proj.matrix().t(), qkv.matrix());
+    NoState none;
+    InProj::step(be, p.in_proj, none, x, qkv, mask);
     mix_step(be, state, qkv, mixed, mask);
-    be.matmul(mixed.matrix(), p.out_proj.matrix().t(), y.matrix());
+    OutProj::step(be, p.out_proj, none, mixed, y, mask);
   }
   /// y = x + step(norm(x)), on a backend with product_step.
   static void residual_step(B& be, const Params& p, State& state, NormRows<T> norm, Sequence<const T, in> x,
-                            Sequence<T, out> y, Mask mask) requires BoundedContext<C.context> {
+                            Sequence<T, out> y, Mask mask) requires(BoundedContext<C.context> && !adapted) {
     const auto scope = be.scope();
     const auto qkv = be.template make<T, dyn, dyn, qkv_dim>(x.extent(0), x.extent(1));
     const auto mixed = be.template make<T, dyn, dyn, C.dim>(x.extent(0), x.extent(1));
-    be.template product_step<Identity>(x.matrix(), norm, p.in_proj.matrix(), qkv.matrix());
+    be.template product_step<Identity>(x.matrix(), norm, p.in_proj.weight.matrix(), qkv.matrix());
     mix_step(be, state, qkv, mixed, mask);
-    be.template product_step<Identity>(mixed.matrix(), {}, p.out_proj.matrix(), y.matrix(),
+    be.template product_step<Identity>(mixed.matrix(), {}, p.out_proj.weight.matrix(), y.matrix(),
                                        {.addend = x.data()});
   }
   /// The step between the two projections; qkv is turned in place.

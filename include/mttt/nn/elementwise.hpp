@@ -163,10 +163,18 @@ Tensor<typename B::Accum, dyn, dyn> sum_column_parts(B& be, const T* dy, const T
   return parts;
 }
 
+/// grad += a b, of a parameter that trains; one that does not has a gradient without memory, left out.
+template <class B, class U, class V, class G>
+void add_product(B& be, Matrix<U> a, Matrix<V> b, Matrix<G> grad, typename B::Accum scale = 1) {
+  if (grad.data != nullptr) be.matmul(a, b, grad, scale, 1);
+}
+
 /// grad += column sums of dy * (x - mean) * r, all (rows, width); null x, mean and r stand for 1, 0 and 1.
+/// Nothing is done for a null grad, that of a parameter which does not train.
 template <class B, class T, class G>
 void sum_product_columns(B& be, const T* dy, const T* x, const typename B::Accum* mean,
                          const typename B::Accum* r, G* grad, Index rows, Index width) {
+  if (grad == nullptr) return;
   const auto scope = be.scope();
   const auto parts = sum_column_parts(be, dy, x, mean, r, rows, width);
   be.for_each(width, detail::AddParts<typename B::Accum, G>{parts.data(), grad, parts.extent(0), width});

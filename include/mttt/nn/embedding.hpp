@@ -196,6 +196,7 @@ struct Embedding {
 
   template <class I>
   static void backward(B& be, CodeRows<I> codes, const T* dy, auto& grad) {
+    if (left_out(grad.weight)) return;
     using G = typename decltype(grad.weight)::value_type;
     const Index rows = codes.rows();
     if constexpr (requires(std::int32_t * p) { be.sort_pairs(p, p, rows, card); }) {

@@ -58,12 +58,12 @@ struct FeedForward {
     const auto dg = be.template make<T, dyn, dyn, hidden>(dy.extent(0), dy.extent(1));
     const T* h = saved.h.data();
     be.map(g.size(), detail::Activate<Gelu>{}, g.data(), h);
-    be.matmul(dy.matrix().t(), g.matrix(), grad.linear2.matrix(), 1, 1);
+    add_product(be, dy.matrix().t(), g.matrix(), grad.linear2.matrix());
     be.matmul(dy.matrix(), p.linear2.matrix(), dg.matrix());
     const auto dh = g;  // g has served
     be.map(dh.size(), detail::ActivateBackward<Gelu>{}, dh.data(), h, dg.data());
     be.matmul(dh.matrix(), p.linear1.matrix(), dx.matrix());
-    be.matmul(dh.matrix().t(), saved.x.matrix(), grad.linear1.matrix(), 1, 1);
+    add_product(be, dh.matrix().t(), saved.x.matrix(), grad.linear1.matrix());
   }
 
   static void step(B& be, const Params& p, State&, Sequence<const T, in> x, Sequence<T, out> y, Mask) {

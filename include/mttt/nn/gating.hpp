@@ -14,12 +14,13 @@
 #include "mttt/backend/fused.hpp"
 #include "mttt/core/concepts.hpp"
 #include "mttt/math/scalar.hpp"
-#include "mttt/nn/linear.hpp"
+#include "mttt/nn/lora.hpp"
 
 namespace mttt {
 
 struct GatingConfig {
   Index dim, hidden;
+  LoraConfig lora{.rank = 0};
 };
 
 /// The hidden width that published configurations mean by `dim_feedforward`: about two thirds of it, so that
@@ -70,30 +71,37 @@ template <GatingConfig C, class B>
 struct SiluGating {
   using T = typename B::Scalar;
   static constexpr Index in = C.dim, out = C.dim, hidden = C.hidden;
+  static constexpr bool adapted = C.lora.rank > 0;
+  using In = WithLora<C.lora, Linear<LinearConfig{.in = in, .out = 2 * hidden}, B>>;
+  using Out = WithLora<C.lora, Linear<LinearConfig{.in = hidden, .out = out}, B>>;
 
   struct Params {
-    Weight<B, 2 * hidden, in> linear_in;
-    Weight<B, out, hidden> linear_out;
+    typename In::Params linear_in;
+    typename Out::Params linear_out;
     static void visit(auto&& f, auto&&... p) {
-      f("linear_in.weight", p.linear_in...);
-      f("linear_out.weight", p.linear_out...);
+      f("linear_in", p.linear_in...);
+      f("linear_out", p.linear_out...);
     }
   };
   struct Saved {
-    Sequence<const T, in> x;
-    Sequence<const T, 2 * hidden> h;  // g is cheap to make again, and as large as half of h
+    typename In::Saved in;
+    Sequence<const T, 2 * hidden> h;
+    typename Out::Saved out;  // but its x, which is g: cheap to make again, and as large as half of h
   };
   using State = NoState;
 
   static void init(Params& p, Rng& rng) {
-    init_truncated_normal(p.linear_in, 1.0 / std::sqrt(static_cast<double>(in)), rng);
-    init_truncated_normal(p.linear_out, 1.0 / std::sqrt(static_cast<double>(hidden)), rng);
+    In::init(p.linear_in, rng);
+    Out::init(p.linear_out, rng);
   }
 
   static void forward(B& be, const Params& p, Sequence<const T, in> x, Sequence<T, out> y, Saved& saved) {
     const auto h = be.template make<T, dyn, dyn, 2 * hidden>(x.extent(0), x.extent(1));
-    saved = {x, h};
-    apply(be, p, x, y, h);
+    In::forward(be, p.linear_in, x, h, saved.in);
+    saved.h = h;
+    const auto low = Out::make_low(be, x.extent(0), x.extent(1));  // outlives g
+    const auto scope = be.scope();
+    Out::forward(be, p.linear_out, gate(be, h), y, saved.out, low);
   }
 
   static void backward(B& be, const Params& p, const Saved& saved, Sequence<const T, out> dy,
@@ -101,42 +109,41 @@ struct SiluGating {
     const auto scope = be.scope();
     const auto dg = be.template make<T, dyn, dyn, hidden>(dy.extent(0), dy.extent(1));
     const auto dh = be.template make<T, dyn, dyn, 2 * hidden>(dy.extent(0), dy.extent(1));
-    be.matmul(dy.matrix(), p.linear_out.matrix(), dg.matrix());
+    const auto low = Out::input_backward(be, p.linear_out, dy, dg.matrix());
     be.rows(dy.flat_rows().extent(0),
             detail::GateRowBackward<Silu, T>{saved.h.data(), dg.data(), dh.data(), hidden}, 0, 40 * hidden);
-    be.matmul(dy.matrix().t(), dg.matrix(), grad.linear_out.matrix(), 1, 1);  // dg holds g by now
-    be.matmul(dh.matrix(), p.linear_in.matrix(), dx.matrix());
-    be.matmul(dh.matrix().t(), saved.x.matrix(), grad.linear_in.matrix(), 1, 1);
+    Out::weight_backward(be, saved.out, dg, dy, low, grad.linear_out);  // dg holds g by now
+    In::backward(be, p.linear_in, saved.in, dh, dx, grad.linear_in);
   }
 
   static void step(B& be, const Params& p, State&, Sequence<const T, in> x, Sequence<T, out> y, Mask) {
     const auto scope = be.scope();
-    apply(be, p, x, y, be.template make<T, dyn, dyn, 2 * hidden>(x.extent(0), x.extent(1)));
+    const auto h = be.template make<T, dyn, dyn, 2 * hidden>(x.extent(0), x.extent(1));
+    NoState none;
+    In::step(be, p.linear_in, none, x, h, Mask{});
+    Out::step(be, p.linear_out, none, gate(be, h), y, Mask{});
   }
   static void reset(B&, const Params&, State&, Mask) {}
 
   /// y = x + step(norm(x)), on a backend with product_step.
   static void residual_step(B& be, const Params& p, NormRows<T> norm, Sequence<const T, in> x,
-                            Sequence<T, out> y) {
+                            Sequence<T, out> y) requires(!adapted) {
     const auto scope = be.scope();
     const auto g = be.template make<T, dyn, dyn, hidden>(x.extent(0), x.extent(1));
-    if (!be.template gated_step<Silu>(x.matrix(), norm, p.linear_in.matrix(), g.matrix())) {
+    if (!be.template gated_step<Silu>(x.matrix(), norm, p.linear_in.weight.matrix(), g.matrix())) {
       const auto h = be.template make<T, dyn, dyn, 2 * hidden>(x.extent(0), x.extent(1));
-      be.template product_step<Identity>(x.matrix(), norm, p.linear_in.matrix(), h.matrix());
+      be.template product_step<Identity>(x.matrix(), norm, p.linear_in.weight.matrix(), h.matrix());
       be.rows(x.flat_rows().extent(0), detail::GateRow<Silu, T>{h.data(), g.data(), hidden}, 0, 20 * hidden);
     }
-    be.template product_step<Identity>(g.matrix(), {}, p.linear_out.matrix(), y.matrix(),
+    be.template product_step<Identity>(g.matrix(), {}, p.linear_out.weight.matrix(), y.matrix(),
                                        {.addend = x.data()});
   }
 
  private:
-  static void apply(B& be, const Params& p, Sequence<const T, in> x, Sequence<T, out> y,
-                    Sequence<T, 2 * hidden> h) {
-    const auto scope = be.scope();
-    const auto g = be.template make<T, dyn, dyn, hidden>(x.extent(0), x.extent(1));
-    be.matmul(x.matrix(), p.linear_in.matrix().t(), h.matrix());
-    be.rows(x.flat_rows().extent(0), detail::GateRow<Silu, T>{h.data(), g.data(), hidden}, 0, 20 * hidden);
-    be.matmul(g.matrix(), p.linear_out.matrix().t(), y.matrix());
+  static Sequence<T, hidden> gate(B& be, Sequence<T, 2 * hidden> h) {
+    const auto g = be.template make<T, dyn, dyn, hidden>(h.extent(0), h.extent(1));
+    be.rows(h.flat_rows().extent(0), detail::GateRow<Silu, T>{h.data(), g.data(), hidden}, 0, 20 * hidden);
+    return g;
   }
 };
 

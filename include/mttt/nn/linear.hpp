@@ -44,6 +44,7 @@ void init_constant(Tensor<T, E...> tensor, double value) {
 template <LinearConfig C, class B>
 struct Linear {
   using T = typename B::Scalar;
+  using Accum = typename B::Accum;
   static constexpr Index in = C.in, out = C.out;
 
   struct Params {
@@ -71,8 +72,24 @@ struct Linear {
 
   static void backward(B& be, const Params& p, const Saved& saved, Sequence<const T, out> dy,
                        Sequence<T, in> dx, auto& grad) {
-    be.matmul(dy.matrix(), p.weight.matrix(), dx.matrix());
-    be.matmul(dy.matrix().t(), saved.x.matrix(), grad.weight.matrix(), 1, 1);
+    weight_backward(be, saved, saved.x, dy, input_backward(be, p, dy, dx.matrix()), grad);
+  }
+
+  /// Forward and backward in parts, for callers whose x is there again only between the two halves of backward,
+  /// or whose dx has several summands (beta 1). `Low` is what an adapter keeps (nn/lora.hpp).
+  struct Low {};
+  static Low make_low(B&, Index, Index) { return {}; }
+  static void forward(B& be, const Params& p, Sequence<const T, in> x, Sequence<T, out> y, Saved& saved,
+                      Low) {
+    forward(be, p, x, y, saved);
+  }
+  static Low input_backward(B& be, const Params& p, Sequence<const T, out> dy, Matrix<T> dx, Accum beta = 0) {
+    be.matmul(dy.matrix(), p.weight.matrix(), dx, 1, beta);
+    return {};
+  }
+  static void weight_backward(B& be, const Saved&, Sequence<const T, in> x, Sequence<const T, out> dy, Low,
+                              auto& grad) {
+    add_product(be, dy.matrix().t(), x.matrix(), grad.weight.matrix());
     if constexpr (C.bias) sum_columns(be, dy.data(), grad.bias.data(), dy.flat_rows().extent(0), out);
   }
 

@@ -16,9 +16,10 @@
 namespace mttt {
 
 struct LoraConfig {
-  Index rank;
+  Index rank;  // 0: no adapters, see WithLora
   double scaling = 2;
   /// Backward leaves the inner layer's gradients as they are, and saves what they cost; only A and B learn.
+  /// Whole models leave that to the trainer's rules: a gradient without memory costs nothing either.
   bool frozen = true;
 };
 
@@ -44,6 +45,7 @@ struct Lora {
   static_assert(C.rank > 0, "Lora: the rank must be positive");
 
   using T = typename Inner::T;
+  using Accum = typename Inner::Accum;
   static constexpr Index in = Inner::in, out = Inner::out, rank = C.rank;
 
   struct Params {
@@ -58,8 +60,7 @@ struct Lora {
   };
   struct Saved {
     typename Inner::Saved inner;
-    Sequence<const T, in> x;
-    Sequence<const T, rank> low;
+    Sequence<T, rank> low;
   };
   using State = typename Inner::State;
 
@@ -72,24 +73,42 @@ struct Lora {
 
   template <class B>
   static void forward(B& be, const Params& p, Sequence<const T, in> x, Sequence<T, out> y, Saved& saved) {
-    Inner::forward(be, p.inner, x, y, saved.inner);
-    saved.x = x;
-    saved.low = add_adapter(be, p, x, y);
+    forward(be, p, x, y, saved, make_low(be, x.extent(0), x.extent(1)));
   }
 
   template <class B>
   static void backward(B& be, const Params& p, const Saved& saved, Sequence<const T, out> dy,
                        Sequence<T, in> dx, auto& grad) {
-    if constexpr (C.frozen) {
-      be.matmul(dy.matrix(), p.inner.weight.matrix(), dx.matrix());
-    } else {
-      Inner::backward(be, p.inner, saved.inner, dy, dx, grad.inner);
-    }
-    const auto dlow = be.template make<T, dyn, dyn, rank>(dy.extent(0), dy.extent(1));
-    be.matmul(dy.matrix(), p.b.matrix(), dlow.matrix(), C.scaling);
-    be.matmul(dy.matrix().t(), saved.low.matrix(), grad.b.matrix(), C.scaling, 1);
-    be.matmul(dlow.matrix().t(), saved.x.matrix(), grad.a.matrix(), 1, 1);
-    be.matmul(dlow.matrix(), p.a.matrix(), dx.matrix(), 1, 1);
+    weight_backward(be, saved, saved.inner.x, dy, input_backward(be, p, dy, dx.matrix()), grad);
+  }
+
+  /// Forward and backward in parts, as those of Linear: low, and its gradient, which is made in the arena.
+  using Low = Sequence<T, rank>;
+  template <class B>
+  static Low make_low(B& be, Index batch, Index steps) {
+    return be.template make<T, dyn, dyn, rank>(batch, steps);
+  }
+  template <class B>
+  static void forward(B& be, const Params& p, Sequence<const T, in> x, Sequence<T, out> y, Saved& saved,
+                      Low low) {
+    Inner::forward(be, p.inner, x, y, saved.inner);
+    saved.low = low;
+    add_adapter(be, p, x, y, low);
+  }
+  template <class B>
+  static Low input_backward(B& be, const Params& p, Sequence<const T, out> dy, Matrix<T> dx, Accum beta = 0) {
+    const auto dlow = make_low(be, dy.extent(0), dy.extent(1));
+    be.matmul(dy.matrix(), p.b.matrix(), dlow.matrix(), scaling);
+    Inner::input_backward(be, p.inner, dy, dx, beta);
+    be.matmul(dlow.matrix(), p.a.matrix(), dx, 1, 1);
+    return dlow;
+  }
+  template <class B>
+  static void weight_backward(B& be, const Saved& saved, Sequence<const T, in> x, Sequence<const T, out> dy,
+                              Low dlow, auto& grad) {
+    if constexpr (!C.frozen) Inner::weight_backward(be, saved.inner, x, dy, {}, grad.inner);
+    add_product(be, dy.matrix().t(), saved.low.matrix(), grad.b.matrix(), scaling);
+    add_product(be, dlow.matrix().t(), x.matrix(), grad.a.matrix());
   }
 
   template <class B>
@@ -97,7 +116,7 @@ struct Lora {
                    Mask mask) {
     Inner::step(be, p.inner, state, x, y, mask);
     const auto scope = be.scope();
-    add_adapter(be, p, x, y);
+    add_adapter(be, p, x, y, make_low(be, x.extent(0), x.extent(1)));
   }
   template <class B>
   static void reset(B& be, const Params& p, State& state, Mask mask) {
@@ -105,15 +124,65 @@ struct Lora {
   }
 
  private:
-  /// y += s x A^T B^T; what lies between them.
+  static constexpr Accum scaling = static_cast<Accum>(C.scaling);
+
+  /// low = x A^T,  y += s low B^T
   template <class B>
-  static Sequence<const T, rank> add_adapter(B& be, const Params& p, Sequence<const T, in> x,
-                                             Sequence<T, out> y) {
-    const auto low = be.template make<T, dyn, dyn, rank>(x.extent(0), x.extent(1));
+  static void add_adapter(B& be, const Params& p, Sequence<const T, in> x, Sequence<T, out> y, Low low) {
     be.matmul(x.matrix(), p.a.matrix().t(), low.matrix());
-    be.matmul(low.matrix(), p.b.matrix().t(), y.matrix(), C.scaling, 1);
-    return low;
+    be.matmul(low.matrix(), p.b.matrix().t(), y.matrix(), scaling, 1);
   }
 };
+
+namespace detail {
+template <LoraConfig C, class Inner, bool adapted>
+struct AdaptedIf {
+  using type = Lora<C, Inner>;
+};
+template <LoraConfig C, class Inner>
+struct AdaptedIf<C, Inner, false> {
+  using type = Inner;
+};
+}  // namespace detail
+
+/// The linear layer with its adapter, or alone where the config has none.
+template <LoraConfig C, class Inner>
+using WithLora = typename detail::AdaptedIf<C, Inner, C.rank != 0>::type;
+
+/// W of a linear layer, adapted or not.
+template <class P>
+const auto& weight_of(const P& params) {
+  if constexpr (requires { params.inner; }) {
+    return params.inner.weight;
+  } else {
+    return params.weight;
+  }
+}
+
+/// W += s B A, then B = 0, for all adapters of a model: the same function in the layers that they stand beside.
+template <class B, class P>
+void fuse_adapters(B& be, P& params, double scaling) {
+  using T = typename B::Scalar;
+  Matrix<T> weight{}, a{};
+  for_each_tensor(
+      [&](std::string_view name, auto& t) {
+        using Tens = std::remove_cvref_t<decltype(t)>;
+        if constexpr (Tens::rank == 2) {
+          if constexpr (std::is_same_v<typename Tens::value_type, T>) {
+            const auto matrix = t.matrix();  // names come in the order weight, lora_A, lora_B
+            if (name.ends_with(".lora_A.weight")) {
+              a = matrix;
+            } else if (name.ends_with(".lora_B.weight")) {
+              be.matmul(Matrix<const T>(matrix), Matrix<const T>(a), weight,
+                        static_cast<typename B::Accum>(scaling), 1);
+              be.fill(t.data(), t.size(), T(0));
+            } else {
+              weight = matrix;
+            }
+          }
+        }
+      },
+      params);
+}
 
 }  // namespace mttt

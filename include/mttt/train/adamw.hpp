@@ -47,7 +47,7 @@ struct AdamWChunks {
   const ParamGroup* groups;
   const A* grad;
   A *param, *m, *v;
-  P* rounded;         // or null
+  P* rounded;         // or null: then `param` is what the model reads
   AdamWRule<A> rule;  // rate and decay are those of each group
   double learning_rate, correction1;
   template <class Team>
@@ -60,8 +60,8 @@ struct AdamWChunks {
     step.rate = static_cast<A>(lr / correction1);
     step.decay = static_cast<A>(1 - lr * group.weight_decay);
     const A* g = grad + c.at;
-    A *p = param + c.at, *first = m + c.at, *second = v + c.at;
-    P* copy = rounded == nullptr ? nullptr : rounded + c.rounded_at;
+    A *p = param + (rounded == nullptr ? c.read_at : c.at), *first = m + c.at, *second = v + c.at;
+    P* copy = rounded == nullptr ? nullptr : rounded + c.read_at;
     constexpr Index width = 16 / sizeof(A);
     for_each_lanes<width>(team, c.length, [=](Index at, auto neighbours) {
       constexpr Index W = decltype(neighbours)::value;
@@ -88,7 +88,8 @@ struct AdamW {
   Store<M, B> m, v;
   std::int64_t step = 0;
 
-  explicit AdamW(B& be) : m(be), v(be) {}
+  /// `held`: the tensors that have moments, see Store.
+  explicit AdamW(B& be, const std::vector<bool>& held = {}) : m(be, 1, held), v(be, 1, held) {}
 
   /// One step along grad_scale * grad, which clipping and accumulation use instead of a pass of their own.
   /// `params` receives the rounded weights; it is `weights` itself where the model reads those.

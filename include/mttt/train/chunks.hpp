@@ -4,7 +4,8 @@
 // The table lies in the backend's memory and is made once: the place, length and tensor of each chunk, and
 // the group of each tensor, which is sent again only when the groups have changed. It counts places within a
 // Store, so that one table serves every Store of the same block and type: weights, gradient and moments.
-// Weights that are also kept rounded, in another type, lie at places of their own, which it knows too.
+// What the model reads lies at places of its own, which it knows too: it may be in another type, rounded, and
+// it holds the tensors that do not train, which gradient and moments leave out.
 //
 // Formula: none.
 // Shapes:  chunks of 2^14 elements, the last one of a tensor shorter; each starts at a multiple of 64 bytes.
@@ -29,7 +30,7 @@ namespace mttt {
 namespace detail {
 
 struct Chunk {
-  Index at, rounded_at;  // where it starts, in Stores of the trained weights and of the rounded ones
+  Index at, read_at;  // where it starts, in Stores of gradient and moments, and of what the model reads
   std::int32_t length, tensor;
 };
 
@@ -54,8 +55,8 @@ struct ConvertChunks {
   template <class Team>
   MTTT_HD void operator()(Team team, Index i) const {
     const Chunk c = chunks[i];
-    const T* in = from + (to_rounded ? c.at : c.rounded_at);
-    U* out = to + (to_rounded ? c.rounded_at : c.at);
+    const T* in = from + (to_rounded ? c.at : c.read_at);
+    U* out = to + (to_rounded ? c.read_at : c.at);
     team.for_each(c.length, [=](Index k) { out[k] = static_cast<U>(in[k]); });
   }
 };
@@ -74,8 +75,8 @@ class ChunkTable {
       "training on a backend that stores in a short type (bf16) needs the same Params in the type to "
       "compute in, as the third parameter of Trainer: Moshi<C, Cuda<float>>::Params");
 
-  ChunkTable(B& be, const Store<P, B>& params, const Store<M, B>& weights)
-      : chunks_(cut(params, weights)), memory_(be, bytes()) {
+  ChunkTable(B& be, const Store<P, B>& params, const Store<M, B>& grad)
+      : chunks_(cut(params, grad)), memory_(be, bytes()) {
     be.to_device(chunks_.data(), place<detail::Chunk>(0), size());
     be.to_device(first_.data(), place<Index>(chunk_bytes()), tensors() + 1);
     chunks_ = {};
@@ -96,6 +97,11 @@ class ChunkTable {
     }
     auto* to = place<ParamGroup>(chunk_bytes() + first_bytes());
     if (groups != sent_) {
+      for (std::size_t t = 0; t < groups.size(); ++t) {
+        if (!groups[t].frozen && left_out_[t])
+          fail(asked_by, "tensor " + std::to_string(t) + " that is to train, and has no gradient",
+               "it frozen, as when the trainer was made", "make another trainer with the new groups");
+      }
       be.to_device(groups.data(), to, tensors());
       sent_ = groups;
     }
@@ -127,24 +133,25 @@ class ChunkTable {
     return reinterpret_cast<const T*>(static_cast<const std::byte*>(memory_.data()) + at);
   }
 
-  std::vector<detail::Chunk> cut(const Store<P, B>& params, const Store<M, B>& weights) {
+  std::vector<detail::Chunk> cut(const Store<P, B>& params, const Store<M, B>& grad) {
     std::vector<detail::Chunk> chunks;
     first_.push_back(0);
     for_each_tensor(
-        [&](std::string_view, const auto& p, const auto& w) {
+        [&](std::string_view, const auto& p, const auto& g) {
           static_assert(std::same_as<typename std::remove_cvref_t<decltype(p)>::value_type, Stored> &&
-                            std::same_as<typename std::remove_cvref_t<decltype(w)>::value_type, Value>,
+                            std::same_as<typename std::remove_cvref_t<decltype(g)>::value_type, Value>,
                         "training: parameters must hold the backend's Scalar, gradients its Accum");
-          const Index at = w.data() - reinterpret_cast<const Value*>(weights.data());
-          const Index rounded_at = p.data() - reinterpret_cast<const Stored*>(params.data());
-          for (Index done = 0; done < w.size(); done += length) {
-            const auto n = static_cast<std::int32_t>(std::min(length, w.size() - done));
+          left_out_.push_back(left_out(g));
+          const Index at = g.data() - reinterpret_cast<const Value*>(grad.data());
+          const Index read_at = p.data() - reinterpret_cast<const Stored*>(params.data());
+          for (Index done = 0; done < g.size() && !left_out_.back(); done += length) {
+            const auto n = static_cast<std::int32_t>(std::min(length, g.size() - done));
             const auto tensor = static_cast<std::int32_t>(first_.size() - 1);
-            chunks.push_back({at + done, rounded_at + done, n, tensor});
+            chunks.push_back({at + done, read_at + done, n, tensor});
           }
           first_.push_back(static_cast<Index>(chunks.size()));
         },
-        *params, *weights);
+        *params, *grad);
     return chunks;
   }
 
@@ -157,6 +164,7 @@ class ChunkTable {
   }
 
   std::vector<Index> first_;  // declared in the order in which they are made
+  std::vector<bool> left_out_;
   std::vector<detail::Chunk> chunks_;
   typename B::Memory memory_;  // chunks, first, groups
   std::vector<ParamGroup> sent_;

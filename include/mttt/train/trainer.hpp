@@ -8,6 +8,10 @@
 // in float32, hold the gradient, the moments and the weights that are trained, whose rounded values P is
 // given at every step. Elsewhere M is P and nothing exists twice.
 //
+// Parameters that do not train have neither gradient nor moments nor float32 originals, if the model's Params
+// say that its backward pass leaves such gradients out (`static constexpr bool frozen_without_gradient`): then
+// their data() is null in `grad`, in `adam` and, in mixed precision, in weights().
+//
 // Formula: gradient = mean over the micro-batches; then clip.hpp, schedule.hpp, adamw.hpp.
 // Shapes:  those of the parameters.
 // Units:   frames a second.
@@ -63,32 +67,34 @@ template <class P, class B, class M = P>
 class Trainer {
  public:
   Store<P, B>& params;
+  std::vector<ParamGroup> groups;
   Store<M, B> grad;
   AdamW<M, B> adam;
   Rng rng;                         // for the program's own draws: data order, dropped words
   std::int64_t micro_batches = 0;  // done so far: the position in the data
   TrainOptions options;
-  std::vector<ParamGroup> groups;
   std::function<double(std::int64_t)> schedule;  // replace it at will
 
   Trainer(B& be, Store<P, B>& parameters, const TrainOptions& train_options,
           const std::vector<GroupRule>& rules = {})
       : params(parameters),
-        grad(be),
-        adam(be),
+        groups(make_groups(*parameters, train_options.adam.weight_decay, rules)),
+        grad(be, 1, held(groups)),
+        adam(be, held(groups)),
         rng(train_options.seed),
         options(train_options),
-        groups(make_groups(*parameters, train_options.adam.weight_decay, rules)),
         schedule(OneCycle({train_options.max_steps, train_options.lr, train_options.pct_start})),
         be_(be),
-        master_(be, parameters),
-        table_(be, parameters, weights()) {
+        master_(be, held(groups)),
+        table_(be, parameters, grad) {
     if constexpr (mixed) table_.widen(be, params, weights());
     if (options.num_microbatches < 1 || options.log_freq < 1 || options.ckpt_freq < 0) {
       fail("training options", "num_microbatches or log_freq below 1, or a negative ckpt_freq",
            "at least one micro-batch and one step between two reports", "correct the training options");
     }
   }
+
+  static constexpr bool mixed = !std::same_as<P, M>;
 
   /// The weights that are trained: params themselves, or in mixed precision their float32 originals. Whoever
   /// changes these calls weights_changed() then, so that the model reads them.
@@ -153,15 +159,21 @@ class Trainer {
   }
 
  private:
-  static constexpr bool mixed = !std::same_as<P, M>;
   /// The float32 originals, where there are any.
   struct Master {
     Store<M, B> store;
-    Master(B& be, const Store<P, B>&) : store(be) {}
+    Master(B& be, std::vector<bool> held) : store(be, 1, std::move(held)) {}
   };
   struct NoMaster {
-    NoMaster(B&, const Store<P, B>&) {}
+    NoMaster(B&, const std::vector<bool>&) {}
   };
+  static std::vector<bool> held(const std::vector<ParamGroup>& groups) {
+    std::vector<bool> held;
+    if constexpr (requires { requires M::frozen_without_gradient; }) {
+      for (const auto& group : groups) held.push_back(!group.frozen);
+    }
+    return held;
+  }
 
   [[noreturn]] void diverged(const char* found) const {
     fail("training step " + std::to_string(adam.step + 1), found, "a finite loss",

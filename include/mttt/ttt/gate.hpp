@@ -138,10 +138,12 @@ struct Gated {
     const auto dt = be.template make<T, dyn, dyn, dim>(dy.extent(0), dy.extent(1));
     const auto h = opening(be, p);
     be.rows(rows, detail::AddGatedBackward<T, A>{h.data(), dy.data(), dt.data(), dim}, 0, 2 * dim);
-    const auto parts = sum_column_parts(be, dy.data(), saved.t.data(), nullptr, nullptr, rows, dim);
-    using G = typename decltype(grad.alpha)::value_type;
-    be.for_each(
-        dim, detail::AlphaGradient<A, G>{h.data(), {parts.data(), grad.alpha.data(), parts.extent(0), dim}});
+    if (!left_out(grad.alpha)) {
+      const auto parts = sum_column_parts(be, dy.data(), saved.t.data(), nullptr, nullptr, rows, dim);
+      using G = typename decltype(grad.alpha)::value_type;
+      be.for_each(dim, detail::AlphaGradient<A, G>{h.data(),
+                                                   {parts.data(), grad.alpha.data(), parts.extent(0), dim}});
+    }
     detail::backward_carried<Inner>(be, p.inner, saved.inner, dt, dx, grad.inner, carry);
   }
 

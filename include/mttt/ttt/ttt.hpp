@@ -288,17 +288,19 @@ struct Ttt {
     using G = typename decltype(grad.base_lr)::value_type;
     if constexpr (video) {
       const auto add_parts = [&](const auto& parts, G* to) {
+        if (to == nullptr) return;  // does not train
         be.for_each(H * F, detail::AddParts<A, G>{parts.data(), to, parts.extent(0), H * F});
       };
       add_parts(gamma_parts, grad.ttt_norm_weight.data());
       add_parts(beta_parts, grad.ttt_norm_bias.data());
-    } else {
+    } else if (!left_out(grad.learnable_token_idx)) {
       be.rows(C.mini_batch_size,
               detail::TokenScaleBackward<A, G>{saved.inputs.scale.data(), dscale.data(),
                                                grad.learnable_token_idx.data(), batch * H, C.mini_batch_size},
               0, batch * H);
     }
     const auto sum_sessions = [&](const A* part_of, G* to, Index stride, Index offset, Index length) {
+      if (to == nullptr) return;
       be.for_each(H * length, detail::SumSessions<A, G>{part_of, to, batch, H, stride, offset, length});
     };
     sum_sessions(dgamma.data(), grad.ttt_norm_weight.data(), F, 0, F);
@@ -548,13 +550,15 @@ struct Ttt {
     be.for_each(dlr.size(), detail::LearningRateBackward<T, A>{i.logit.data(), bias, p.base_lr.data(),
                                                                dlr.data(), dlogit.data(), H, F});
     using G = typename decltype(grad.base_lr)::value_type;
-    detail::BaseRateBackward<T, A> rates{i.logit.data(), bias, dlr.data(), nullptr, dlr.size(), H, F};
-    rates.parts = be.template make<A, dyn>(rates.count()).data();
-    be.rows(rates.count(), rates, 0, 8 * rates.part);
-    be.rows(1, detail::AddTotal<A, G>{rates.parts, grad.base_lr.data(), rates.count()}, 0, rates.count());
+    if (!left_out(grad.base_lr)) {
+      detail::BaseRateBackward<T, A> rates{i.logit.data(), bias, dlr.data(), nullptr, dlr.size(), H, F};
+      rates.parts = be.template make<A, dyn>(rates.count()).data();
+      be.rows(rates.count(), rates, 0, 8 * rates.part);
+      be.rows(1, detail::AddTotal<A, G>{rates.parts, grad.base_lr.data(), rates.count()}, 0, rates.count());
+    }
     be.matmul(dlogit.matrix(), lr_weight(p), dx.matrix(), 1, 1);
-    be.matmul(dlogit.matrix().t(), saved.q.x.matrix(),
-              Matrix<G>{grad.learnable_ttt_lr_weight.data(), H, C.dim, C.dim}, 1, 1);
+    add_product(be, dlogit.matrix().t(), saved.q.x.matrix(),
+                Matrix<G>{grad.learnable_ttt_lr_weight.data(), H, C.dim, C.dim});
     sum_columns(be, dlogit.data(), grad.learnable_ttt_lr_bias.data(), dlogit.flat_rows().extent(0), H);
   }
 };
