@@ -174,3 +174,22 @@ TEST_CASE("batches: sources come in proportion to their weights, their recording
   empty[0].weight = 0;
   CHECK_THROWS_WITH(Batches(empty, {.batch = 1, .frames = 4}), test::contains("weight 0.0"));
 }
+
+TEST_CASE("batches: the ranks' shares are the whole micro-batch, in order, whatever their number") {
+  const std::vector<CodedRecording> recordings{numbered(0, 50), numbered(1, 90), numbered(2, 33)};
+  for (const Order order : {Order::random, Order::sequential}) {
+    const BatchOptions whole{.batch = 5, .frames = 16, .seed = 3, .order = order};
+    const Batches alone(recordings, whole);
+    for (const int size : {2, 3, 5}) {
+      for (const std::int64_t index : {0, 1, 7}) {
+        std::vector<std::int32_t> joined;
+        for (int rank = 0; rank < size; ++rank) {
+          const auto own = batch(Batches(recordings, share_of(whole, rank, size)), index);
+          joined.insert(joined.end(), own.begin(), own.end());
+        }
+        CHECK(joined == batch(alone, index));
+      }
+    }
+    CHECK_THROWS_WITH(share_of(whole, 0, 6), test::contains("5 segments"));
+  }
+}

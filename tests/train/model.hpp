@@ -22,8 +22,11 @@ struct Classifier {
   };
   static void init(Params& p, Rng& rng) { First::init(p.first, rng), Second::init(p.second, rng); }
 
-  /// Adds the gradient of the loss over `rows` examples, starting at example `from` of an endless list.
-  static MicroBatch loss_and_gradient(B& be, const Params& p, Index from, Index rows, auto& grad) {
+  /// Adds the gradient of the loss over `rows` examples, starting at example `from` of an endless list. With
+  /// several ranks these are one's own, and so is its share of the loss over the rows of all.
+  template <class R = OneRank>
+  static MicroBatch loss_and_gradient(B& be, const Params& p, Index from, Index rows, auto& grad,
+                                      const R& ranks = {}) {
     const auto scope = be.scope();
     auto x = be.template make<T, dyn, dyn, in>(1, rows), dx = be.template make<T, dyn, dyn, in>(1, rows);
     auto h = be.template make<T, dyn, dyn, hidden>(1, rows), a = h, da = h, dh = h;
@@ -43,7 +46,7 @@ struct Classifier {
     First::forward(be, p.first, x, h, first);
     be.map(h.size(), detail::Activate<Silu>{}, a.data(), h.data());
     Second::forward(be, p.second, a, y, second);
-    const auto result = cross_entropy(be, y, targets, weights, dy);
+    const auto result = cross_entropy(be, y, targets, weights, dy, 1, {}, ranks);
     Second::backward(be, p.second, second, dy, da, grad.second);
     be.map(h.size(), detail::ActivateBackward<Silu>{}, dh.data(), h.data(), da.data());
     First::backward(be, p.first, first, dh, dx, grad.first);

@@ -7,6 +7,9 @@
 // A Store may leave tensors out (gradients and moments of parameters that do not train): these keep their
 // extents and have no memory, their data() is null.
 //
+// A Store may hold a window of its bytes: all tensors have their places, and only those within it memory. It is
+// what one of several processes keeps of numbers whose rest the others keep.
+//
 // Shapes:  a tensor whose first extent is `dyn` gets `batch` there; all other extents must be static.
 // Units:   bytes.
 // Errors:  what the backend's memory throws when it is exhausted; assign, upload and download refuse a store
@@ -33,30 +36,51 @@ class Store {
       : batch_(batch),
         held_(std::move(held)),
         bytes_(layout(nullptr)),
+        last_(bytes_),
         memory_(be, bytes_, of_sessions_ ? MemoryUse::sessions : MemoryUse::parameters) {
-    layout(static_cast<std::byte*>(memory_.data()));
+    layout(data());
   }
-  Store(B& be, const Store& other) : Store(be, other.batch_, other.held_) { assign(be, other); }
+  /// The window [first, last) of such a store, in bytes.
+  Store(B& be, std::vector<bool> held, Index first, Index last)
+      : batch_(1),
+        held_(std::move(held)),
+        bytes_(layout(nullptr)),
+        first_(first),
+        last_(last),
+        memory_(be, last - first, MemoryUse::parameters) {
+    layout(data());
+  }
+  Store(B& be, const Store& other)
+      : batch_(other.batch_),
+        held_(other.held_),
+        bytes_(layout(nullptr)),
+        first_(other.first_),
+        last_(other.last_),
+        memory_(be, last_ - first_, of_sessions_ ? MemoryUse::sessions : MemoryUse::parameters) {
+    layout(data());
+    assign(be, other);
+  }
   Store(Store&& other) noexcept
       : batch_(other.batch_),
         held_(std::move(other.held_)),
         of_sessions_(other.of_sessions_),
         aggregate_(other.aggregate_),
         bytes_(other.bytes_),
+        first_(other.first_),
+        last_(other.last_),
         memory_(std::move(other.memory_)) {}
   Store(const Store&) = delete;
   Store& operator=(const Store&) = delete;
   Store& operator=(Store&&) = delete;
 
-  /// Copies the contents of a store of equal layout (snapshot, restore).
+  /// Copies the contents of a store of equal layout (snapshot, restore), or of a part of it into a window.
   void assign(B& be, const Store& other) {
-    if (bytes_ != other.bytes_) {
+    if (bytes_ != other.bytes_ || first_ < other.first_ || last_ > other.last_) {
       fail("Store::assign", std::to_string(other.bytes_) + " bytes", std::to_string(bytes_) + " bytes",
            "use stores of the same block and batch");
     }
-    if (bytes_ == 0) return;
-    be.copy(static_cast<const std::byte*>(other.memory_.data()), static_cast<std::byte*>(memory_.data()),
-            bytes_);
+    if (first_ == last_) return;
+    be.copy(other.data() + first_, data() + first_, last_ - first_);
   }
 
   P& operator*() { return aggregate_; }
@@ -65,9 +89,15 @@ class Store {
   const P* operator->() const { return &aggregate_; }
 
   Index batch() const { return batch_; }
+  const std::vector<bool>& held() const { return held_; }
   Index bytes() const { return bytes_; }
-  std::byte* data() { return static_cast<std::byte*>(memory_.data()); }
-  const std::byte* data() const { return static_cast<const std::byte*>(memory_.data()); }
+  /// The bytes that have memory.
+  Index first() const { return first_; }
+  Index last() const { return last_; }
+  bool whole() const { return first_ == 0 && last_ == bytes_; }
+  /// Where the first byte is, or would be.
+  std::byte* data() { return static_cast<std::byte*>(memory_.data()) - first_; }
+  const std::byte* data() const { return static_cast<const std::byte*>(memory_.data()) - first_; }
 
   /// All elements as one array, padding included; for aggregates of one element type.
   template <class T>
@@ -109,6 +139,7 @@ class Store {
   bool of_sessions_ = false;  // found by layout
   P aggregate_{};
   Index bytes_;
+  Index first_ = 0, last_ = 0;
   typename B::Memory memory_;
 };
 

@@ -1,7 +1,7 @@
 // Batches: segments of coded recordings; micro-batch i of a training is a function of (seed, i) alone.
 //
 // Rule:    A recording belongs to a source, and sources are drawn by their weights.
-//          random      segment b of micro-batch i draws Philox at counter i * batch + b: a source, a recording
+//          random      segment b of micro-batch i draws Philox at counter i * whole + b: a source, a recording
 //                      with a chance in proportion to its frames, then a first frame after which a whole
 //                      segment is left.
 //          sequential  the batch has lanes; each plays a recording from its start to its end, a segment a
@@ -25,6 +25,7 @@
 
 #include "mttt/core/rng.hpp"
 #include "mttt/data/codes.hpp"
+#include "mttt/train/ranks.hpp"
 
 namespace mttt {
 
@@ -33,8 +34,23 @@ enum class Order { random, sequential };
 struct BatchOptions {
   Index batch, frames;  // segments a micro-batch, frames a segment
   std::uint64_t seed = 0;
+  Index first = 0, whole = 0;  // these are segments [first, first + batch) of `whole`; 0: all there are
   Order order = Order::random;
 };
+
+/// What one of several ranks has of each micro-batch: the segments of its lanes. The whole micro-batch is the same,
+/// however many share it.
+inline BatchOptions share_of(BatchOptions all, int rank, int size) {
+  if (all.batch < size) {
+    fail("a micro-batch for " + std::to_string(size) + " ranks", std::to_string(all.batch) + " segments",
+         "one or more a rank", "start fewer processes, or raise batch_size");
+  }
+  const RankPart part = even_parts(all.batch, size)[static_cast<std::size_t>(rank)];
+  all.whole = all.batch;
+  all.first = part.from;
+  all.batch = part.count;
+  return all;
+}
 
 /// Recordings that are drawn together.
 struct DataSource {
@@ -71,6 +87,11 @@ class Batches {
       sources_.push_back(span);
     }
     if (recordings_.empty()) fail("Batches", "no recordings", "at least one", "encode some first");
+    if (options_.whole == 0) options_.whole = options_.batch;
+    if (options_.first < 0 || options_.first + options_.batch > options_.whole) {
+      fail("Batches", "segments from " + std::to_string(options_.first) + " on",
+           std::to_string(options_.batch) + " of " + std::to_string(options_.whole), "use share_of");
+    }
   }
 
   Index streams() const { return recordings_[0].streams; }
@@ -85,8 +106,9 @@ class Batches {
     bool continues = false;  // goes on where this lane's segment of the micro-batch before ended
   };
   Segment segment(std::int64_t index, Index b) const {
+    b += options_.first;
     if (options_.order == Order::sequential) return lanes_at(index)[static_cast<std::size_t>(b)];
-    const auto counter = static_cast<std::uint64_t>(index * options_.batch + b);
+    const auto counter = static_cast<std::uint64_t>(index * options_.whole + b);
     const PhiloxBlock draw = philox(options_.seed, counter, stream_of_numbers);
     const Span& source = sources_[source_at(counter)];
     Index frame = scaled(draw.word[0], draw.word[1], source.frames);
@@ -180,7 +202,7 @@ class Batches {
       lanes_.clear();
       taken_.assign(sources_.size(), 0);
       queue_ = 0;
-      for (Index b = 0; b < options_.batch; ++b) lanes_.push_back(next_recording());
+      for (Index b = 0; b < options_.whole; ++b) lanes_.push_back(next_recording());
       lanes_index_ = 0;
     }
     for (; lanes_index_ < index; ++lanes_index_) {

@@ -19,6 +19,7 @@
 #include <algorithm>
 #include <charconv>
 
+#include "mttt/backend/cpu/cpu.hpp"
 #include "mttt/core/store.hpp"
 #include "mttt/io/matcher.hpp"
 #include "mttt/io/state_check.hpp"
@@ -153,11 +154,36 @@ void save_params(const std::filesystem::path& path, B& be, const Store<P, B>& pa
   writer.write(path);
 }
 
+namespace detail {
+/// All of a store that ranks share out, in the host's memory of the first; nothing, where this rank has all itself.
+template <class M, class B, class R>
+std::optional<Store<M, Cpu<float>>> gathered(B& be, const Store<M, B>& own, const R& ranks,
+                                             RankParts shares) {
+  if (own.whole()) return {};
+  std::vector<std::byte> mine(static_cast<std::size_t>(own.last() - own.first()));
+  be.to_host(own.data() + own.first(), mine.data(), own.last() - own.first());
+  Cpu<float> host;
+  std::optional<Store<M, Cpu<float>>> all;
+  if (ranks.rank() == 0) all.emplace(host, 1, own.held());
+  for (RankPart& part : shares)
+    part.from *= sizeof(typename B::Accum), part.count *= sizeof(typename B::Accum);
+  ranks.gather(mine.data(), all ? all->data() : nullptr, shares);
+  return all;
+}
+}  // namespace detail
+
 /// All that an exact resume needs. The options, the groups and the data are the program's to give again. In
-/// mixed precision the weights are the float32 originals: a model in float32 can load them too.
-template <class P, class B, class M>
-void save_training(const std::filesystem::path& path, B& be, const Trainer<P, B, M>& trainer,
+/// mixed precision the weights are the float32 originals: a model in float32 can load them too. All ranks call it;
+/// the first one writes one file, from which any number of ranks goes on.
+template <class P, class B, class M, class R>
+void save_training(const std::filesystem::path& path, B& be, const Trainer<P, B, M, R>& trainer,
                    const nlohmann::json& config = {}) {
+  const auto gathered = [&](const auto& store) {
+    return detail::gathered(be, store, trainer.ranks(), trainer.shares());
+  };
+  const auto weights = gathered(trainer.weights()), m = gathered(trainer.adam.m),
+             v = gathered(trainer.adam.v);
+  if (trainer.ranks().rank() != 0) return;
   SafetensorsWriter writer;
   std::vector<std::vector<std::byte>> kept;
   detail::set_kind(writer, "training", config);
@@ -165,14 +191,19 @@ void save_training(const std::filesystem::path& path, B& be, const Trainer<P, B,
   writer.set_metadata("rng_seed", std::to_string(trainer.rng.seed()));
   writer.set_metadata("rng_counter", std::to_string(trainer.rng.counter()));
   writer.set_metadata("micro_batches", std::to_string(trainer.micro_batches));
-  detail::add_tensors(be, writer, *trainer.weights(), "model.", {}, true, kept);
-  detail::add_tensors(be, writer, *trainer.adam.m, "adam.m.", {}, true, kept);
-  detail::add_tensors(be, writer, *trainer.adam.v, "adam.v.", {}, true, kept);
+  const auto add = [&](const auto& whole, const auto& own, const char* prefix) {
+    Cpu<float> host;
+    whole ? detail::add_tensors(host, writer, **whole, prefix, {}, true, kept)
+          : detail::add_tensors(be, writer, *own, prefix, {}, true, kept);
+  };
+  add(weights, trainer.weights(), "model.");
+  add(m, trainer.adam.m, "adam.m.");
+  add(v, trainer.adam.v, "adam.v.");
   writer.write(path);
 }
 
-template <class P, class B, class M>
-void load_training(const std::filesystem::path& path, B& be, Trainer<P, B, M>& trainer,
+template <class P, class B, class M, class R>
+void load_training(const std::filesystem::path& path, B& be, Trainer<P, B, M, R>& trainer,
                    const nlohmann::json& config = {}) {
   const TensorFiles files(path);
   const TensorFile& file = files.first();
@@ -187,10 +218,15 @@ void load_training(const std::filesystem::path& path, B& be, Trainer<P, B, M>& t
   matcher.check(*trainer.adam.m, "adam.m.");
   matcher.check(*trainer.adam.v, "adam.v.");
   matcher.finish("");
-  matcher.load(be, *trainer.weights(), "model.");
+  const auto load = [&](auto& own, const char* prefix) {
+    auto& all = trainer.room_for(own);
+    matcher.load(be, *all, prefix);
+    trainer.take(all, own);
+  };
+  load(trainer.weights(), "model.");
   trainer.weights_changed();
-  matcher.load(be, *trainer.adam.m, "adam.m.");
-  matcher.load(be, *trainer.adam.v, "adam.v.");
+  load(trainer.adam.m, "adam.m.");
+  load(trainer.adam.v, "adam.v.");
   trainer.adam.step = static_cast<std::int64_t>(step);
   trainer.rng = Rng(seed, counter);
   trainer.micro_batches = static_cast<std::int64_t>(micro_batches);

@@ -220,9 +220,12 @@ struct Moshi {
     return out;
   }
 
+  /// `complete_from`, if given, is told when the gradients of the parameters behind the transformer, and of each
+  /// of its layers, are complete.
   static void backward(B& be, const Params& p, const Saved& saved,
                        Sequence<const T, C.text_card> dtext_logits, Sequence<const T, C.card> dlogits,
-                       auto& grad, const CarryGradient<CarriedGradient>& carry = {}) {
+                       auto& grad, const CarryGradient<CarriedGradient>& carry = {},
+                       const CompleteFrom& complete_from = {}) {
     const auto scope = be.scope();
     const Index batch = dtext_logits.extent(0), steps = dtext_logits.extent(1);
     const auto make = [&] { return be.template make<T, dyn, dyn, dim>(batch, steps); };
@@ -235,7 +238,9 @@ struct Moshi {
     const bool embeddings = !all_left_out(grad.text_emb) || !all_left_out(grad.emb);
     const auto dh = make(), dx = embeddings ? make() : Sequence<T, dim>{};
     OutNorm::backward(be, p.out_norm, saved.out_norm, dz, dh, grad.out_norm);
-    Transformer::backward(be, p.transformer, saved.transformer, dh, dx, grad.transformer, carry);
+    if (complete_from) complete_from(first_place(grad.out_norm, grad.text_linear));
+    Transformer::backward(be, p.transformer, saved.transformer, dh, dx, grad.transformer, carry,
+                          complete_from);
     if (!embeddings) return;
     TextEmbedding::backward(be, stream(saved.inputs, 0), dx.data(), grad.text_emb);
     for (std::size_t k = 0; k < grad.emb.size(); ++k)

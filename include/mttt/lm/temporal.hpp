@@ -375,7 +375,8 @@ struct Temporal {
 
   /// dx may be null, if nobody wants it: the pass then ends at the first layer in which something trains.
   static void backward(B& be, const Params& p, const Saved& saved, Sequence<const T, dim> dy,
-                       Sequence<T, dim> dx, auto& grad, const CarryGradient<CarriedGradient>& carry = {}) {
+                       Sequence<T, dim> dx, auto& grad, const CarryGradient<CarriedGradient>& carry = {},
+                       const CompleteFrom& complete_from = {}) {
     const auto scope = be.scope();
     const bool whole = dx.data() != nullptr || carry.to != nullptr || carry.from != nullptr;
     const Index last = whole ? 0 : first_that_trains(grad);
@@ -389,6 +390,7 @@ struct Temporal {
       const auto part = [&](auto& all) -> auto& { return member(all)[i]; };
       Block::backward(be, part(p), part(saved), dy, to, part(grad),
                       detail::gradient_part_of<typename Block::CarriedGradient>(carry, part));
+      if (complete_from) complete_from(first_place(part(grad)));
       dy = to;
     });
   }

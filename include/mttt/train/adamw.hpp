@@ -18,6 +18,7 @@
 #include "mttt/backend/backend.hpp"
 #include "mttt/core/store.hpp"
 #include "mttt/train/chunks.hpp"
+#include "mttt/train/ranks.hpp"
 
 namespace mttt {
 
@@ -90,13 +91,17 @@ struct AdamW {
 
   /// `held`: the tensors that have moments, see Store.
   explicit AdamW(B& be, const std::vector<bool>& held = {}) : m(be, 1, held), v(be, 1, held) {}
+  /// Those of one of several ranks: a window in bytes.
+  AdamW(B& be, const std::vector<bool>& held, Index from, Index to)
+      : m(be, held, from, to), v(be, held, from, to) {}
 
   /// One step along grad_scale * grad, which clipping and accumulation use instead of a pass of their own.
-  /// `params` receives the rounded weights; it is `weights` itself where the model reads those.
+  /// `params` receives the rounded weights; it is `weights` itself where the model reads those. `part`: the
+  /// chunks that change; count 0: all.
   template <class P>
   void update(B& be, ChunkTable<P, B, M>& table, Store<M, B>& weights, Store<P, B>& params,
               const Store<M, B>& grad, const std::vector<ParamGroup>& groups, const AdamWOptions& options,
-              double learning_rate, double grad_scale = 1) {
+              double learning_rate, double grad_scale = 1, RankPart part = {}) {
     using A = typename B::Accum;
     using T = typename B::Scalar;
     const ParamGroup* device_groups = table.groups(be, groups, "AdamW");
@@ -112,11 +117,12 @@ struct AdamW {
                                     0};
     T* rounded = nullptr;
     if constexpr (!std::same_as<P, M>) rounded = params.template flat<T>().data();
-    be.rows(table.size(),
-            detail::AdamWChunks<T, A>{table.chunks(), device_groups, grad.template flat<A>().data(),
-                                      weights.template flat<A>().data(), m.template flat<A>().data(),
-                                      v.template flat<A>().data(), rounded, rule, learning_rate, correction1},
-            0, 8 * table.length);
+    be.rows(
+        part.count > 0 ? part.count : table.size(),
+        detail::AdamWChunks<T, A>{table.chunks() + part.from, device_groups, grad.template flat<A>().data(),
+                                  weights.template flat<A>().data(), m.template flat<A>().data(),
+                                  v.template flat<A>().data(), rounded, rule, learning_rate, correction1},
+        0, 8 * table.length);
   }
 };
 

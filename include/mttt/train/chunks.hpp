@@ -24,6 +24,7 @@
 #include "mttt/core/lanes.hpp"
 #include "mttt/core/store.hpp"
 #include "mttt/train/param_groups.hpp"
+#include "mttt/train/ranks.hpp"
 
 namespace mttt {
 
@@ -75,10 +76,18 @@ class ChunkTable {
       "training on a backend that stores in a short type (bf16) needs the same Params in the type to "
       "compute in, as the third parameter of Trainer: Moshi<C, Cuda<float>>::Params");
 
-  ChunkTable(B& be, const Store<P, B>& params, const Store<M, B>& grad)
+  /// What each of several ranks stands for: whole chunks.
+  struct Shares {
+    RankParts chunks;   // of the table
+    RankParts trained;  // elements of gradient and moments
+    RankParts read;     // elements of what the model reads, which frozen tensors may cut into several parts
+  };
+
+  ChunkTable(B& be, const Store<P, B>& params, const Store<M, B>& grad, int ranks = 1)
       : chunks_(cut(params, grad)), memory_(be, bytes()) {
     be.to_device(chunks_.data(), place<detail::Chunk>(0), size());
     be.to_device(first_.data(), place<Index>(chunk_bytes()), tensors() + 1);
+    shares_ = share(ranks, grad.bytes() / static_cast<Index>(sizeof(Value)));
     chunks_ = {};
     host_sums_.resize(static_cast<std::size_t>(tensors()));
   }
@@ -107,15 +116,17 @@ class ChunkTable {
     }
     return to;
   }
+  const Shares& shares() const { return shares_; }
   /// Room for a number of each tensor in the host's memory.
   std::vector<double>& host_sums() { return host_sums_; }
 
-  /// The weights rounded to what the model reads, and what it reads as weights to go on from.
-  void round(B& be, const Store<M, B>& weights, Store<P, B>& params) const {
-    convert<Value, Stored>(be, weights.data(), params.data(), true);
+  /// The weights rounded to what the model reads, and what it reads as weights to go on from: those of the
+  /// chunks in `part`; count 0: all.
+  void round(B& be, const Store<M, B>& weights, Store<P, B>& params, RankPart part = {}) const {
+    convert<Value, Stored>(be, weights.data(), params.data(), true, part);
   }
-  void widen(B& be, const Store<P, B>& params, Store<M, B>& weights) const {
-    convert<Stored, Value>(be, params.data(), weights.data(), false);
+  void widen(B& be, const Store<P, B>& params, Store<M, B>& weights, RankPart part = {}) const {
+    convert<Stored, Value>(be, params.data(), weights.data(), false, part);
   }
 
  private:
@@ -155,17 +166,42 @@ class ChunkTable {
     return chunks;
   }
 
+  /// Cuts where a rank's even part of all elements would start.
+  Shares share(int ranks, Index elements) const {
+    Shares shares;
+    std::size_t next = 0;
+    constexpr Index apart = Store<P, B>::alignment / static_cast<Index>(sizeof(Stored));
+    for (int r = 0; r < ranks; ++r) {
+      const std::size_t begin = next;
+      const Index from = begin == chunks_.size() ? elements : r == 0 ? 0 : chunks_[begin].at;
+      const Index goal = elements * (r + 1) / ranks;
+      while (next < chunks_.size() && (r + 1 == ranks || chunks_[next].at < goal)) {
+        const auto& c = chunks_[next++];
+        auto& read = shares.read;
+        if (read.empty() || read.back().owner != r || c.read_at - read_end(read.back()) >= apart)
+          read.push_back({c.read_at, 0, r});
+        read.back().count = c.read_at + c.length - read.back().from;
+      }
+      const Index to = next == chunks_.size() ? elements : chunks_[next].at;
+      shares.chunks.push_back({static_cast<Index>(begin), static_cast<Index>(next - begin), r});
+      shares.trained.push_back({from, to - from, r});
+    }
+    return shares;
+  }
+  static Index read_end(const RankPart& part) { return part.from + part.count; }
+
   template <class T, class U>
-  void convert(B& be, const std::byte* from, std::byte* to, bool to_rounded) const {
-    be.rows(size(),
-            detail::ConvertChunks<T, U>{chunks(), reinterpret_cast<const T*>(from), reinterpret_cast<U*>(to),
-                                        to_rounded},
+  void convert(B& be, const std::byte* from, std::byte* to, bool to_rounded, RankPart part) const {
+    be.rows(part.count > 0 ? part.count : size(),
+            detail::ConvertChunks<T, U>{chunks() + part.from, reinterpret_cast<const T*>(from),
+                                        reinterpret_cast<U*>(to), to_rounded},
             0, length);
   }
 
   std::vector<Index> first_;  // declared in the order in which they are made
   std::vector<bool> left_out_;
   std::vector<detail::Chunk> chunks_;
+  Shares shares_;
   typename B::Memory memory_;  // chunks, first, groups
   std::vector<ParamGroup> sent_;
   std::vector<double> host_sums_;

@@ -15,6 +15,7 @@
 
 #include "mttt/backend/backend.hpp"
 #include "mttt/train/chunks.hpp"
+#include "mttt/train/ranks.hpp"
 
 namespace mttt {
 
@@ -71,19 +72,27 @@ struct SumPartials {
 
 }  // namespace detail
 
-/// The same bits whatever the number of threads: chunks of a fixed size. The host waits once.
-template <class P, class B, class M>
+/// The same bits whatever the number of threads: chunks of a fixed size. The host waits once. Where the gradient
+/// is shared out over ranks, `shares` are the chunks that each looks after; all ranks get the same norm.
+template <class P, class B, class M, class R = OneRank>
 double gradient_norm(B& be, ChunkTable<P, B, M>& table, const Store<M, B>& grad,
-                     const std::vector<ParamGroup>& groups, double scale = 1) {
+                     const std::vector<ParamGroup>& groups, double scale = 1, const R& ranks = {},
+                     const RankParts& shares = {}) {
   using A = typename B::Accum;
   const ParamGroup* device_groups = table.groups(be, groups, "gradient_norm");
   const auto scope = be.scope();
   const auto partial = be.template make<double, dyn>(table.size());
   const auto sums = be.template make<double, dyn>(table.tensors());
-  be.rows(
-      table.size(),
-      detail::SquareSums<A>{table.chunks(), device_groups, grad.template flat<A>().data(), partial.data()}, 0,
-      table.length);
+  const RankPart own =
+      shares.empty() ? RankPart{0, table.size(), 0} : shares[static_cast<std::size_t>(ranks.rank())];
+  be.rows(own.count,
+          detail::SquareSums<A>{table.chunks() + own.from, device_groups, grad.template flat<A>().data(),
+                                partial.data() + own.from},
+          0, table.length);
+  if (!shares.empty()) {
+    ranks.all_gather(be, partial.data(), shares);
+    ranks.wait(be);
+  }
   be.rows(table.tensors(), detail::SumPartials{partial.data(), table.first(), sums.data()}, 0,
           table.size() / std::max<Index>(1, table.tensors()));
   std::vector<double>& host = table.host_sums();

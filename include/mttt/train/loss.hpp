@@ -3,6 +3,8 @@
 // Formula: l_r = log sum_i exp(x_ri) - x_r[target_r];  loss = sum_r w_r l_r / sum_r w_r;
 //          dx_r = scale w_r (softmax(x_r) - onehot(target_r)) / sum_r w_r.  All 0 when the weights sum to 0.
 //          The loss of a language model is the loss of its text rows plus that of its audio rows.
+//          Where each of several ranks has some of the rows, sum_r w_r is over those of all, and what a rank gets
+//          is its share: the shares add up to the loss, and the gradient, of all rows.
 // Shapes:  logits (..., card) are rows = all extents but the last; targets, weights, row losses (rows);
 //          codes (B, K, T): stream 0 is text, stream 1 the first codebook; mask (B, count, T).
 // Units:   nats.
@@ -20,12 +22,13 @@
 #include "mttt/backend/backend.hpp"
 #include "mttt/math/scalar.hpp"
 #include "mttt/train/chunks.hpp"
+#include "mttt/train/ranks.hpp"
 
 namespace mttt {
 
 struct CrossEntropy {
-  double loss;    // the weighted mean, not scaled
-  double weight;  // the sum of the weights: 0 when no row took part
+  double loss;    // the weighted mean, not scaled, or a rank's share of it
+  double weight;  // the sum of the weights, of all ranks: 0 when no row took part
 };
 
 namespace detail {
@@ -201,11 +204,12 @@ struct CrossEntropySums {
 }  // namespace detail
 
 /// As cross_entropy, but the host waits for nothing: the result stays in `sums`, in the backend's memory.
-template <class B, class T, Index... E>
+template <class B, class R = OneRank, class T, Index... E>
 void queue_cross_entropy(B& be, Tensor<T, E...> logits, Tensor<const std::int32_t, dyn> targets,
                          Tensor<const float, dyn> weights, detail::CrossEntropySums* sums,
                          std::type_identity_t<Tensor<std::remove_const_t<T>, E...>> dlogits = {},
-                         double scale = 1, Tensor<typename B::Accum, dyn> row_losses = {}) {
+                         double scale = 1, Tensor<typename B::Accum, dyn> row_losses = {},
+                         const R& ranks = {}) {
   using Value = std::remove_const_t<T>;
   using A = typename B::Accum;
   const Index rows = logits.flat_rows().extent(0), card = logits.flat_rows().extent(1);
@@ -225,6 +229,8 @@ void queue_cross_entropy(B& be, Tensor<T, E...> logits, Tensor<const std::int32_
   double* parts = be.template make<double, 2, dyn>(count).data();
   be.rows(count, detail::WeightParts{targets.data(), weights.data(), parts, rows, card, count}, 0, cost);
   be.rows(2, detail::JoinLossParts{parts, &sums->weight, count}, 0, count);
+  ranks.all_reduce_sum(be, &sums->weight, Index{1});
+  ranks.wait(be);
   be.rows(rows,
           detail::CrossEntropyRow<Value, A>{logits.data(), targets.data(), weights.data(), &sums->weight,
                                             dlogits.data(), losses, card, scale},
@@ -235,14 +241,15 @@ void queue_cross_entropy(B& be, Tensor<T, E...> logits, Tensor<const std::int32_
 
 /// The loss, and its gradient where `dlogits` is not empty; `dlogits` may be the logits themselves.
 /// `row_losses`, where not empty, receives l_r (0 for rows of weight 0).
-template <class B, class T, Index... E>
+template <class B, class R = OneRank, class T, Index... E>
 CrossEntropy cross_entropy(B& be, Tensor<T, E...> logits, Tensor<const std::int32_t, dyn> targets,
                            Tensor<const float, dyn> weights,
                            std::type_identity_t<Tensor<std::remove_const_t<T>, E...>> dlogits = {},
-                           double scale = 1, Tensor<typename B::Accum, dyn> row_losses = {}) {
+                           double scale = 1, Tensor<typename B::Accum, dyn> row_losses = {},
+                           const R& ranks = {}) {
   const auto scope = be.scope();
   const auto sums = be.template make<detail::CrossEntropySums, 1>();
-  queue_cross_entropy(be, logits, targets, weights, sums.data(), dlogits, scale, row_losses);
+  queue_cross_entropy(be, logits, targets, weights, sums.data(), dlogits, scale, row_losses, ranks);
   detail::CrossEntropySums host;
   be.to_host(sums.data(), &host, Index{1});
   return host.result(logits.flat_rows().extent(1));

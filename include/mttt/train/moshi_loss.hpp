@@ -1,7 +1,7 @@
 // The training loss of Moshi, with its gradient in one call.
 //
 // Formula: total = text_loss + audio_loss, each a weighted mean of cross-entropies (train/loss.hpp), over the
-//          rows for which the delays leave a prediction.
+//          rows for which the delays leave a prediction. With several ranks, a rank's share of both.
 // Shapes:  codes (B, 1 + n_q, T).
 // Units:   nats.
 // Errors:  those of Moshi::forward and cross_entropy, after all work was queued: *grad is then of no use.
@@ -32,6 +32,7 @@ struct MoshiSegment {
   Carry<typename Model::Carried> carry = {};
   CarryGradient<typename Model::CarriedGradient> gradient = {};
   Streams<const std::int32_t> before = {};
+  CompleteFrom complete_from = {};  // see Moshi::backward and Trainer::complete_from
 };
 
 namespace detail {
@@ -45,9 +46,10 @@ struct MoshiLossSums {
 /// `Model` is a Moshi<C, B>. Adds to *grad, Params of the same model that may hold the type to compute in,
 /// unless it is null. The padding ids come from the model's config. The host waits once, when all work is
 /// queued.
-template <class Model, class B, class Grad = typename Model::Params>
+template <class Model, class B, class Grad = typename Model::Params, class R = OneRank>
 MoshiLoss moshi_loss(B& be, const typename Model::Params& params, Streams<const std::int32_t> codes,
-                     LossConfig weights = {}, Grad* grad = nullptr, const MoshiSegment<Model>& segment = {}) {
+                     LossConfig weights = {}, Grad* grad = nullptr, const MoshiSegment<Model>& segment = {},
+                     const R& ranks = {}) {
   const auto scope = be.scope();
   weights.text_padding = Model::config.existing_text_padding_id;
   weights.end_of_text_padding = Model::config.existing_text_end_padding_id;
@@ -74,10 +76,12 @@ MoshiLoss moshi_loss(B& be, const typename Model::Params& params, Streams<const 
   };
   const auto dtext = grad == nullptr ? decltype(out.text_logits){} : out.text_logits;  // in their own place
   const auto daudio = grad == nullptr ? decltype(out.logits){} : out.logits;
-  queue_cross_entropy(be, out.text_logits, part(targets, 0, n), part(row_weights, 0, n), &sums->text, dtext);
+  queue_cross_entropy(be, out.text_logits, part(targets, 0, n), part(row_weights, 0, n), &sums->text, dtext,
+                      1, {}, ranks);
   queue_cross_entropy(be, out.logits, part(targets, n, Model::K * n), part(row_weights, n, Model::K * n),
-                      &sums->audio, daudio);
-  if (grad != nullptr) Model::backward(be, params, saved, dtext, daudio, *grad, segment.gradient);
+                      &sums->audio, daudio, 1, {}, ranks);
+  if (grad != nullptr)
+    Model::backward(be, params, saved, dtext, daudio, *grad, segment.gradient, segment.complete_from);
 
   detail::MoshiLossSums host;
   be.to_host(sums, &host, Index{1});
