@@ -102,7 +102,11 @@ struct Conv1d {
 
   static void backward(B& be, const Params& p, const Saved& saved, Sequence<const T, out> dy,
                        Sequence<T, in> dx, auto& grad) {
-    for (Index b = 0; b < dy.extent(0); ++b) backward_session(be, p, saved, dy, dx, grad, b);
+    const bool aligned = !overlapping || saved.padded.extent(1) % C.stride == 0;
+    const Index sessions = dy.extent(0), together = at_once && aligned ? sessions : 1;
+    for (Index b = 0; b < sessions; b += together) {
+      backward_some(be, p, saved, dy, dx, grad, b, together);
+    }
     if constexpr (C.bias) sum_columns(be, dy.data(), grad.bias.data(), dy.flat_rows().extent(0), out);
   }
 
@@ -184,6 +188,8 @@ struct Conv1d {
     return {weight.data() + g * group_out * window, group_out, window, window};
   }
   static constexpr bool overlapping = C.dilation == 1 && C.groups == 1;  // windows need no copy
+  /// All sessions in one product: a GPU wants few large ones, the caches of a CPU small ones.
+  static constexpr bool at_once = !requires { requires B::host_memory; };
 
   static void apply(B& be, const Params& p, Sequence<const T, in> padded, Sequence<T, out> y) {
     const Index sessions = y.extent(0), steps = y.extent(1), stride = padded.extent(1) * in;
@@ -196,7 +202,12 @@ struct Conv1d {
       return;
     }
     constexpr Index few = 16;  // rows a session below which the weights should be read once for all sessions
-    if (overlapping && (sessions == 1 || steps >= few)) {
+    if (overlapping && at_once && steps >= few) {
+      be.matmul_grid(sessions, 1,
+                     MatrixGrid<const T>{{padded.data(), steps, window, C.stride * in}, stride, 0},
+                     MatrixGrid<const T>{group_weight(p.weight, 0).t(), 0, 0},
+                     MatrixGrid<T>{{y.data(), steps, out, out}, steps * out, 0});
+    } else if (overlapping && (sessions == 1 || steps >= few)) {
       for (Index b = 0; b < sessions; ++b) {
         const Matrix<const T> windows{padded.data() + b * stride, steps, window, C.stride * in};
         be.matmul(windows, group_weight(p.weight, 0).t(), y[b].matrix());
@@ -212,21 +223,22 @@ struct Conv1d {
     if constexpr (C.bias) add_row(be, p.bias.data(), y.data(), sessions * steps, out);
   }
 
-  static void backward_session(B& be, const Params& p, const Saved& saved, Sequence<const T, out> dy,
-                               Sequence<T, in> dx, auto& grad, Index b) {
+  /// Of sessions [first, first + sessions).
+  static void backward_some(B& be, const Params& p, const Saved& saved, Sequence<const T, out> dy,
+                            Sequence<T, in> dx, auto& grad, Index first, Index sessions) {
     const auto scope = be.scope();
-    const Index rows = dy.extent(1), steps = dx.extent(1);
-    const T *padded = saved.padded[b].data(), *upper = dy[b].data();
-    const auto add_windows = [&](Index first, Index count, const T* windows, T* to) {
+    const Index rows = dy.extent(1), steps = dx.extent(1), stride = saved.padded.extent(1) * in;
+    const T *padded = saved.padded[first].data(), *upper = dy[first].data();
+    const auto add_windows = [&](Index from, Index count, const T* windows, T* to) {
       if constexpr (depthwise) {
-        be.rows(count,
+        be.rows(sessions * count,
                 detail::DepthwiseOverlapAdd<T>{upper, p.weight.data(), nullptr, nullptr, to, rows, C.kernel,
-                                               C.stride, C.dilation, in, first, count, 0},
+                                               C.stride, C.dilation, in, from, count, 0},
                 0, C.kernel * in);
       } else {
-        be.rows(count,
-                detail::OverlapAdd<T>{windows, nullptr, nullptr, to, 1, rows, C.kernel, C.stride, C.dilation,
-                                      C.groups, in, first, count, 0},
+        be.rows(sessions * count,
+                detail::OverlapAdd<T>{windows, nullptr, nullptr, to, sessions, rows, C.kernel, C.stride,
+                                      C.dilation, C.groups, in, from, count, 0},
                 0, C.kernel * in);
       }
     };
@@ -234,27 +246,49 @@ struct Conv1d {
     if constexpr (depthwise) {
       using G = typename decltype(grad.weight)::value_type;
       be.rows(C.kernel,
-              detail::DepthwiseWeightGradient<T, G>{padded, upper, grad.weight.data(), 1, rows, C.stride,
-                                                    C.dilation, in, 0},
-              0, rows * in);
+              detail::DepthwiseWeightGradient<T, G>{padded, upper, grad.weight.data(), sessions, rows,
+                                                    C.stride, C.dilation, in, stride},
+              0, sessions * rows * in);
     } else {
-      dwindows = be.template make<T, C.groups, dyn, window>(rows).data();
-      const T* windows = overlapping ? nullptr : gather(be, padded, 1, rows, 0).data();
+      const Index all = sessions * rows;
+      dwindows = be.template make<T, C.groups, dyn, window>(all).data();
+      weight_gradient(be, padded, stride, upper, sessions, rows, grad);
       for (Index g = 0; g < C.groups; ++g) {
-        const Matrix<const T> d{upper + g * group_out, rows, group_out, out};
-        const Matrix<const T> w = overlapping
-                                      ? Matrix<const T>{padded, rows, window, C.stride * in}
-                                      : Matrix<const T>{windows + g * rows * window, rows, window, window};
-        be.matmul(d.t(), w, group_weight(grad.weight, g), 1, 1);
-        be.matmul(d, group_weight(p.weight, g),
-                  Matrix<T>{dwindows + g * rows * window, rows, window, window});
+        be.matmul(Matrix<const T>{upper + g * group_out, all, group_out, out}, group_weight(p.weight, g),
+                  Matrix<T>{dwindows + g * all * window, all, window, window});
       }
     }
-    add_windows(context, steps, dwindows, dx[b].data());
+    add_windows(context, steps, dwindows, dx[first].data());
     if constexpr (replicate) {
-      const auto before = be.template make<T, context, in>();
+      const auto before = be.template make<T, dyn, context, in>(sessions);
       add_windows(0, context, dwindows, before.data());
-      sum_columns(be, static_cast<const T*>(before.data()), dx[b].data(), context, in);
+      be.for_each(sessions * in,
+                  detail::AddRepeated<T>{before.data(), dx[first].data(), context, in, steps * in});
+    }
+  }
+
+  /// The windows of all sessions are one overlapping plane too, with `context / stride` rows between those of
+  /// two sessions that are neither's: their dy is 0.
+  static void weight_gradient(B& be, const T* padded, Index stride, const T* upper, Index sessions,
+                              Index rows, auto& grad) {
+    const auto scope = be.scope();
+    if constexpr (overlapping) {
+      const Index apart = stride / (C.stride * in);  // rows from session to session
+      Matrix<const T> d{upper, rows, out, out};
+      if (sessions > 1) {
+        const auto spread = be.template make<T, dyn, out>(sessions * apart);
+        be.fill(spread.data(), spread.size(), T(0));
+        detail::copy_sessions<B, T>(be, upper, rows * out, spread.data(), apart * out, rows * out, sessions);
+        d = {spread.data(), (sessions - 1) * apart + rows, out, out};
+      }
+      be.matmul(d.t(), Matrix<const T>{padded, d.rows, window, C.stride * in}, group_weight(grad.weight, 0),
+                1, 1);
+    } else {
+      const auto windows = gather(be, padded, sessions, rows, stride);
+      for (Index g = 0; g < C.groups; ++g) {
+        be.matmul(Matrix<const T>{upper + g * group_out, sessions * rows, group_out, out}.t(),
+                  windows[g].matrix(), group_weight(grad.weight, g), 1, 1);
+      }
     }
   }
 };

@@ -74,7 +74,11 @@ struct ConvTranspose1d {
 
   static void backward(B& be, const Params& p, const Saved& saved, Sequence<const T, out> dy,
                        Sequence<T, in> dx, auto& grad) {
-    for (Index b = 0; b < dy.extent(0); ++b) backward_session(be, p, saved, dy, dx, grad, b);
+    constexpr bool aligned = C.groups == 1 || depthwise;
+    const Index sessions = dy.extent(0), together = at_once && aligned ? sessions : 1;
+    for (Index b = 0; b < sessions; b += together) {
+      backward_some(be, p, saved, dy, dx, grad, b, together);
+    }
     if constexpr (C.bias) sum_columns(be, dy.data(), grad.bias.data(), dy.flat_rows().extent(0), out);
   }
 
@@ -156,27 +160,35 @@ struct ConvTranspose1d {
     }
   }
 
-  static void backward_session(B& be, const Params& p, const Saved& saved, Sequence<const T, out> dy,
-                               Sequence<T, in> dx, auto& grad, Index b) {
+  /// As in Conv1d: all sessions in one product, or one after the other.
+  static constexpr bool at_once = !requires { requires B::host_memory; };
+  /// Rows of `stride` samples that a session's dy takes with what was cut off.
+  static constexpr Index rows_of(Index steps) { return steps + (overlap + C.stride - 1) / C.stride; }
+
+  /// Of sessions [first, first + sessions).
+  static void backward_some(B& be, const Params& p, const Saved& saved, Sequence<const T, out> dy,
+                            Sequence<T, in> dx, auto& grad, Index first, Index sessions) {
     const auto scope = be.scope();
-    const Index steps = dx.extent(1), produced = dy.extent(1) * out;
-    const T *x = saved.x[b].data(), *windows = dy[b].data();
+    const Index steps = dx.extent(1), apart = rows_of(steps), stride = apart * C.stride * out;
+    const T* x = saved.x[first].data();
+    const T* windows = dy[first].data();
     if constexpr (overlap > 0) {  // the samples that were cut off have no gradient
-      const auto padded = be.template make<T, dyn>(produced + overlap * out);
-      be.copy(windows, padded.data(), produced);
-      be.fill(padded.data() + produced, overlap * out, T(0));
+      const auto padded = be.template make<T, dyn, dyn>(sessions, stride);
+      be.fill(padded.data(), padded.size(), T(0));
+      detail::copy_sessions<B, T>(be, windows, dy.extent(1) * out, padded.data(), stride, dy.extent(1) * out,
+                                  sessions);
       windows = padded.data();
     }
     if constexpr (depthwise) {
       using G = typename decltype(grad.weight)::value_type;
-      be.rows(steps,
-              detail::DepthwiseWindows<T>{windows, p.weight.data(), nullptr, dx[b].data(), steps, C.kernel,
-                                          C.stride, 1, in, 0},
+      be.rows(sessions * steps,
+              detail::DepthwiseWindows<T>{windows, p.weight.data(), nullptr, dx[first].data(), steps,
+                                          C.kernel, C.stride, 1, in, stride},
               0, C.kernel * in);
-      be.rows(
-          C.kernel,
-          detail::DepthwiseWeightGradient<T, G>{windows, x, grad.weight.data(), 1, steps, C.stride, 1, in, 0},
-          0, steps * in);
+      be.rows(C.kernel,
+              detail::DepthwiseWeightGradient<T, G>{windows, x, grad.weight.data(), sessions, steps, C.stride,
+                                                    1, in, stride},
+              0, sessions * steps * in);
     } else {
       Matrix<const T> w{windows, steps, window, C.stride * out};
       if constexpr (C.groups > 1) {
@@ -188,11 +200,29 @@ struct ConvTranspose1d {
         w = {gathered.data(), steps, window, window};
       }
       for (Index g = 0; g < C.groups; ++g, w.data += steps * window) {
-        be.matmul(w, group_weight(p.weight, g), Matrix<T>{dx[b].data() + g * group_in, steps, group_in, in});
-        be.matmul(w.t(), Matrix<const T>{x + g * group_in, steps, group_in, in}, group_weight(grad.weight, g),
-                  1, 1);
+        be.matmul_grid(sessions, 1, MatrixGrid<const T>{w, stride, 0},
+                       MatrixGrid<const T>{group_weight(p.weight, g), 0, 0},
+                       MatrixGrid<T>{{dx[first].data() + g * group_in, steps, group_in, in}, steps * in, 0});
+        weight_gradient(be, w, x + g * group_in, sessions, apart, group_weight(grad.weight, g));
       }
     }
+  }
+
+  /// The windows of all sessions are one overlapping plane, with rows between those of two sessions that are
+  /// neither's: their x is 0.
+  static void weight_gradient(B& be, Matrix<const T> windows, const T* x, Index sessions, Index apart,
+                              auto to) {
+    const auto scope = be.scope();
+    const Index steps = windows.rows;
+    Matrix<const T> rows{x, steps, group_in, in};
+    if (sessions > 1) {
+      const auto spread = be.template make<T, dyn, in>(sessions * apart);
+      be.fill(spread.data(), spread.size(), T(0));
+      detail::copy_sessions<B, T>(be, x, steps * in, spread.data(), apart * in, steps * in, sessions);
+      rows = {spread.data(), (sessions - 1) * apart + steps, group_in, in};
+      windows.rows = rows.rows;
+    }
+    be.matmul(windows.t(), rows, to, 1, 1);
   }
 };
 

@@ -1,20 +1,21 @@
-// RvqTraining: the quantiser in training. Gradients pass straight through it, codebooks follow what they stand
-// for by moving averages, codes that nothing is near to start anew.
+// RvqTraining: the quantiser in training. Gradients pass straight through it, codebooks follow what they
+// stand for by moving averages, codes that nothing is near to start anew.
 //
 // Formula: level q of a branch sees r_q, r_(q+1) = r_q - e_q[code_q]; quantised = sum of the e_q[code_q], in
-//          `unquantised` sessions r_0 itself. commitment = mean over levels, rows and dims of r_(q+1)^2, the e
-//          held: it draws what is encoded to its codes. Straight through: backward takes d quantised = d r_0.
+//          `unquantised` sessions r_0 itself. commitment = mean over levels, rows and dims of r_(q+1)^2, the
+//          e held: it draws what is encoded to its codes. Straight through: d quantised is taken for d r_0.
 //          learn, of each level in use:
 //            usage_c = decay usage_c + (1 - decay) (rows of code c)
 //            sum_c   = decay sum_c   + (1 - decay) (sum of their r_q),  e_c = sum_c / usage_c
-//          and where usage_c < restart * (mean usage): usage_c = mean usage, e_c = r_q of a row drawn at random.
-// Shapes:  x, y (B, T, dim), codes (B, n, T): n <= n_q levels are in use (quantiser dropout draws n); rows are
-//          B T. r (n, B T, codebook_dim).
+//          and where usage_c < restart * (mean usage): usage_c = mean usage, e_c = r_q of a random row.
+// Shapes:  x, y (B, T, dim), codes (B, n, T): n <= n_q levels are in use (quantiser dropout draws n); rows
+//          are B T. r (n, B T, codebook_dim).
 // Units:   usage: rows a pass, averaged over about 1 / (1 - decay) passes.
 // Errors:  those of SplitRvq.
 // Not supported: averages over several machines; the semantic codebook's distillation from a teacher.
 // Source:  kyutai-labs/moshi quantization/core_vq.py `EuclideanCodebook` (`_check_expired_codes`,
-//          `_replace_expired_codes`), vq.py `ResidualVectorQuantizer` (q_dropout, no_quantization_rate "same").
+//          `_replace_expired_codes`), vq.py `ResidualVectorQuantizer` (q_dropout, no_quantization_rate
+//          "same").
 #pragma once
 
 #include "mttt/codec/rvq.hpp"
@@ -36,8 +37,8 @@ struct CodebookUse {
 
 namespace detail {
 
-/// A row's way through a branch's levels: what each level sees, what remains after each, summed, and the sum of
-/// its squares.
+/// A row's way through a branch's levels: what each level sees, what remains after each, summed, and the sum
+/// of its squares.
 template <class T, class A>
 struct WalkLevels {
   const std::int32_t* codes;  // (B, n, T)
@@ -229,8 +230,8 @@ struct RvqTraining {
     if (!saved.rest.empty()) branch(p.rvq_rest, saved.rest, saved.rest_remains, grad.rvq_rest, 1);
   }
 
-  /// Moves the codebooks of the levels in use. `pass` counts the calls of a training: with the seed it decides
-  /// all that is drawn here.
+  /// Moves the codebooks of the levels in use. `pass` counts the calls of a training: with the seed it
+  /// decides all that is drawn here.
   static void learn(B& be, Params& p, const Saved& saved, const CodebookLearning& options, std::uint64_t seed,
                     std::uint64_t pass, const Survey& survey) {
     const Index sessions = saved.codes.extent(0), n = saved.codes.extent(1), steps = saved.codes.extent(2),

@@ -224,6 +224,21 @@ struct DepthwiseWeightGradient {
   }
 };
 
+/// The first row of each session receives what the rows before it, which repeat it, have of the gradient.
+template <class T>
+struct AddRepeated {
+  const T* before;  // (B, context, C)
+  T* dx;            // (B, dx_stride)
+  Index context, channels, dx_stride;
+  MTTT_HD void operator()(Index i) const {
+    const Index b = i / channels, c = i % channels;
+    Wide<T> total = 0;
+    for (Index r = 0; r < context; ++r) total += wide(before[(b * context + r) * channels + c]);
+    T& to = dx[b * dx_stride + c];
+    to = static_cast<T>(wide(to) + total);
+  }
+};
+
 /// Copies n elements a session, masked.
 template <class B, class T>
 void copy_sessions(B& be, const T* from, Index from_stride, T* to, Index to_stride, Index n, Index sessions,

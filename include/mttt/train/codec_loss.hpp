@@ -3,8 +3,8 @@
 // Formula: y = decode(quantise(encode(x))); total = spectral * SpectralLoss(x, y) + waveform * mean |y - x|
 //          + commitment * (rvq_training.hpp). SNR = 10 log10(sum x^2 / sum (y - x)^2).
 //          What is drawn depends on the seed and the pass alone, so that a training resumes with its bits:
-//          the number of codebooks, evenly from semantic_q to n_q (`dropout`, else all), and which sessions are
-//          not quantised (each with probability `unquantised`).
+//          the number of codebooks, evenly from semantic_q to n_q (`dropout`, else all), and which sessions
+//          are not quantised (each with probability `unquantised`).
 // Shapes:  pcm (B, S, 1), S a multiple of frame_size.
 // Units:   samples within [-1, 1]; dB.
 // Errors:  those of Mimi and SpectralLoss. A loss that is not finite leaves the codebooks as they were.

@@ -4,11 +4,12 @@
 //          window's squares), M = S times a bank of triangles that lie evenly on the mel scale, none narrower
 //          than a bin to either side. d = M(y) - M(x), l = log10(floor + M(y)) - log10(floor + M(x));
 //          loss = mean over windows of mean over bands and times of linear |d| + log_l1 |l| + log_l2 l^2.
-//          |DFT| is sqrt(re^2 + im^2 + 1e-12): it has a gradient, 0, in silence too. The DFT is a product of the
-//          overlapping windows, as they lie, with a basis: every backend does that.
-// Shapes:  x, y, dy (B, S); only windows that are whole count: S >= w, else the window is left out. w / 32 * 5
-//          bands of w.
-// Units:   samples; the sound is within [-1, 1], where noise of deviation s has S of about s. `floor` is in S.
+//          |DFT| is sqrt(re^2 + im^2 + 1e-12): it has a gradient, 0, in silence too. The DFT is a product of
+//          the overlapping windows, as they lie, with a basis: every backend does that.
+// Shapes:  x, y, dy (B, S); only windows that are whole count: S >= w, else the window is left out. w / 32 *
+//          5 bands of w.
+// Units:   samples; the sound is within [-1, 1], where noise of deviation s has S of about s. `floor` is in
+//          S.
 // Errors:  windows that no multiple of 4 are, sounds shorter than every window, of different shapes.
 // Not supported: complex spectra, padding at the ends; storage in bf16.
 // Source:  Defossez et al., "High fidelity neural audio compression" (2022), eq. 2 and audiocraft's

@@ -1,0 +1,3 @@
+#include "train_codec.hpp"
+
+int train_mimi_small(const Options& options) { return train_codec<mttt::presets::mimi_small>(options); }

@@ -1,0 +1,125 @@
+// Training of Mimi, for any configuration. Each preset is compiled in a file of its own, beside this one.
+#pragma once
+
+#include <cstdio>
+#include <string>
+
+#include "../backend.hpp"
+#include "mttt/codec/codebook_init.hpp"
+#include "mttt/data/sounds.hpp"
+#include "mttt/io/run_folder.hpp"
+#include "mttt/presets/mimi.hpp"
+#include "mttt/train/codec_loss.hpp"
+#include "options.hpp"
+
+/// The same random start on every backend, drawn in the host's memory; then codebooks placed where the
+/// sounds' latents are.
+template <class Codec, class B>
+void draw_start(B& be, mttt::Store<typename Codec::Params, B>& params, const mttt::Sounds& sounds,
+                const Options& options) {
+  using namespace mttt;
+  using HostCodec = Mimi<Codec::config, Host>;
+  Host host;
+  Store<typename HostCodec::Params, Host> start(host);
+  Rng rng(options.train.seed);
+  HostCodec::init(*start, rng);
+  upload(be, start, params);
+
+  const auto scope = be.scope();
+  const Index rows = options.batch * options.segment_frames;
+  const Index batches = std::min<Index>(64, (4 * Codec::card + rows - 1) / rows);
+  const auto latents = be.template make<float, dyn, dyn, Codec::dimension>(batches, rows);
+  for (Index i = 0; i < batches; ++i) {
+    const auto inner = be.scope();
+    constexpr std::int64_t apart = std::int64_t{1} << 40;  // from what is trained on
+    Codec::encode_latent(be, *params, sounds.make(be, apart + i),
+                         {latents[i].data(), {options.batch, options.segment_frames, Codec::dimension}});
+  }
+  init_codebooks<typename Codec::Quantizer>(be, params->quantizer, latents.flat_rows(), rng);
+  std::printf("codebooks placed on %td frames\n", batches * rows);
+}
+
+template <mttt::MimiConfig C>
+int train_codec(const Options& options) {
+  using namespace mttt;
+  using B = Device<float>;
+  using Codec = Mimi<C, B>;
+  using Params = typename Codec::Params;
+  B be;
+  std::printf("training on %s\n", name_of(be).c_str());
+
+  // The data: recordings, of which micro-batch i is a function of the seed and i alone.
+  const SoundOptions segments{options.batch, options.segment_frames * Codec::frame_size, options.train.seed};
+  const Sounds sounds(options.voices, segments);
+  std::optional<Sounds> held_out;
+  if (!options.held_out_voices.empty()) held_out.emplace(options.held_out_voices, segments);
+  const double seconds = static_cast<double>(sounds.total_samples()) / static_cast<double>(C.sample_rate);
+  std::printf("%.0f s of sound\n", seconds);
+
+  // Codebooks are no parameters of the optimiser: they follow what they stand for (rvq_training.hpp). They
+  // are saved with the weights, under their published names.
+  Store<Params, B> params(be);
+  std::printf("%s: %.2f million parameters\n", options.preset.c_str(),
+              static_cast<double>(count_elements(*params)) * 1e-6);
+  Trainer<Params, B> trainer(be, params, options.train,
+                             {{.says = "codebooks", .matches = name_contains("_codebook"), .frozen = true}});
+  auto config_of_loss = options.loss;
+  config_of_loss.seed = options.train.seed;
+  CodecTraining<Codec, B> training(be, config_of_loss);
+
+  RunFolder run(options.output, options.train.num_ckpt_keep);
+  const nlohmann::json config = {{"preset", options.preset}};
+  if (options.resume && run.resume(be, trainer, config)) {
+    std::printf("resumed at step %lld\n", static_cast<long long>(trainer.adam.step));
+  } else if (!options.from.empty()) {
+    load_params(options.from, be, params);
+    std::printf("started from %s\n", options.from.c_str());
+  } else {
+    draw_start<Codec>(be, params, sounds, options);
+  }
+
+  CodecLoss last{};
+  const auto loss_and_gradient = [&](std::int64_t index, Params& grad) {
+    const auto scope = be.scope();
+    last = training(*params, sounds.make(be, index), index, &grad);
+    return MicroBatch{last.total, options.batch * options.segment_frames};
+  };
+  const auto log = [&](const StepReport& report) {
+    nlohmann::json more;
+    const auto terms = [&](const std::string& prefix, const CodecLoss& loss) {
+      more[prefix + "spectral_loss"] = loss.spectral;
+      more[prefix + "waveform_loss"] = loss.waveform;
+      more[prefix + "commitment_loss"] = loss.commitment;
+      more[prefix + "snr_db"] = loss.snr;
+    };
+    terms("", last);
+    if (held_out) {  // all codebooks, everything quantised
+      const auto scope = be.scope();
+      const CodecLoss loss = training(*params, held_out->make(be, 0), 0, nullptr);
+      more["held_out_loss"] = loss.total;
+      terms("held_out_", loss);
+    }
+    double restarts = 0;
+    const auto books = training.codebook_use();
+    for (std::size_t q = 0; q < books.size(); ++q) {
+      more["perplexity_" + std::to_string(q)] = books[q].perplexity;
+      restarts += books[q].restarts;
+    }
+    more["restarted_codes"] = restarts;  // since the line before
+    run.log(report, more);
+  };
+  const bool finished =
+      trainer.run(loss_and_gradient, {.log = log, .checkpoint = [&] { run.save(be, trainer, config); }});
+  if (!finished) {
+    std::printf("stopped in good order; go on with --resume\n");
+    return 0;
+  }
+  const auto path = run.path() / "model.safetensors";
+  save_params(path, be, params,
+              {.config = config,
+               .metadata = {{"training", detail::cat(trainer.adam.step, " steps on ", std::llround(seconds),
+                                                     " s of sound")},
+                            {"seed", std::to_string(options.train.seed)}}});
+  std::printf("wrote %s\n", path.c_str());
+  return 0;
+}
