@@ -15,6 +15,7 @@
 #include <cmath>
 #include <vector>
 
+#include "mttt/core/store.hpp"
 #include "mttt/lm/moshi.hpp"
 #include "mttt/ttt/probe.hpp"
 
