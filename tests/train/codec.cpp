@@ -47,32 +47,6 @@ TEST_CASE("The spectral loss: nothing between equals, and a gradient that centra
   Sounds s;
   const auto x = s.noise(2, 75), y = s.noise(2, 75), dy = s.noise(2, 75);
   const auto term = GENERATE(0, 1, 2);
-  SpectralLoss<B> loss(
-      s.be, 24000, {.windows = {8, 16, 32}, .linear = term == 0, .log_l1 = term == 1, .log_l2 = term == 2});
-  const auto value = [&](auto a, auto b) {
-    double total = 0;
-    loss.queue(a, b, 3, &total);
-    return total;
-  };
-  CHECK(value(x, x) == 0);
-  CHECK(value(x, y) > 0.01);
-  const std::vector<double> before(dy.data(), dy.data() + dy.size());
-  double total = 0;
-  loss.queue(x, y, 3, &total, dy);
-  for (Index i = 0; i < dy.size(); ++i) dy.data()[i] -= before[static_cast<std::size_t>(i)];  // it is added
-  const laws::Options options{.tolerance = 1e-6, .checked_elements = 60};
-  laws::detail::Differences differences(options, s.rng);
-  differences.check("y", y.data(), dy.data(), y.size(), [&] { return value(x, y); });
-  mttt::testing::demand(differences.verdict());
-}
-
-TEST_CASE("The spectral loss: a tone's level by its formula, and what is refused") {
-  Sounds s;
-  // A cosine in the middle of a bin of one window: |S| = amplitude / 2 * sum(w) / sqrt(sum(w^2)).
-  const Index n = 64, k = 9;
-  const auto x = s.be.make<double, dyn, dyn>(1, n), silence = s.be.make<double, dyn, dyn>(1, n);
-  s.be.fill(silence.data(), n, 0.0);
-  for (Index i = 0; i < n; ++i) x(0, i) = 0.4 * std::cos(2 * M_PI * double(k * i) / double(n));
   SpectralConfig config{.windows = {8, 16, 32}, .linear = 0, .log_l1 = 0, .log_l2 = 0};
   (term == 0 ? config.linear : term == 1 ? config.log_l1 : config.log_l2) = 1;
   SpectralLoss<B> loss(s.be, 24000, config);
@@ -260,6 +234,40 @@ TEST_CASE(
   };
   CHECK(again(11));
   CHECK(!again(12));
+}
+
+/// A backend that gets its work in large pieces, as a GPU does, on the CPU.
+struct Large : Cpu<double> {
+  static constexpr bool host_memory = false;
+};
+
+TEST_CASE("Work in large pieces: the gradients of convolutions over all sessions at once") {
+  using Conv = Conv1d<Conv1dConfig{.in = 3, .out = 2, .kernel = 4, .stride = 2}, Large>;
+  using Transposed =
+      ConvTranspose1d<ConvTranspose1dConfig{.in = 3, .out = 2, .kernel = 5, .stride = 2}, Large>;
+  Large be;
+  mttt::testing::demand(laws::gradient<Conv>(be, {.batch = 3, .steps = 18}));
+  mttt::testing::demand(laws::gradient<Transposed>(be, {.batch = 3, .steps = 18}));
+}
+
+TEST_CASE("Work in large pieces: products and sums of very many rows") {
+  Large be;
+  Rng rng(1);
+  const Index rows = 9 * 4096 + 123, m = 3, n = 5;
+  const auto a = be.make<double, dyn, dyn>(rows, m), b = be.make<double, dyn, dyn>(rows + 1, n - 1);
+  const auto got = be.make<double, dyn, dyn>(m, n), expected = be.make<double, dyn, dyn>(m, n);
+  laws::fill_normal(a, 1, rng);
+  laws::fill_normal(b, 1, rng);
+  for (Index i = 0; i < m * n; ++i) got.data()[i] = expected.data()[i] = double(i);
+  const Matrix<const double> overlapping{b.data(), rows, n, n - 1};
+  detail::add_tall_product<Large, double>(be, a.matrix(), overlapping, got.matrix());
+  be.matmul(a.matrix().t(), overlapping, expected.matrix(), 1, 1);
+  CHECK(laws::largest_difference(got.data(), expected.data(), got.size()) < 1e-12);
+  const auto sums = be.make<double, dyn>(m), plain = be.make<double, dyn>(m);
+  for (Index i = 0; i < m; ++i) sums(i) = plain(i) = double(i);
+  detail::sum_many_rows(be, static_cast<const double*>(a.data()), sums.data(), rows, m);
+  sum_columns(be, static_cast<const double*>(a.data()), plain.data(), rows, m);
+  CHECK(laws::largest_difference(sums.data(), plain.data(), m) < 1e-12);
 }
 
 TEST_CASE("What is drawn follows seed and pass; a loss that is not finite leaves the codebooks alone") {

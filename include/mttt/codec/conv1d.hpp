@@ -107,7 +107,9 @@ struct Conv1d {
     for (Index b = 0; b < sessions; b += together) {
       backward_some(be, p, saved, dy, dx, grad, b, together);
     }
-    if constexpr (C.bias) sum_columns(be, dy.data(), grad.bias.data(), dy.flat_rows().extent(0), out);
+    if constexpr (C.bias) {
+      detail::sum_many_rows(be, dy.data(), grad.bias.data(), dy.flat_rows().extent(0), out);
+    }
   }
 
   static void step(B& be, const Params& p, State& state, Sequence<const T, in> x, Sequence<T, out> y,
@@ -188,8 +190,7 @@ struct Conv1d {
     return {weight.data() + g * group_out * window, group_out, window, window};
   }
   static constexpr bool overlapping = C.dilation == 1 && C.groups == 1;  // windows need no copy
-  /// All sessions in one product: a GPU wants few large ones, the caches of a CPU small ones.
-  static constexpr bool at_once = !requires { requires B::host_memory; };
+  static constexpr bool at_once = detail::wants_large<B>;                // all sessions in one product
 
   static void apply(B& be, const Params& p, Sequence<const T, in> padded, Sequence<T, out> y) {
     const Index sessions = y.extent(0), steps = y.extent(1), stride = padded.extent(1) * in;
@@ -236,10 +237,8 @@ struct Conv1d {
                                                C.stride, C.dilation, in, from, count, 0},
                 0, C.kernel * in);
       } else {
-        be.rows(sessions * count,
-                detail::OverlapAdd<T>{windows, nullptr, nullptr, to, sessions, rows, C.kernel, C.stride,
-                                      C.dilation, C.groups, in, from, count, 0},
-                0, C.kernel * in);
+        detail::overlap_add(be, detail::OverlapAdd<T>{windows, nullptr, nullptr, to, sessions, rows, C.kernel,
+                                                      C.stride, C.dilation, C.groups, in, from, count, 0});
       }
     };
     T* dwindows = nullptr;
@@ -281,8 +280,8 @@ struct Conv1d {
         detail::copy_sessions<B, T>(be, upper, rows * out, spread.data(), apart * out, rows * out, sessions);
         d = {spread.data(), (sessions - 1) * apart + rows, out, out};
       }
-      be.matmul(d.t(), Matrix<const T>{padded, d.rows, window, C.stride * in}, group_weight(grad.weight, 0),
-                1, 1);
+      detail::add_tall_product(be, d, Matrix<const T>{padded, d.rows, window, C.stride * in},
+                               group_weight(grad.weight, 0));
     } else {
       const auto windows = gather(be, padded, sessions, rows, stride);
       for (Index g = 0; g < C.groups; ++g) {

@@ -79,7 +79,9 @@ struct ConvTranspose1d {
     for (Index b = 0; b < sessions; b += together) {
       backward_some(be, p, saved, dy, dx, grad, b, together);
     }
-    if constexpr (C.bias) sum_columns(be, dy.data(), grad.bias.data(), dy.flat_rows().extent(0), out);
+    if constexpr (C.bias) {
+      detail::sum_many_rows(be, dy.data(), grad.bias.data(), dy.flat_rows().extent(0), out);
+    }
   }
 
   static void step(B& be, const Params& p, State& state, Sequence<const T, in> x, Sequence<T, out> y,
@@ -153,15 +155,13 @@ struct ConvTranspose1d {
                                              C.kernel, C.stride, 1, out, first, count, overlap},
               0, C.kernel * out);
     } else {
-      be.rows(sessions * count,
-              detail::OverlapAdd<T>{windows, partial, bias, y.data(), sessions, steps, C.kernel, C.stride, 1,
-                                    C.groups, out, first, count, overlap},
-              0, C.kernel * out);
+      detail::overlap_add(
+          be, detail::OverlapAdd<T>{windows, partial, bias, y.data(), sessions, steps, C.kernel, C.stride, 1,
+                                    C.groups, out, first, count, overlap});
     }
   }
 
-  /// As in Conv1d: all sessions in one product, or one after the other.
-  static constexpr bool at_once = !requires { requires B::host_memory; };
+  static constexpr bool at_once = detail::wants_large<B>;  // all sessions in one product
   /// Rows of `stride` samples that a session's dy takes with what was cut off.
   static constexpr Index rows_of(Index steps) { return steps + (overlap + C.stride - 1) / C.stride; }
 
@@ -222,7 +222,7 @@ struct ConvTranspose1d {
       rows = {spread.data(), (sessions - 1) * apart + steps, group_in, in};
       windows.rows = rows.rows;
     }
-    be.matmul(windows.t(), rows, to, 1, 1);
+    detail::add_tall_product(be, windows, rows, to);
   }
 };
 

@@ -12,6 +12,7 @@
 
 #include "mttt/backend/backend.hpp"
 #include "mttt/backend/fused.hpp"
+#include "mttt/nn/elementwise.hpp"
 
 namespace mttt::detail {
 
@@ -160,6 +161,23 @@ struct OverlapAdd {
   }
 };
 
+/// The same for dilation 1 and one group, an element at a time: a GPU's threads then wait for no other.
+template <class T>
+struct OverlapSum {
+  const T *windows, *start, *bias;
+  T* y;
+  Index steps, kernel, stride, channels, first, count, start_rows;
+  MTTT_HD void operator()(Index i) const {
+    const Index c = i % channels, row = i / channels, b = row / count, p = first + row % count;
+    Wide<T> total = bias == nullptr ? Wide<T>(0) : wide(bias[c]);
+    if (start != nullptr && p < start_rows) total += wide(start[(b * start_rows + p) * channels + c]);
+    const Index last = p / stride < steps ? p / stride : steps - 1;
+    for (Index t = p < kernel ? 0 : (p - kernel) / stride + 1; t <= last; ++t)
+      total += wide(windows[((b * steps + t) * kernel + p - t * stride) * channels + c]);
+    y[i] = static_cast<T>(total);
+  }
+};
+
 /// Depthwise: y[t, c] = bias[c] + sum over k of padded[t * stride + k * dilation, c] * weight[k, c].
 template <class T>
 struct DepthwiseWindows {
@@ -238,6 +256,56 @@ struct AddRepeated {
     to = static_cast<T>(wide(to) + total);
   }
 };
+
+/// Whether large pieces of work pay: a GPU wants few large ones, the caches of a CPU small ones.
+template <class B>
+inline constexpr bool wants_large = !requires {
+  requires B::host_memory;
+};
+
+/// y of OverlapAdd.
+template <class B, class T>
+void overlap_add(B& be, const OverlapAdd<T>& add) {
+  if (wants_large<B> && add.dilation == 1 && add.groups == 1) {
+    be.for_each(add.sessions * add.count * add.channels,
+                OverlapSum<T>{add.windows, add.start, add.bias, add.y, add.steps, add.kernel, add.stride,
+                              add.channels, add.first, add.count, add.start_rows});
+  } else {
+    be.rows(add.sessions * add.count, add, 0, add.kernel * add.channels);
+  }
+}
+
+/// grad (m, n) += a^T b of so many rows that a plain product, whose tiles are few, would leave most of a GPU
+/// idle: slices of the rows give parts of it.
+template <class B, class T, class G>
+void add_tall_product(B& be, Matrix<const T> a, Matrix<const T> b, Matrix<G> grad) {
+  constexpr Index slice = 4096, least = 8;
+  const Index slices = a.rows / slice, done = slices * slice, n = grad.rows * grad.cols;
+  if (!wants_large<B> || slices < least || grad.transposed || grad.ld != grad.cols) {
+    be.matmul(a.t(), b, grad, 1, 1);
+    return;
+  }
+  const auto scope = be.scope();
+  const auto parts = be.template make<G, dyn, dyn>(slices, n);
+  const auto some = [&](Matrix<const T> m, Index first, Index count) {
+    return Matrix<const T>{m.data + first * m.ld, count, m.cols, m.ld};
+  };
+  be.matmul_grid(slices, 1, MatrixGrid<const T>{some(a, 0, slice).t(), slice * a.ld, 0},
+                 MatrixGrid<const T>{some(b, 0, slice), slice * b.ld, 0},
+                 MatrixGrid<G>{{parts.data(), grad.rows, grad.cols, grad.cols}, n, 0});
+  sum_columns(be, static_cast<const G*>(parts.data()), grad.data, slices, n);
+  if (done < a.rows) be.matmul(some(a, done, a.rows - done).t(), some(b, done, a.rows - done), grad, 1, 1);
+}
+
+/// sum_columns of dy (rows, width) in two stages where the parts of one are still too many for a thread each.
+template <class B, class T, class G>
+void sum_many_rows(B& be, const T* dy, G* grad, Index rows, Index width) {
+  using A = typename B::Accum;
+  if (rows < 1 << 15) return sum_columns(be, dy, grad, rows, width);
+  const auto scope = be.scope();
+  const auto parts = sum_column_parts(be, dy, static_cast<const T*>(nullptr), nullptr, nullptr, rows, width);
+  sum_columns(be, static_cast<const A*>(parts.data()), grad, parts.extent(0), width);
+}
 
 /// Copies n elements a session, masked.
 template <class B, class T>
