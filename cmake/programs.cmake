@@ -2,6 +2,7 @@
 #
 # mttt_programs                         link this: the library, every component found, our flags
 # mttt_lacks(<variable> <source>...)    the components that the sources include and that were not found
+# mttt_link_ranks(<target> <source>...) links MPI and NCCL to a program whose sources include their headers
 include(CheckCXXCompilerFlag)
 include(warnings)
 
@@ -53,9 +54,12 @@ endif()
 function(mttt_lacks variable)
   set(lacks "")
   foreach(source IN LISTS ARGN)
-    file(STRINGS "${source}" includes REGEX "^ *#include +[<\"]mttt/io/[a-z_0-9/]+\\.hpp[>\"]")
+    file(STRINGS "${source}" includes
+      REGEX "^ *#include +[<\"]mttt/(io/[a-z_0-9/]+\\.hpp|backend/cuda/nccl\\.cuh)[>\"]")
     foreach(include IN LISTS includes)
-      if(include MATCHES "mttt/io/(audio|text|yaml|mpi)(_config)?\\.hpp")
+      if(include MATCHES "nccl\\.cuh")
+        set(component nccl)
+      elseif(include MATCHES "mttt/io/(audio|text|yaml|mpi)(_config)?\\.hpp")
         set(component ${CMAKE_MATCH_1})
       else()
         set(component io)
@@ -67,4 +71,17 @@ function(mttt_lacks variable)
   endforeach()
   list(REMOVE_DUPLICATES lacks)
   set(${variable} "${lacks}" PARENT_SCOPE)
+endfunction()
+
+function(mttt_link_ranks target)
+  foreach(source IN LISTS ARGN)
+    file(STRINGS "${source}" includes REGEX "^ *#include +[<\"]mttt/(io/mpi\\.hpp|backend/cuda/nccl\\.cuh)[>\"]")
+    foreach(include IN LISTS includes)
+      if(include MATCHES "nccl\\.cuh" AND TARGET mttt::nccl)
+        target_link_libraries(${target} PRIVATE mttt::nccl)
+      elseif(include MATCHES "mpi\\.hpp" AND TARGET mttt::mpi)
+        target_link_libraries(${target} PRIVATE mttt::mpi)
+      endif()
+    endforeach()
+  endforeach()
 endfunction()

@@ -52,7 +52,7 @@ using Ranks = mttt::OneRank;
 #endif
 template <mttt::StorageType T>
 Device<T> open_device() {
-  return {};
+  return Device<T>();
 }
 template <class B>
 Ranks ranks_of(B&) {

@@ -4,13 +4,15 @@
 //
 //   train --config examples/train/tiny.yaml
 //
+//   mpirun -n 8 train --config examples/train/tiny.yaml     (one process a GPU, or on a CPU as many as you like)
+//
 // A configuration has the keys of moshi-finetune and those of the TTT layers (docs/train.md); it then says all that
 // the options of a training say otherwise. The output folder gets metrics.jsonl, a line every --log-freq steps; the newest few training checkpoints,
 // from which --resume goes on to the same bits; and at the end model.safetensors, which the program `stream`
 // loads.
 #include <CLI/CLI.hpp>
 
-#include "../program.hpp"
+#include "../processes.hpp"
 #include "options.hpp"
 
 namespace {
@@ -41,7 +43,7 @@ void tell_unheeded(const std::string& path, const mttt::YamlKeys& keys) {
 void take_config(const std::string& path, Options& options, bool preset_given) {
   options.config = mttt::read_train_config(path);
   const mttt::TrainConfig& c = options.config->config;
-  tell_unheeded(path, options.config->keys);
+  if (Processes().rank() == 0) tell_unheeded(path, options.config->keys);
 #ifdef MTTT_EXAMPLES_CUDA
   if (options.config->keys.given("param_dtype")) options.dtype = c.param_dtype == "float32" ? "f32" : "bf16";
 #endif
@@ -97,7 +99,7 @@ int main(int argc, char** argv) {
   training("--seed", options.train.seed, "of the first weights and of the order of the data");
   CLI11_PARSE(app, argc, argv);
 
-  return run_program("train", [&] {
+  return run_processes("train", [&] {
     if (!config.empty()) take_config(config, options, preset->count() > 0);
     if (options.data.empty() || options.output.empty())
       mttt::fail("the training", options.data.empty() ? "no data" : "no folder for the run", "both",
@@ -105,6 +107,8 @@ int main(int argc, char** argv) {
     if (const std::string problem = presets(options.preset); !problem.empty())
       mttt::fail("preset", problem, "one that is compiled", "choose one, or compile another");
     options.segments.seed = options.train.seed;
+    const Processes processes;
+    options.segments = mttt::share_of(options.segments, processes.rank(), processes.size());
     const bool with_ttt = options.preset == "tiny";
 #ifdef MTTT_EXAMPLES_CUDA
     if (options.dtype == "bf16")

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "../backend.hpp"
+#include "../ranks.hpp"
 #include "mttt/data/batches.hpp"
 #include "mttt/io/manifest.hpp"
 #include "mttt/io/model_config.hpp"
@@ -28,11 +29,11 @@ void draw_start(B& be, mttt::Store<P, B>& params, std::uint64_t seed) {
 
 /// The learned start of another model of these shapes: all of it, or a base without TTT layers, whose own start
 /// these keep. Published names and adapters are read as docs/loading.md says.
-template <class P, class B>
-void load_base(const std::filesystem::path& path, B& be, mttt::Store<P, B>& weights) {
+template <class B>
+void load_base(const std::filesystem::path& path, B& be, auto& trainer) {
   mttt::LoadOptions load;
   load.may_be_missing = mttt::is_ttt_name;
-  load_params(path, be, weights, load);
+  trainer.edit_weights([&](auto& weights) { load_params(path, be, weights, load); });
   std::printf("started from %s\n", path.c_str());
 }
 
@@ -52,21 +53,22 @@ void set_ttt_start(B& be, P& weights, const mttt::TrainConfig::Ttt& ttt) {
 
 /// moshi_path is what a fine-tuning starts from; resume_from another training's checkpoint, whose optimiser and
 /// step go on unless they are reset.
-template <mttt::MoshiConfig C, class P, class B, class M>
-void start_from(B& be, mttt::Trainer<P, B, M>& trainer, const mttt::TrainConfig& config) {
+template <mttt::MoshiConfig C, class P, class B, class M, class R>
+void start_from(B& be, mttt::Trainer<P, B, M, R>& trainer, const mttt::TrainConfig& config) {
   auto stored = be.template as<mttt::Wide<typename B::Scalar>>();  // what the weights are in
-  set_ttt_start<C>(stored, *trainer.weights(), config.ttt);
-  if (config.moshi_paths.moshi_path) load_base(*config.moshi_paths.moshi_path, be, trainer.weights());
+  trainer.edit_weights([&](auto& weights) { set_ttt_start<C>(stored, *weights, config.ttt); });
+  if (config.moshi_paths.moshi_path) load_base(*config.moshi_paths.moshi_path, be, trainer);
   if (!config.resume_from) return;
   if (config.reset_optimizer) {
-    load_base(*config.resume_from, be, trainer.weights());
+    load_base(*config.resume_from, be, trainer);
   } else {
     load_training(*config.resume_from, be, trainer);
     std::printf("went on from %s\n", config.resume_from->c_str());
   }
-  if (config.ttt.override_gating_alpha_on_resume)
-    force_gating_alpha(stored, *trainer.weights(),
-                       config.ttt.initial_gating_alpha.value_or(C.temporal.initial_gating_alpha));
+  if (config.ttt.override_gating_alpha_on_resume) {
+    const double alpha = config.ttt.initial_gating_alpha.value_or(C.temporal.initial_gating_alpha);
+    trainer.edit_weights([&](auto& weights) { force_gating_alpha(stored, *weights, alpha); });
+  }
   if (config.reset_step) {  // AdamW counts on: its moments are as old as they are
     trainer.micro_batches = 0;
     trainer.options.max_steps += trainer.adam.step;
@@ -83,13 +85,16 @@ int train(const Options& options) {
   using B = Device<T>;
   using Model = Moshi<C, B>;
   using Weights = typename Moshi<C, Device<Wide<T>>>::Params;
-  B be;
-  std::printf("training on %s, %s\n", name_of(be).c_str(), options.dtype.c_str());
+  auto be = open_device<T>();
+  const Ranks ranks = ranks_of(be);
+  std::printf("training on %s, %s", name_of(be).c_str(), options.dtype.c_str());
+  ranks.size() > 1 ? std::printf(", %d processes\n", ranks.size()) : std::printf("\n");
 
   // The data: coded recordings, of which micro-batch i is a function of the seed and i alone.
   std::vector<std::string> skipped;
   auto segments = options.segments;
   auto sources = load_data_sources(options.data, skipped);
+  if (ranks.rank() > 0) skipped.clear();  // the first one tells them
   for (const auto& line : skipped) std::fprintf(stderr, "left out: %s\n", line.c_str());
   if (options.config) segments.frames = options.config->config.frames(sources[0].recordings[0].frame_rate);
   const Batches batches(std::move(sources), segments);
@@ -111,7 +116,7 @@ int train(const Options& options) {
   } else if constexpr (has_ttt) {
     rules.push_back({.says = "base_lr", .matches = name_contains("base_lr"), .frozen = true});
   }
-  Trainer<typename Model::Params, B, Weights> trainer(be, params, options.train, rules);
+  Trainer<typename Model::Params, B, Weights, Ranks> trainer(be, params, options.train, rules, ranks);
 
   // Segments of a recording go on with the fast weights that the one before left.
   const bool carries = has_ttt && segments.order == Order::sequential &&
@@ -125,17 +130,19 @@ int train(const Options& options) {
   if (carries) carried.emplace(be, segments.batch);
 
   // The model starts at random, from another one, or where the run was left.
-  draw_start<C>(be, trainer.weights(), options.train.seed);
+  trainer.edit_weights([&](auto& weights) { draw_start<C>(be, weights, options.train.seed); });
   if (options.config) start_from<C>(be, trainer, options.config->config);
-  trainer.weights_changed();
-  RunFolder run(options.output, options.train.num_ckpt_keep);
+  RunFolder run(options.output, options.train.num_ckpt_keep, ranks);
   const auto config = config_json<C>(options.preset);
   auto* const kept = carried ? &*carried : nullptr;
   if (options.resume && run.resume(be, trainer, config, kept)) {
     std::printf("resumed at step %lld\n", static_cast<long long>(trainer.adam.step));
   }
 
-  const auto gates_at_start = gate_openings(be, *trainer.weights());
+  const auto openings = [&] {
+    return trainer.read_weights([&](const auto& weights) { return gate_openings(be, *weights); });
+  };
+  const auto gates_at_start = openings();
   MoshiLoss losses{};
   const auto loss_and_gradient = [&](std::int64_t index, Weights& grad) {
     const auto scope = be.scope();
@@ -145,29 +152,33 @@ int train(const Options& options) {
       segment.before =
           batches.make_before(be, index, 1 + C.max_delay(), [](Index k) { return C.initial().of(k); });
     }
-    losses = moshi_loss<Model>(be, *params, batches.make(be, index), options.loss, &grad, segment);
+    segment.complete_from = [&](const void* first) { trainer.complete_from(first); };
+    losses = moshi_loss<Model>(be, *params, batches.make(be, index), options.loss, &grad, segment, ranks);
     return MicroBatch{losses.total(), segments.batch * segments.frames};
   };
   const bool keeps = !options.config || options.config->config.do_ckpt;
   const bool finished = trainer.run(
-      loss_and_gradient,
-      {.log =
-           [&](const StepReport& report) {
-             nlohmann::json more = {{"text_loss", losses.text_loss}, {"audio_loss", losses.audio_loss}};
-             const auto gates = gate_openings(be, *trainer.weights());
-             for (const auto& gate : gates) more["gate_layer_" + std::to_string(gate.layer)] = gate.opening;
-             run.log(report, more);
-             check_gates(gates_at_start, gates);
-           },
-       .checkpoint =
-           [&] {
-             if (keeps) run.save(be, trainer, config, kept);
-           }});
+      loss_and_gradient, {.log =
+                              [&](const StepReport& report) {
+                                nlohmann::json more = {{"text_loss", ranks.sum(losses.text_loss)},
+                                                       {"audio_loss", ranks.sum(losses.audio_loss)}};
+                                const auto gates = openings();
+                                for (const auto& gate : gates)
+                                  more["gate_layer_" + std::to_string(gate.layer)] = gate.opening;
+                                run.log(report, more);
+                                check_gates(gates_at_start, gates);
+                              },
+                          .checkpoint =
+                              [&] {
+                                if (keeps) run.save(be, trainer, config, kept);
+                              }});
   if (!finished) {
     std::printf("stopped in good order; go on with --resume\n");
     return 0;
   }
-  save_params(run.path() / "model.safetensors", be, trainer.weights(), {.config = config});
+  trainer.read_weights([&](const auto& weights) {
+    if (ranks.rank() == 0) save_params(run.path() / "model.safetensors", be, weights, {.config = config});
+  });
   std::printf("wrote %s\n", (run.path() / "model.safetensors").c_str());
   return 0;
 }
