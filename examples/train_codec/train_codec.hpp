@@ -5,7 +5,6 @@
 #include <string>
 
 #include "../backend.hpp"
-#include "mttt/codec/codebook_init.hpp"
 #include "mttt/data/sounds.hpp"
 #include "mttt/io/run_folder.hpp"
 #include "mttt/presets/mimi.hpp"
@@ -35,7 +34,7 @@ void draw_start(B& be, mttt::Store<typename Codec::Params, B>& params, const mtt
     Codec::encode_latent(be, *params, sounds.make(be, apart + i),
                          {latents[i].data(), {options.batch, options.segment_frames, Codec::dimension}});
   }
-  init_codebooks<typename Codec::Quantizer>(be, params->quantizer, latents.flat_rows(), rng);
+  RvqTraining<Codec::config.quantizer, B>::start(be, params->quantizer, latents.flat_rows(), rows, rng);
   std::printf("codebooks placed on %td frames\n", batches * rows);
 }
 

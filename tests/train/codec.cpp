@@ -236,6 +236,28 @@ TEST_CASE(
   CHECK(!again(12));
 }
 
+TEST_CASE("Codebooks at the start: usage of one pass, and codes of a single row start anew at once") {
+  Setup s;
+  const Index n = 40, rows = 10;
+  const auto latents = s.be.make<double, dyn, 8>(n);
+  laws::fill_normal(latents, 1, s.rng);
+  auto& p = s.params->quantizer;
+  Store<Codec::Params, B> plain(s.be, s.params);
+  Rng rng(1), same(1);
+  init_codebooks<Codec::Quantizer>(s.be, plain->quantizer, latents, same);
+  Rvq::start(s.be, p, latents, rows, rng);
+  int kept = 0;
+  for (Index c = 0; c < card; ++c) {
+    const auto &level = p.rvq_rest.layers[1], &before = plain->quantizer.rvq_rest.layers[1];
+    const double share = before.cluster_usage(c) > 1 ? double(rows) / double(n) : 0;
+    kept += share > 0;
+    CHECK(level.cluster_usage(c) == Approx(share * before.cluster_usage(c)));
+    for (Index i = 0; i < dim; ++i)
+      CHECK(level.embedding_sum(c, i) == Approx(share * before.embedding_sum(c, i)));
+  }
+  CHECK(kept > 2);
+}
+
 /// A backend that gets its work in large pieces, as a GPU does, on the CPU.
 struct Large : Cpu<double> {
   static constexpr bool host_memory = false;

@@ -18,7 +18,10 @@
 //          "same").
 #pragma once
 
-#include "mttt/codec/rvq.hpp"
+#include <cmath>
+#include <vector>
+
+#include "mttt/codec/codebook_init.hpp"
 #include "mttt/core/store.hpp"
 #include "mttt/nn/total.hpp"
 
@@ -228,6 +231,29 @@ struct RvqTraining {
     };
     branch(p.rvq_first, saved.first, saved.first_remains, grad.rvq_first, 0);
     if (!saved.rest.empty()) branch(p.rvq_rest, saved.rest, saved.rest_remains, grad.rvq_rest, 1);
+  }
+
+  /// Places the codebooks of a training's start by k-means on latents (N, dim). It counts the rows of many
+  /// passes; from here on usage is that of one of `rows` rows. Codes of no row but one, as late levels have
+  /// them when N is small, would not be met again: they start anew in the first pass.
+  static void start(B& be, Params& p, Tensor<const T, dyn, C.dim> latents, Index rows, Rng& rng) {
+    init_codebooks<Q>(be, p, latents, rng);
+    const auto scaled = [&](auto& level) {
+      constexpr auto dim = static_cast<std::size_t>(C.codebook_dim);
+      std::vector<T> usage(static_cast<std::size_t>(C.card)), sum(usage.size() * dim);
+      be.to_host(level.cluster_usage.data(), usage.data(), C.card);
+      be.to_host(level.embedding_sum.data(), sum.data(), C.card * C.codebook_dim);
+      const double share = static_cast<double>(rows) / static_cast<double>(latents.extent(0));
+      for (std::size_t c = 0; c < usage.size(); ++c) {
+        const T factor = static_cast<T>(wide(usage[c]) > 1 ? share : 0.0);
+        usage[c] *= factor;
+        for (std::size_t i = 0; i < dim; ++i) sum[c * dim + i] *= factor;
+      }
+      be.to_device(usage.data(), level.cluster_usage.data(), C.card);
+      be.to_device(sum.data(), level.embedding_sum.data(), C.card * C.codebook_dim);
+    };
+    for (auto& level : p.rvq_first.layers) scaled(level);
+    for (auto& level : p.rvq_rest.layers) scaled(level);
   }
 
   /// Moves the codebooks of the levels in use. `pass` counts the calls of a training: with the seed it

@@ -13,6 +13,10 @@
 //          dropout); see the parts.
 #pragma once
 
+#include <cmath>
+#include <utility>
+#include <vector>
+
 #include "mttt/codec/mimi.hpp"
 #include "mttt/codec/rvq_training.hpp"
 #include "mttt/train/spectral_loss.hpp"
@@ -141,8 +145,6 @@ class CodecTraining {
     be_.to_device(next.data(), survey_->use.data(), Codec::n_q);
     return use;
   }
-
-  const SpectralLoss<B>& spectra() const { return spectra_; }
 
  private:
   template <Index C>

@@ -17,10 +17,12 @@
 //          compression with improved RVQGAN" (2023): L1 of log10, windows and numbers of bands.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
-#include <limits>
 #include <numbers>
 #include <string>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "mttt/backend/backend.hpp"
