@@ -81,3 +81,17 @@ TEST_CASE("gates are read layer by layer, and a training that closes all of them
   check_gates(start, gate_openings(be, *params));  // one is open
   CHECK(gate_openings(be, *params)[0].layer == start[0].layer);
 }
+
+TEST_CASE("TTT instead of attention has no gate to measure") {
+  B be;
+  using Model = Temporal<config(Placement::instead_of_attention), B>;
+  Rng rng(3);
+  Store<Model::Params, B> params(be);
+  Model::init(*params, rng);
+  const auto x = be.make<float, dyn, dyn, 16>(1, 8), y = be.make<float, dyn, dyn, 16>(1, 8);
+  laws::fill_normal(x, 1, rng);
+  Model::Saved saved;
+  Model::forward(be, *params, x, y, saved);
+  CHECK(ttt_contributions<Model>(be, *params, saved, LayerSet::range(1, 2)).empty());
+  CHECK(gate_openings(be, *params).empty());
+}

@@ -57,9 +57,9 @@ std::vector<TttContribution> ttt_contributions(B& be, const typename Transformer
       }
     }();
     const auto& kept = layer_saved.ttt;
-    const auto alpha = host(params.learning[place].ttt.alpha), t = host(kept.t), base = host(kept.base);
-    ++place;
-    if (t.empty()) continue;  // instead_of_attention
+    const auto& gate = params.learning[place++].ttt.alpha;
+    if (kept.t.size() == 0) continue;  // instead_of_attention: no gate, and no memory for one
+    const auto alpha = host(gate), t = host(kept.t), base = host(kept.base);
     double part = 0, whole = 0;
     for (std::size_t i = 0; i < t.size(); ++i) {
       const double added =
