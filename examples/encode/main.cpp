@@ -39,6 +39,7 @@ struct Options {
   std::string data;
   std::optional<std::uint64_t> init_codec;
   bool mono = false;
+  double silence_level = mttt::silence_level;
   int jobs = 0;  // 0: as many as there are cores, where there are recordings enough
 };
 
@@ -46,13 +47,14 @@ struct Job {
   fs::path recording, codes;
 };
 
-/// What was made of this very recording by this very codec, if it is there and whole.
+/// What was made of this very recording by this very codec and level, if it is there and whole.
 std::optional<CodedRecording> find_codes(const fs::path& path, const std::string& codec,
-                                         const std::string& source) {
+                                         const std::string& source, double level) {
   if (!fs::exists(path)) return std::nullopt;
   try {
     auto codes = load_codes(path);
-    if (codes.codec == codec && codes.source == source) return codes;
+    if (codes.codec == codec && codes.source == source && codes.activity && codes.activity->level == level)
+      return codes;
   } catch (const Error& error) {
     std::printf("%s; it is made again\n", error.what());
   }
@@ -76,15 +78,15 @@ struct Encoder {
   const Codec::Codebooks& books;
   const TextTokenizer& tokenizer;
   std::string id;
-  bool mono;
+  const Options& options;
 
   CodedRecording operator()(B& be, const fs::path& path, const std::string& source) const {
     constexpr Index n_q = Codec::n_q;
     constexpr double rate = Codec::config.frame_rate();
-    const auto voices = read_voices(path, mono);
+    const auto voices = read_voices(path, options.mono);
     const Index samples = static_cast<Index>(voices.size()) / 2, frames = Codec::frames_of(samples);
     std::vector<std::int32_t> text(static_cast<std::size_t>(frames), -1);
-    if (!mono || fs::exists(sidecar_of(path))) {
+    if (!options.mono || fs::exists(sidecar_of(path))) {
       const auto encode_word = [&](const std::string& word) { return tokenizer.encode(word); };
       text =
           text_stream(read_alignment(sidecar_of(path)), frames, rate, encode_word, {.keep_main_only = true});
@@ -95,6 +97,10 @@ struct Encoder {
     Codec::encode_recording(be, params, books, pcm, codes);
     CodedRecording recording{1 + 2 * n_q, frames, text,  rate, tokenizer.vocab_size(),
                              Codec::card, id,     source};
+    const std::span<const float> sound(voices);
+    recording.activity = speech_activity(sound.first(static_cast<std::size_t>(samples)),
+                                         sound.subspan(static_cast<std::size_t>(samples)),
+                                         static_cast<std::size_t>(Codec::frame_size), options.silence_level);
     recording.codes.insert(recording.codes.end(), codes.data(), codes.data() + codes.size());
     return recording;
   }
@@ -135,7 +141,7 @@ int encode(const Options& options) {
   Codec::derive(be, *params, *books);
   const auto tokenizer = TextTokenizer::load(options.tokenizer);
   const Encoder encoder{*params, *books, tokenizer, content_id(std::vector{options.codec, options.tokenizer}),
-                        options.mono};
+                        options};
 
   const auto about = SafetensorsFile(options.codec).metadata();
   if (const auto training = about.find("training"); training != about.end())
@@ -153,7 +159,7 @@ int encode(const Options& options) {
     auto files = std::vector{job.recording};
     if (!options.mono || fs::exists(sidecar_of(job.recording))) files.push_back(sidecar_of(job.recording));
     const std::string source = content_id(files);
-    auto recording = find_codes(job.codes, encoder.id, source);
+    auto recording = find_codes(job.codes, encoder.id, source, options.silence_level);
     const bool unchanged = recording.has_value();
     if (!unchanged) {
       recording = encoder(worker, job.recording, source);
@@ -231,8 +237,10 @@ int main(int argc, char** argv) {
   app.add_option("--init-codec", options.init_codec, "seed: where there is no codec, write an untrained one");
   app.add_option("--tokenizer", options.tokenizer, "sentencepiece model of the text stream")->required();
   app.add_option("--output", options.output, "folder for the codes of recordings that are named here");
-  app.add_option("--data", options.data, "manifests and their weights, a.jsonl:0.7,b.jsonl:0.3");
+  app.add_option("--data", options.data, "manifests or folders of recordings: a.jsonl,librilight/small");
   app.add_flag("--mono", options.mono, "take recordings of one voice, with or without words, as well");
+  app.add_option("--silence-level", options.silence_level, "dB of full scale under which nobody speaks")
+      ->capture_default_str();
   app.add_option("--jobs", options.jobs, "recordings at once; 0: one a core")->check(CLI::NonNegativeNumber);
   app.add_option("recordings", options.recordings, "stereo sound files, a .json beside each");
   CLI11_PARSE(app, argc, argv);

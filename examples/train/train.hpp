@@ -7,8 +7,7 @@
 
 #include "../backend.hpp"
 #include "../ranks.hpp"
-#include "mttt/data/batches.hpp"
-#include "mttt/io/manifest.hpp"
+#include "mttt/data/loader.hpp"
 #include "mttt/io/model_config.hpp"
 #include "mttt/io/published.hpp"
 #include "mttt/io/run_folder.hpp"
@@ -78,6 +77,14 @@ void start_from(B& be, mttt::Trainer<P, B, M, R>& trainer, const mttt::TrainConf
   }
 }
 
+/// The first few by name, and how many there are.
+inline void tell_skipped(const std::vector<std::string>& skipped) {
+  constexpr std::size_t most = 20;
+  for (std::size_t i = 0; i < std::min(most, skipped.size()); ++i)
+    std::fprintf(stderr, "left out: %s\n", skipped[i].c_str());
+  if (!skipped.empty()) std::fprintf(stderr, "%zu recordings are left out\n", skipped.size());
+}
+
 /// T: what the model stores. In bf16 it reads rounded copies of weights that are trained in float32.
 template <mttt::MoshiConfig C, mttt::StorageType T>
 int train(const Options& options) {
@@ -93,10 +100,10 @@ int train(const Options& options) {
   // The data: coded recordings, of which micro-batch i is a function of the seed and i alone.
   std::vector<std::string> skipped;
   auto segments = options.segments;
-  auto sources = load_data_sources(options.data, skipped);
-  if (ranks.rank() > 0) skipped.clear();  // the first one tells them
-  for (const auto& line : skipped) std::fprintf(stderr, "left out: %s\n", line.c_str());
-  if (options.config) segments.frames = options.config->config.frames(sources[0].recordings[0].frame_rate);
+  const auto filter = options.config ? options.config->config.data.filter : TrainConfig::Filter{};
+  auto sources = load_data_sources(options.data, skipped, filter);
+  if (ranks.rank() == 0) tell_skipped(skipped);
+  if (options.config) options.config->config.set_lengths(sources[0].recordings[0].frame_rate, segments);
   const Batches batches(std::move(sources), segments);
   std::printf("%s: %.0f s of coded recordings%s\n", options.data.c_str(),
               static_cast<double>(batches.total_frames()) / batches.frame_rate(),
@@ -121,8 +128,10 @@ int train(const Options& options) {
   // Segments of a recording go on with the fast weights that the one before left.
   const bool carries = has_ttt && segments.order == Order::sequential &&
                        (!options.config || options.config->config.ttt.persistent_states);
-  if (carries && segments.frames % Model::carry_multiple != 0) {
-    fail("the length of a segment", std::to_string(segments.frames) + " frames",
+  for (std::size_t i = 0; carries && i <= segments.stages.size(); ++i) {
+    const Index frames = i == 0 ? segments.frames : segments.stages[i - 1].frames;
+    if (frames % Model::carry_multiple == 0) continue;
+    fail("the length of a segment", std::to_string(frames) + " frames",
          "a multiple of the TTT layers' mini-batch of " + std::to_string(Model::carry_multiple),
          "correct duration_sec, or set ttt.persistent_states to false");
   }
@@ -144,34 +153,37 @@ int train(const Options& options) {
   };
   const auto gates_at_start = openings();
   MoshiLoss losses{};
+  Loader loader(batches, carries ? 1 + C.max_delay() : 0, [](Index k) { return C.initial().of(k); });
   const auto loss_and_gradient = [&](std::int64_t index, Weights& grad) {
     const auto scope = be.scope();
+    const LoadedBatch& loaded = loader.take(index);
     MoshiSegment<Model> segment;
     if (carried) {
-      segment.carry = {&**carried, &**carried, batches.make_continuing(be, index)};
-      segment.before =
-          batches.make_before(be, index, 1 + C.max_delay(), [](Index k) { return C.initial().of(k); });
+      segment.carry = {&**carried, &**carried, loader.upload(be, loaded.continues)};
+      segment.before = loader.upload(be, loaded.before);
     }
     segment.complete_from = [&](const void* first) { trainer.complete_from(first); };
-    losses = moshi_loss<Model>(be, *params, batches.make(be, index), options.loss, &grad, segment, ranks);
-    return MicroBatch{losses.total(), segments.batch * segments.frames};
+    losses =
+        moshi_loss<Model>(be, *params, loader.upload(be, loaded.codes), options.loss, &grad, segment, ranks);
+    return MicroBatch{losses.total(), segments.batch * loaded.frames};
   };
   const bool keeps = !options.config || options.config->config.do_ckpt;
   const bool finished = trainer.run(
-      loss_and_gradient, {.log =
-                              [&](const StepReport& report) {
-                                nlohmann::json more = {{"text_loss", ranks.sum(losses.text_loss)},
-                                                       {"audio_loss", ranks.sum(losses.audio_loss)}};
-                                const auto gates = openings();
-                                for (const auto& gate : gates)
-                                  more["gate_layer_" + std::to_string(gate.layer)] = gate.opening;
-                                run.log(report, more);
-                                check_gates(gates_at_start, gates);
-                              },
-                          .checkpoint =
-                              [&] {
-                                if (keeps) run.save(be, trainer, config, kept);
-                              }});
+      loss_and_gradient,
+      {.log =
+           [&](const StepReport& report) {
+             nlohmann::json more = {{"text_loss", ranks.sum(losses.text_loss)},
+                                    {"audio_loss", ranks.sum(losses.audio_loss)},
+                                    {"loader_wait", loader.seconds_waited() / std::max(report.seconds, 1e-9)}};
+             const auto gates = openings();
+             for (const auto& gate : gates) more["gate_layer_" + std::to_string(gate.layer)] = gate.opening;
+             run.log(report, more);
+             check_gates(gates_at_start, gates);
+           },
+       .checkpoint =
+           [&] {
+             if (keeps) run.save(be, trainer, config, kept);
+           }});
   if (!finished) {
     std::printf("stopped in good order; go on with --resume\n");
     return 0;

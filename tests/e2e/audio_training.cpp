@@ -80,14 +80,17 @@ TEST_CASE(
   // Keys that set where TTT starts do so; those that this program does not heed are named.
   scratch.put(
       "start.yaml",
-      "max_steps: 1\nfull_finetuning: true\nbatch_size: 2\nduration_sec: 1.28\ndata: {train_data: " + data +
-          "}\nttt: {enable: true, gating: fixed, initial_gating_alpha: 0.25, base_lr: 0.5}\n"
+      "max_steps: 2\nfull_finetuning: true\nbatch_size: 2\nduration_sec: 1.28\ndata: {train_data: " + data +
+          ", filter: {min_duration_sec: 4}, stages: [{first_step: 1, duration_sec: 2.56}]}\nttt: {enable: true, gating: fixed, initial_gating_alpha: 0.25, base_lr: 0.5}\n"
           "do_ckpt: false\nsave_adapters: true\n");
   const Ran started = run(bin + "/train --config " + folder + "/start.yaml --output " + folder + "/start");
   INFO(started.output);
   REQUIRE(started.status == 0);
   CHECK(started.says("line 8, 'save_adapters' has no effect"));
-  CHECK(!std::filesystem::exists(scratch / "start/step_000001.safetensors"));
+  CHECK(started.says("wav_b.safetensors: 3.04 s; min_duration_sec is 4"));
+  CHECK(started.says("2 recordings are left out"));
+  CHECK(!std::filesystem::exists(scratch / "start/step_000002.safetensors"));
+  CHECK(content_of(scratch / "start/metrics.jsonl").find("loader_wait") != std::string::npos);
   const SafetensorsFile model(scratch / "start/model.safetensors");
   for (const auto& [name, value] : {std::pair("gating_alpha", 0.25f), std::pair("ttt.base_lr", 0.5f)}) {
     const TensorEntry& entry = model.at("transformer.layers.2." + std::string(name));
@@ -120,6 +123,14 @@ TEST_CASE(
   refused("full_finetuning: true\nttt: {enable: true}\nrun_dir: x\n", "no data");
   std::string uneven = yaml;
   refused(uneven.replace(uneven.find("1.28"), 4, "1.0"), "found 13 frames; expected a multiple of");
+  std::string staged = yaml;
+  staged.insert(staged.find("data: {") + 7, "stages: [{first_step: 2, duration_sec: 2}], ");
+  refused(staged, "found 25 frames; expected a multiple of");
+  staged.replace(staged.find("first_step: 2"), 13, "first_step: 0");
+  refused(staged, "'data.stages[0].first_step': found 0, expected at least 1");
+  std::string strict = yaml;
+  strict.insert(strict.find("data: {") + 7, "filter: {max_silence: 0}, ");
+  refused(strict, "of silence; max_silence is 0");
   REQUIRE(run(train + " --data x").status != 0);  // the file says it all
 }
 
@@ -142,7 +153,17 @@ TEST_CASE("data sources and manifests: what is refused") {
   refused(text("a.jsonl") + ":many", "the weight 'many'");
   refused(text("a.jsonl") + "," + text("a.jsonl"), "it a second time");
   std::filesystem::create_directory(scratch / "empty");
-  refused(text("empty"), "neither codes nor manifests");
+  refused(text("empty"), "neither codes, manifests nor recordings");
+  std::filesystem::create_directories(scratch / "tree/reader/book");
+  for (const char* name : {"tree/reader/book/2.flac", "tree/reader/book/1.flac", "tree/a.wav", "tree/a.txt"})
+    scratch.put(name, "");
+  const auto tree = read_data_sources(text("tree/"));
+  REQUIRE(tree[0].entries.size() == 3);
+  CHECK(tree[0].entries[0].recording == scratch / "tree/a.wav");
+  CHECK(tree[0].entries[1].recording == scratch / "tree/reader/book/1.flac");
+  CHECK(tree[0].entries[1].codes == scratch / "tree.codes/reader_book_1.safetensors");
+  scratch.put("tree/a.flac", "");
+  refused(text("tree"), "as those of another");
   scratch.put("b.jsonl", "{\"path\": \"a.wav\", \"duration\": 5}\n{\"path\": \"a.flac\", \"duration\": 5}\n");
   refused(text("b.jsonl"), "b.jsonl, line 2: found 'a.flac'");
   scratch.put("b.jsonl", "\n");

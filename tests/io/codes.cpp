@@ -46,6 +46,51 @@ TEST_CASE("codes: 2048 of them take 11 bits each") {
   CHECK(file.at("codes").count() == 1877 + 1502 + 15 * 1377);
   CHECK(file.metadata().at("bits") == "15+,12+,11,11,11,11,11,11,11,11,11,11,11,11,11,11,11");
   CHECK(load_codes(file.path()).codes == saved.codes);
+
+  // Read piece by piece, wherever a piece begins.
+  const CodedRecording opened = open_codes(file.path());
+  CHECK(opened.codes.empty());
+  for (const auto& [k, first, n] :
+       {std::array<Index, 3>{0, 0, frames}, {0, 13, 29}, {1, 3, 9}, {5, 7, 1}, {16, 1000, 1}, {16, 5, 996}}) {
+    std::vector<std::int32_t> piece(static_cast<std::size_t>(n));
+    opened.read(k, first, piece);
+    const auto* expected = saved.codes.data() + k * frames + first;
+    CHECK(piece == std::vector<std::int32_t>(expected, expected + n));
+  }
+}
+
+TEST_CASE("codes: a file that is encoded again, or damaged, while it is read") {
+  const Scratch scratch;
+  const auto path = scratch / "a.safetensors";
+  CodedRecording recording = small(200);  // 8 bits say more than 200 codes
+  recording.codes[2] = 1;
+  save_codes(path, recording);
+  const CodedRecording opened = open_codes(path);
+  std::vector<std::int32_t> piece(2);
+  opened.read(1, 0, piece);
+  CHECK(piece == std::vector<std::int32_t>{1, 199});
+  std::string bytes(WholeFile(path).text());
+  bytes[bytes.size() - 1] = '\xff';
+  scratch.put("a.safetensors", bytes);
+  check_refused([&] { opened.read(2, 0, piece); }, "code 255 in stream 2, frame 1");
+  recording.activity = SpeechActivity{0.5, 0.25, 0.375};
+  save_codes(path, recording);
+  check_refused([&] { opened.read(1, 0, piece); }, "as when it was opened");
+  CHECK(open_codes(path).activity->dominance() == Approx(2.0 / 3));
+  CHECK(open_codes(path).activity->silence == 0.375);
+}
+
+TEST_CASE("codes: who speaks in how many frames") {
+  std::vector<float> model(1000, 0.0f), user(1000, 0.0f);
+  for (std::size_t i = 0; i < 450; ++i) model[i] = i % 2 == 0 ? 0.1f : -0.1f;
+  for (std::size_t i = 300; i < 500; ++i) user[i] = 0.004f;  // -48 dB
+  const auto activity = speech_activity(model, user, 100);
+  CHECK(activity.model == 0.5);
+  CHECK(activity.user == 0.2);
+  CHECK(activity.silence == 0.5);
+  CHECK(speech_activity(model, user, 100, -40).user == 0);
+  CHECK(speech_activity(model, user, 300).model == 0.5);  // frames of 300, 300, 300 and 100
+  CHECK(speech_activity({}, {}, 100).dominance() == 0);
 }
 
 TEST_CASE("codes: impossible ones are neither written nor read") {
@@ -131,17 +176,17 @@ TEST_CASE("codes: packed ones that are damaged are refused") {
 
 TEST_CASE("codes: a folder is read in the order of names") {
   const Scratch scratch;
-  check_refused([&] { load_code_folder(scratch.folder); }, "no *.safetensors");
-  check_refused([&] { load_code_folder(scratch / "none"); }, "No such file");
+  check_refused([&] { code_files(scratch.folder); }, "no *.safetensors");
+  check_refused([&] { code_files(scratch / "none"); }, "No such file");
   for (const char* name : {"c", "a", "b"}) {
     CodedRecording recording = small();
     recording.source = name;
     save_codes(scratch / (std::string(name) + ".safetensors"), recording);
   }
   scratch.put("readme.txt", "not codes");
-  const auto all = load_code_folder(scratch.folder);
-  REQUIRE(all.size() == 3);
-  CHECK(all[0].source + all[1].source + all[2].source == "abc");
+  std::string names;
+  for (const auto& path : code_files(scratch.folder)) names += load_codes(path).source;
+  CHECK(names == "abc");
 }
 
 TEST_CASE("content_id: changes with every byte, the order and the borders of files") {

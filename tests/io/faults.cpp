@@ -521,7 +521,7 @@ TEST_CASE("pipes that stall are refused at once") {
       {"params", [&] { load_params(pipe, run.be, run.params); }},
       {"training", [&] { load_training(pipe, run.be, run.trainer); }},
       {"state", [&] { load_state(pipe, run.be, run.params); }},
-      {"codes", [&] { load_code_folder(scratch.folder); }},
+      {"codes", [&] { open_codes(pipe); }},
       {"content", [&] { content_id(std::vector{pipe}); }},
       {"metrics", [&] { read_metrics(pipe, "run"); }},
       {"lines", [&] { JsonLines{pipe}; }}};

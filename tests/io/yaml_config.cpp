@@ -59,7 +59,10 @@ run_dir: "runs/lora"
   CHECK(c.lora.enable);
   CHECK(c.lora.rank == 128);
   CHECK(c.lora.scaling == 2);
-  CHECK(c.frames(12.5) == 1250);
+  BatchOptions segments{.batch = 1, .frames = 1};
+  c.set_lengths(12.5, segments);
+  CHECK(segments.frames == 1250);
+  CHECK(segments.stages.empty());
   CHECK(c.loss().first_codebook_weight_multiplier == 100);
   CHECK(c.options().lr == 2e-6);
   CHECK(c.options().ckpt_freq == 100);

@@ -28,6 +28,14 @@ TEMPLATE_TEST_CASE("Gradient of Moshi's loss, without and with adapters", "", (M
 
   const auto at_start = moshi_loss<Model>(be, *params, codes, weights, &*grad);
   CHECK(at_start.total() == Approx(loss()).epsilon(1e-12));  // the logits were overwritten in one of the two
+  std::vector<double> streams;
+  const auto first = moshi_loss<Model, B, typename Model::Params>(
+      be, *params, codes, {.first_codebook_weight_multiplier = 1e12f}, nullptr, {}, {}, &streams);
+  REQUIRE(streams.size() == 1 + Model::K);
+  CHECK(streams[0] == Approx(first.text_loss).epsilon(1e-12));
+  CHECK(streams[1] == Approx(first.audio_loss).epsilon(1e-9));  // beside it the others weigh nothing
+  CHECK(*std::min_element(streams.begin() + 1, streams.end()) <= at_start.audio_loss);
+  CHECK(*std::max_element(streams.begin() + 1, streams.end()) >= at_start.audio_loss);
   Index tensors = 0;
   constexpr Index checked = Model::config.lora.rank == 0 ? 10 : 4;
   for_each_tensor(

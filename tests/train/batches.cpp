@@ -5,6 +5,7 @@
 
 #include "catch.hpp"
 #include "mttt/backend/cpu/cpu.hpp"
+#include "mttt/data/loader.hpp"
 
 namespace {
 using namespace mttt;
@@ -19,9 +20,7 @@ CodedRecording numbered(Index recording, Index frames, Index streams = 3) {
   return r;
 }
 std::vector<std::int32_t> batch(const Batches& batches, std::int64_t index) {
-  Cpu<float> be;
-  const auto codes = batches.make(be, index);
-  return {codes.data(), codes.data() + codes.size()};
+  return Loader(batches, 0, {}).take(index).codes;
 }
 }  // namespace
 
@@ -134,13 +133,57 @@ TEST_CASE("batches: sequential lanes play recordings from their start to their e
 
   // The frames before a segment, and what stands for them where a recording starts.
   Cpu<float> be;
-  const auto before =
-      batches.make_before(be, 1, 3, [](Index k) { return static_cast<std::int32_t>(-k - 7); });
+  Loader loader(batches, 3, [](Index k) { return static_cast<std::int32_t>(-k - 7); });
+  const auto before = loader.upload(be, loader.take(1).before);
   CHECK(std::vector(&before(0, 1, 0), &before(0, 1, 0) + 3) == std::vector<std::int32_t>{107, 108, 109});
   CHECK(std::vector(&before(1, 2, 0), &before(1, 2, 0) + 3) == std::vector<std::int32_t>{-9, -9, -9});
-  const Mask continuing = batches.make_continuing(be, 1);
+  const Mask continuing = loader.upload(be, loader.take(1).continues);
   CHECK(continuing(0) == 1);
   CHECK(continuing(1) == 0);
+}
+
+TEST_CASE("batches: longer segments from a stage on; lanes go on from where they are") {
+  const Batches batches({numbered(0, 60), numbered(1, 90)},
+                        {.batch = 2, .frames = 10, .order = Order::sequential, .stages = {{2, 20}, {4, 5}}});
+  Loader loader(batches, 0, {});
+  for (const auto& [index, frames, first] :
+       {std::array<Index, 3>{0, 10, 0}, {1, 10, 10}, {2, 20, 20}, {3, 20, 40}}) {
+    const auto& loaded = loader.take(index);
+    REQUIRE(loaded.frames == frames);
+    REQUIRE(loaded.codes.size() == static_cast<std::size_t>(2 * 3 * frames));
+    CHECK(loaded.codes[0] == first);
+    CHECK(loaded.codes[static_cast<std::size_t>(3 * frames)] == 1000 + first);
+    CHECK(loaded.continues[0] == (index > 0));
+  }
+  CHECK(batches.segment(4, 0).start == 0);  // its 60 frames are over
+  CHECK(batches.segment(4, 1).start == 60);
+  CHECK(batches.segment(6, 1).start == 70);
+  const Batches drawn({numbered(0, 60)}, {.batch = 2, .frames = 10, .stages = {{2, 60}}});
+  CHECK(drawn.segment(2, 1).start == 0);
+  CHECK_THROWS_WITH(Batches({numbered(0, 9)}, {.batch = 1, .frames = 3, .stages = {{2, 4}, {2, 5}}}),
+                    Catch::Contains("later than micro-batch 2"));
+}
+
+TEST_CASE("loader: every micro-batch as it is, whether it was read ahead or not; errors when they are due") {
+  const Batches batches({numbered(0, 50), numbered(1, 90)}, {.batch = 3, .frames = 20, .seed = 4});
+  Loader loader(batches, 0, {});
+  for (const std::int64_t index : {0, 1, 2, 7, 8, 3, 3}) {
+    const auto& loaded = loader.take(index);
+    CHECK(loaded.index == index);
+    CHECK(loaded.codes == batch(batches, index));
+  }
+  CHECK(loader.seconds_waited() > 0);
+
+  CodedRecording breaks = numbered(0, 40);
+  breaks.fetch = [codes = std::exchange(breaks.codes, {})](Index k, Index first,
+                                                           std::span<std::int32_t> out) {
+    if (first >= 20) fail("a recording", "an end", "more of it");
+    std::copy_n(codes.data() + k * 40 + first, out.size(), out.data());
+  };
+  const Batches broken({breaks}, {.batch = 1, .frames = 20, .order = Order::sequential});
+  Loader reads(broken, 0, {});
+  CHECK(reads.take(0).codes == batch(Batches({numbered(0, 40)}, broken.options()), 0));
+  CHECK_THROWS_WITH(reads.take(1), Catch::Contains("found an end"));
 }
 
 TEST_CASE("batches: sources come in proportion to their weights, their recordings in turn") {

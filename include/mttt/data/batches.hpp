@@ -7,13 +7,14 @@
 //          sequential  the batch has lanes; each plays a recording from its start to its end, a segment a
 //                      micro-batch, then takes the next one of the queue. Place q of the queue draws a source,
 //                      whose recordings come in their order, over and over.
-//          What a recording lacks of a segment is -1, which the loss leaves out.
+//          What a recording lacks of a segment is -1, which the loss leaves out. Where segments grow longer
+//          in a later stage of the training, lanes go on from where they are.
 // Shapes:  codes (B, K, T).
 // Units:   frames.
 // Errors:  no recordings; recordings of different streams, frame rates, codecs; a batch or length below 1;
 //          sources without recordings, weights that are not above 0.
-// Not supported: every random segment exactly once an epoch; recordings larger than memory; sequential
-//          segments of one object asked for by several threads.
+// Not supported: every random segment exactly once an epoch; sequential segments of one object asked for
+//          by several threads.
 // Source:  kyutai-labs/moshi-finetune finetune/data/dataset.py `interleave_iterators`.
 #pragma once
 
@@ -31,11 +32,18 @@ namespace mttt {
 
 enum class Order { random, sequential };
 
+/// From a micro-batch on, segments of another length.
+struct LengthStage {
+  std::int64_t first;
+  Index frames;
+};
+
 struct BatchOptions {
   Index batch, frames;  // segments a micro-batch, frames a segment
   std::uint64_t seed = 0;
   Index first = 0, whole = 0;  // these are segments [first, first + batch) of `whole`; 0: all there are
   Order order = Order::random;
+  std::vector<LengthStage> stages = {};  // after `frames`, each later than the one before
 };
 
 /// What one of several ranks has of each micro-batch: the segments of its lanes. The whole micro-batch is the same,
@@ -61,12 +69,21 @@ struct DataSource {
 class Batches {
  public:
   Batches(std::vector<CodedRecording> recordings, BatchOptions options)
-      : Batches(one_source(std::move(recordings)), options) {}
-  Batches(std::vector<DataSource> sources, BatchOptions options) : options_(options) {
-    if (options.batch < 1 || options.frames < 1) {
+      : Batches(one_source(std::move(recordings)), std::move(options)) {}
+  Batches(std::vector<DataSource> sources, BatchOptions options) : options_(std::move(options)) {
+    if (options_.batch < 1 || options_.frames < 1) {
       fail("Batches",
-           std::to_string(options.batch) + " segments of " + std::to_string(options.frames) + " frames",
+           std::to_string(options_.batch) + " segments of " + std::to_string(options_.frames) + " frames",
            "one or more of each", "correct the batch and the duration");
+    }
+    std::int64_t before = 0;
+    for (const LengthStage& stage : options_.stages) {
+      if (stage.frames < 1 || stage.first <= before)
+        fail("Batches",
+             "segments of " + std::to_string(stage.frames) + " frames from micro-batch " +
+                 std::to_string(stage.first) + " on",
+             "one frame or more, later than micro-batch " + std::to_string(before), "correct the stages");
+      before = stage.first;
     }
     for (DataSource& source : sources) {
       const std::string name = "source " + std::to_string(sources_.size());
@@ -99,6 +116,13 @@ class Batches {
   double frame_rate() const { return recordings_[0].frame_rate; }
   const std::vector<CodedRecording>& recordings() const { return recordings_; }
   const BatchOptions& options() const { return options_; }
+  Index frames_at(std::int64_t index) const {
+    Index frames = options_.frames;
+    for (const LengthStage& stage : options_.stages) {
+      if (index >= stage.first) frames = stage.frames;
+    }
+    return frames;
+  }
 
   struct Segment {
     std::size_t recording;
@@ -114,22 +138,22 @@ class Batches {
     Index frame = scaled(draw.word[0], draw.word[1], source.frames);
     std::size_t i = source.first;
     for (; frame >= recordings_[i].frames; ++i) frame -= recordings_[i].frames;
-    const Index spare = recordings_[i].frames - options_.frames;
+    const Index spare = recordings_[i].frames - frames_at(index);
     return {i, spare > 0 ? scaled(draw.word[2], draw.word[3], spare + 1) : 0};
   }
 
   /// Fills codes (B, K, T) in the host's memory with micro-batch `index`.
   void fill(std::int64_t index, Tensor<std::int32_t, dyn, dyn, dyn> codes) const {
-    expect_shape(codes, options_.frames, "(batch, streams, frames)");
+    const Index frames = frames_at(index);
+    expect_shape(codes, frames, "(batch, streams, frames)");
     for (Index b = 0; b < options_.batch; ++b) {
       const Segment from = segment(index, b);
       const CodedRecording& recording = recordings_[from.recording];
-      const Index have = std::min(options_.frames, recording.frames - from.start);
+      const Index have = std::min(frames, recording.frames - from.start);
       for (Index k = 0; k < streams(); ++k) {
-        const std::int32_t* source = recording.stream(k).data() + from.start;
         std::int32_t* target = &codes(b, k, 0);
-        std::copy_n(source, have, target);
-        std::fill(target + have, target + options_.frames, -1);
+        recording.read(k, from.start, {target, static_cast<std::size_t>(have)});
+        std::fill(target + have, target + frames, -1);
       }
     }
   }
@@ -145,30 +169,10 @@ class Batches {
       for (Index k = 0; k < streams(); ++k) {
         std::int32_t* target = &codes(b, k, 0);
         std::fill_n(target, n - have, initial(k));
-        std::copy_n(recordings_[from.recording].stream(k).data() + from.start - have, have,
-                    target + n - have);
+        recordings_[from.recording].read(k, from.start - have,
+                                         {target + n - have, static_cast<std::size_t>(have)});
       }
     }
-  }
-
-  /// Micro-batch `index` in the backend's arena.
-  template <class B>
-  Tensor<std::int32_t, dyn, dyn, dyn> make(B& be, std::int64_t index) const {
-    return uploaded(be, options_.frames, [&](const auto& codes) { fill(index, codes); });
-  }
-  template <class B, class F>
-  Tensor<std::int32_t, dyn, dyn, dyn> make_before(B& be, std::int64_t index, Index frames,
-                                                  F&& initial) const {
-    return uploaded(be, frames, [&](const auto& codes) { fill_before(index, codes, initial); });
-  }
-  /// Which segments of micro-batch `index` go on, (B).
-  template <class B>
-  Mask make_continuing(B& be, std::int64_t index) const {
-    const auto mask = be.template make<std::uint8_t, dyn>(options_.batch);
-    std::vector<std::uint8_t> host;
-    for (Index b = 0; b < options_.batch; ++b) host.push_back(segment(index, b).continues);
-    be.to_device(host.data(), mask.data(), mask.size());
-    return mask;
   }
 
  private:
@@ -207,7 +211,7 @@ class Batches {
     }
     for (; lanes_index_ < index; ++lanes_index_) {
       for (Segment& lane : lanes_) {
-        const Index next = lane.start + options_.frames;
+        const Index next = lane.start + frames_at(lanes_index_);
         lane = next < recordings_[lane.recording].frames ? Segment{lane.recording, next, true}
                                                          : next_recording();
       }
@@ -223,15 +227,6 @@ class Batches {
     if (codes.extents() != std::array<Index, 3>{options_.batch, streams(), frames})
       fail("Batches", "another shape", shape, "make the tensor of the options' extents");
   }
-  template <class B, class F>
-  Tensor<std::int32_t, dyn, dyn, dyn> uploaded(B& be, Index frames, F&& fill_host) const {
-    const auto codes = be.template make<std::int32_t, dyn, dyn, dyn>(options_.batch, streams(), frames);
-    std::vector<std::int32_t> host(static_cast<std::size_t>(codes.size()));
-    fill_host(Tensor<std::int32_t, dyn, dyn, dyn>(host.data(), codes.extents()));
-    be.to_device(host.data(), codes.data(), codes.size());
-    return codes;
-  }
-
   /// A whole number in [0, n) from 64 random bits.
   static Index scaled(std::uint32_t low, std::uint32_t high, Index n) {
     const std::uint64_t word = low | (static_cast<std::uint64_t>(high) << 32);

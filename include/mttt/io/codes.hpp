@@ -1,7 +1,7 @@
 // Coded recordings as files, and names for the content of files.
 //
 // Layout:  safetensors: tensor "codes", uint8; metadata kind = "codes", streams, frames, bits, frame_rate,
-//          text_card, card, codec, source. Streams lie one after another, each from a whole byte on, each code
+//          text_card, card, codec, source, and, where it was measured, activity. Streams lie one after another, each from a whole byte on, each code
 //          in the bits that its stream needs, the lowest bit first: 11 for 2048 codes. `bits` lists them,
 //          "15,11,11,..."; "12+" stands for codes that are stored as code + 1, where -1 may occur.
 //          Files of earlier versions, (streams, frames) in int16 or int32, are read as well.
@@ -75,10 +75,13 @@ inline void pack_codes(std::span<const std::int32_t> codes, CodeBits how, std::v
   if (count > 0) bytes.push_back(static_cast<std::uint8_t>(waiting));
 }
 
-inline void unpack_codes(const std::uint8_t* bytes, CodeBits how, std::span<std::int32_t> codes) {
+/// The first code begins `skip` bits, less than 8, after the start of the bytes.
+inline void unpack_codes(const std::uint8_t* bytes, CodeBits how, std::span<std::int32_t> codes,
+                         int skip = 0) {
   std::uint64_t waiting = 0;
   int count = 0;
   const std::uint64_t mask = (std::uint64_t{1} << how.bits) - 1;
+  if (skip > 0 && !codes.empty()) waiting = *bytes++ >> skip, count = 8 - skip;
   for (std::int32_t& code : codes) {
     for (; count < how.bits; count += 8) waiting |= std::uint64_t{*bytes++} << count;
     code = static_cast<std::int32_t>(static_cast<std::int64_t>(waiting & mask) - how.shifted);
@@ -118,6 +121,12 @@ inline void save_codes(const std::filesystem::path& path, const CodedRecording& 
   writer.set_metadata("card", std::to_string(recording.card));
   writer.set_metadata("codec", recording.codec);
   writer.set_metadata("source", recording.source);
+  if (const auto& a = recording.activity) {
+    char shares[128];
+    std::snprintf(shares, sizeof shares, "model %.6f user %.6f silence %.6f level %g", a->model, a->user,
+                  a->silence, a->level);
+    writer.set_metadata("activity", shares);
+  }
   std::vector<std::uint8_t> bytes;
   std::string bits;
   for (Index k = 0; k < recording.streams; ++k) {
@@ -130,7 +139,37 @@ inline void save_codes(const std::filesystem::path& path, const CodedRecording& 
   writer.write(path);
 }
 
-inline CodedRecording load_codes(const std::filesystem::path& path) {
+namespace detail {
+
+/// Where the packed codes of a file lie: what reads some of them.
+struct PackedCodes {
+  std::string path;
+  std::uint64_t file_bytes, begin;  // of the file; where the codes begin in it
+  std::vector<CodeBits> bits;       // a stream each
+  CodedRecording about;             // without codes
+
+  void operator()(Index k, Index first, std::span<std::int32_t> out) const {
+    const FileReader file(path);
+    if (file.bytes() != file_bytes) {
+      fail(path, cat(file.bytes(), " bytes"), cat(file_bytes, ", as when it was opened"),
+           "do not encode recordings again that a training reads; start it again");
+    }
+    std::uint64_t at = begin;
+    for (Index i = 0; i < k; ++i) at += bits[static_cast<std::size_t>(i)].bytes(about.frames);
+    const CodeBits how = bits[static_cast<std::size_t>(k)];
+    const Index from = first * how.bits, to = from + static_cast<Index>(out.size()) * how.bits;
+    std::vector<std::uint8_t> bytes(static_cast<std::size_t>((to + 7) / 8 - from / 8));
+    file.read(at + static_cast<std::uint64_t>(from / 8), std::as_writable_bytes(std::span(bytes)));
+    unpack_codes(bytes.data(), how, out, static_cast<int>(from % 8));
+    check_codes(about, k, first, out, path);
+  }
+};
+
+}  // namespace detail
+
+/// What a file says of its codes, which are read when they are asked for: a data set need not fit into memory.
+/// Files of earlier versions are read whole.
+inline CodedRecording open_codes(const std::filesystem::path& path) {
   const SafetensorsFile file(path);
   detail::expect_kind(file, "codes");
   const auto text = [&](const char* key) {
@@ -150,6 +189,19 @@ inline CodedRecording load_codes(const std::filesystem::path& path) {
   };
   const TensorEntry& entry = file.at("codes");
   CodedRecording recording;
+  recording.frame_rate = number("frame_rate", 0.0);
+  recording.text_card = number("text_card", Index{0});
+  recording.card = number("card", Index{0});
+  recording.codec = text("codec");
+  recording.source = text("source");
+  if (file.metadata().contains("activity")) {
+    SpeechActivity a;
+    if (std::sscanf(text("activity").c_str(), "model %lf user %lf silence %lf level %lf", &a.model, &a.user,
+                    &a.silence, &a.level) != 4)
+      fail(file.path(), detail::cat("metadata 'activity' = ", detail::quote(text("activity"))),
+           "'model 0.4 user 0.3 silence 0.3 level -50'", "encode it again");
+    recording.activity = a;
+  }
   if (file.metadata().contains("bits")) {
     const auto bits = detail::read_bits(text("bits"));
     recording.streams = number("streams", Index{0});
@@ -168,15 +220,8 @@ inline CodedRecording load_codes(const std::filesystem::path& path) {
                        detail::quote(text("bits")), " bits"),
            "codes alone, as many bytes as that takes", "encode it again");
     }
-    std::vector<std::uint8_t> packed(bytes);
-    file.read(entry, packed.data(), packed.size());
-    recording.codes.resize(static_cast<std::size_t>(recording.streams * recording.frames));
-    const std::uint8_t* at = packed.data();
-    for (Index k = 0; k < recording.streams; ++k) {
-      const auto& how = bits[static_cast<std::size_t>(k)];
-      detail::unpack_codes(at, how, recording.stream(k));
-      at += how.bytes(recording.frames);
-    }
+    recording.fetch =
+        detail::PackedCodes{file.path(), FileReader(path).bytes(), entry.begin, bits, recording};
   } else {
     if (file.tensors().size() != 1 || entry.shape.size() != 2) {
       fail(file.path(),
@@ -187,17 +232,22 @@ inline CodedRecording load_codes(const std::filesystem::path& path) {
     recording.codes.resize(entry.count());
     file.read(entry, recording.codes.data(), recording.codes.size());
   }
-  recording.frame_rate = number("frame_rate", 0.0);
-  recording.text_card = number("text_card", Index{0});
-  recording.card = number("card", Index{0});
-  recording.codec = text("codec");
-  recording.source = text("source");
   check_codes(recording, file.path());
   return recording;
 }
 
+/// With all codes in memory.
+inline CodedRecording load_codes(const std::filesystem::path& path) {
+  CodedRecording recording = open_codes(path);
+  if (const auto fetch = std::exchange(recording.fetch, {})) {
+    recording.codes.resize(static_cast<std::size_t>(recording.streams * recording.frames));
+    for (Index k = 0; k < recording.streams; ++k) fetch(k, 0, recording.stream(k));
+  }
+  return recording;
+}
+
 /// All *.safetensors of a folder, in the order of their names: the same everywhere.
-inline std::vector<CodedRecording> load_code_folder(const std::filesystem::path& folder) {
+inline std::vector<std::filesystem::path> code_files(const std::filesystem::path& folder) {
   std::vector<std::filesystem::path> paths;
   std::error_code error;
   for (std::filesystem::directory_iterator it(folder, error), end; !error && it != end; it.increment(error)) {
@@ -208,9 +258,7 @@ inline std::vector<CodedRecording> load_code_folder(const std::filesystem::path&
          "a folder of encoded recordings", "make one with the program encode");
   }
   std::sort(paths.begin(), paths.end());
-  std::vector<CodedRecording> recordings;
-  for (const auto& path : paths) recordings.push_back(load_codes(path));
-  return recordings;
+  return paths;
 }
 
 }  // namespace mttt

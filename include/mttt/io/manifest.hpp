@@ -2,13 +2,14 @@
 //
 // Layout:  NAME.jsonl with lines {"path": "a.wav", "duration": 12.3}; paths are relative to the manifest.
 //          The codes of a/b.wav are NAME.codes/a_b.safetensors, which the program encode makes.
-//          Sources of data, as moshi-finetune writes them: "a.jsonl:0.7,folder:0.3". A folder stands for all
-//          manifests in it and below it, or, where it has codes, for these; weights are 1 unless told.
+//          Sources of data, as moshi-finetune writes them: "a.jsonl:0.7,folder:0.3". A folder stands for the
+//          codes in it, or else for all manifests in it and below it, or else for all recordings (wav, flac,
+//          ogg), whose codes are in FOLDER.codes; weights are 1 unless told.
 // Shapes:  none.
 // Units:   seconds.
 // Errors:  sources that are not there, named twice or weigh nothing; manifests without a line, lines of another
-//          form, two recordings with one file of codes. Codes that are missing or broken are left out, and
-//          told; a source without any is an error.
+//          form, two recordings with one file of codes. Codes that are missing or broken, or that the filter
+//          does not take, are left out, and told; a source without any is an error.
 // Not supported: manifests on the network.
 // Source:  kyutai-labs/moshi-finetune finetune/data/dataset.py `parse_data_sources`.
 #pragma once
@@ -25,20 +26,71 @@ namespace mttt {
 
 struct ManifestEntry {
   std::filesystem::path recording, codes;
-  double duration;  // seconds, as the manifest says
+  double duration;  // seconds, as the manifest says; 0 where there is none
 };
 
 struct ManifestSource {
-  std::filesystem::path path;  // a manifest, or a folder of codes
+  std::filesystem::path path;  // a manifest, or a folder
   double weight = 1;
   std::vector<ManifestEntry> entries;  // none: a folder of codes
 };
 
+/// Which recordings a training takes.
+struct RecordingFilter {
+  double min_duration_sec = 0;
+  std::optional<double> max_duration_sec, max_silence, max_dominance;  // shares, see SpeechActivity
+
+  /// What is wrong with a recording; nothing where it is taken.
+  std::optional<std::string> objection(const CodedRecording& recording) const {
+    const double seconds = static_cast<double>(recording.frames) / recording.frame_rate;
+    const auto beyond = [](double found, const char* what, const char* unit, const char* key, double limit) {
+      return detail::cat(found, unit, what, "; ", key, " is ", limit);
+    };
+    if (seconds < min_duration_sec) return beyond(seconds, "", " s", "min_duration_sec", min_duration_sec);
+    if (max_duration_sec && seconds > *max_duration_sec)
+      return beyond(seconds, "", " s", "max_duration_sec", *max_duration_sec);
+    if (!max_silence && !max_dominance) return std::nullopt;
+    if (!recording.activity)
+      return "codes without shares of speech, which an earlier version made; encode it again";
+    if (max_silence && recording.activity->silence > *max_silence)
+      return beyond(recording.activity->silence, " of silence", "", "max_silence", *max_silence);
+    if (max_dominance && recording.activity->dominance() > *max_dominance)
+      return beyond(recording.activity->dominance(), " of the speech by one speaker", "", "max_dominance",
+                    *max_dominance);
+    return std::nullopt;
+  }
+};
+
+namespace detail {
+
+/// a/b.wav: NAME.codes/a_b.safetensors, each name once.
+class CodeNames {
+ public:
+  explicit CodeNames(std::filesystem::path folder) : folder_(std::move(folder)) {}
+
+  std::filesystem::path of(const std::filesystem::path& recording, std::string_view subject) {
+    std::string name = std::filesystem::path(recording).replace_extension().lexically_normal().string();
+    std::replace(name.begin(), name.end(), '/', '_');
+    const auto codes = folder_ / (name + ".safetensors");
+    if (!given_.insert(codes).second)
+      fail(subject,
+           cat(quote(recording.string()), ", whose codes would be ", codes.string(), " as those of another"),
+           "each recording once, by a name of its own", "leave one out, or rename it");
+    return codes;
+  }
+
+ private:
+  std::filesystem::path folder_;
+  std::set<std::filesystem::path> given_;
+};
+
+}  // namespace detail
+
 inline std::vector<ManifestEntry> read_manifest(const std::filesystem::path& path) {
   const WholeFile file(path);
   std::vector<ManifestEntry> entries;
-  std::set<std::filesystem::path> names;
-  const auto folder = path.parent_path(), codes = std::filesystem::path(path).replace_extension(".codes");
+  const auto folder = path.parent_path();
+  detail::CodeNames names(std::filesystem::path(path).replace_extension(".codes"));
   std::string_view rest = file.text();
   for (int number = 1; !rest.empty(); ++number) {
     const std::string_view line = rest.substr(0, rest.find('\n'));
@@ -52,18 +104,27 @@ inline std::vector<ManifestEntry> read_manifest(const std::filesystem::path& pat
     if (!good)
       fail(subject, detail::quote(line), R"({"path": "a.wav", "duration": 12.3})", "make the manifest again");
     const std::filesystem::path named = json["path"].get<std::string>();
-    std::string name = std::filesystem::path(named).replace_extension().lexically_normal().string();
-    std::replace(name.begin(), name.end(), '/', '_');
-    const ManifestEntry entry{named.is_absolute() ? named : folder / named, codes / (name + ".safetensors"),
-                              json["duration"].get<double>()};
-    if (!names.insert(entry.codes).second)
-      fail(subject,
-           detail::cat(detail::quote(named.string()), ", whose codes would be ", entry.codes.string(),
-                       " as those of a line before"),
-           "each recording once, by a name of its own", "leave one out, or rename it");
-    entries.push_back(entry);
+    entries.push_back({named.is_absolute() ? named : folder / named, names.of(named, subject),
+                       json["duration"].get<double>()});
   }
   if (entries.empty()) fail(path.string(), "no lines", "a recording a line", "make the manifest again");
+  return entries;
+}
+
+/// The recordings in a folder and below it, in the order of their names.
+inline std::vector<ManifestEntry> recordings_below(const std::filesystem::path& folder) {
+  std::vector<std::filesystem::path> paths;
+  for (const auto& file : std::filesystem::recursive_directory_iterator(folder)) {
+    const auto kind = file.path().extension();
+    if (file.is_regular_file() && (kind == ".wav" || kind == ".flac" || kind == ".ogg"))
+      paths.push_back(file.path());
+  }
+  std::sort(paths.begin(), paths.end());
+  auto beside = (folder / ".").lexically_normal().parent_path();  // without a slash at its end
+  detail::CodeNames names(beside += ".codes");
+  std::vector<ManifestEntry> entries;
+  for (const auto& path : paths)
+    entries.push_back({path, names.of(path.lexically_relative(folder), folder.string()), 0});
   return entries;
 }
 
@@ -106,19 +167,17 @@ inline std::vector<ManifestSource> read_data_sources(const std::string& text) {
     } else if (fs::exists(item)) {
       manifests.push_back(item);
     }
-    if (codes) {
-      sources.push_back({item, weight, {}});
-    } else if (manifests.empty()) {
-      fail(detail::cat("data source ", detail::quote(item)),
-           fs::exists(item) ? "neither codes nor manifests" : "no such file or folder",
-           "a manifest (*.jsonl), a folder of manifests, or a folder of codes", "correct the path");
-    }
     ManifestSource source{item, weight, {}};
     for (const auto& manifest : manifests) {
       const auto entries = read_manifest(manifest);
       source.entries.insert(source.entries.end(), entries.begin(), entries.end());
     }
-    if (!codes) sources.push_back(std::move(source));
+    if (!codes && manifests.empty() && fs::is_directory(item)) source.entries = recordings_below(item);
+    if (!codes && source.entries.empty())
+      fail(detail::cat("data source ", detail::quote(item)),
+           fs::exists(item) ? "neither codes, manifests nor recordings" : "no such file or folder",
+           "a manifest (*.jsonl), or a folder of manifests, of codes, or of recordings", "correct the path");
+    sources.push_back(std::move(source));
   }
   if (sources.empty())
     fail("data sources", "none", "paths, separated by commas", "name a manifest or a folder of codes");
@@ -126,21 +185,33 @@ inline std::vector<ManifestSource> read_data_sources(const std::string& text) {
 }
 
 /// The codes of all sources; `skipped` receives a line for each recording that is left out.
-inline std::vector<DataSource> load_data_sources(const std::string& text, std::vector<std::string>& skipped) {
+inline std::vector<DataSource> load_data_sources(const std::string& text, std::vector<std::string>& skipped,
+                                                 const RecordingFilter& filter = {}) {
   std::vector<DataSource> sources;
   for (const ManifestSource& from : read_data_sources(text)) {
+    std::vector<std::filesystem::path> files;
+    if (from.entries.empty()) files = code_files(from.path);
+    for (const ManifestEntry& entry : from.entries) files.push_back(entry.codes);
     DataSource source{{}, from.weight};
-    if (from.entries.empty()) source.recordings = load_code_folder(from.path);
-    for (const ManifestEntry& entry : from.entries) {
+    for (const auto& file : files) {
       try {
-        source.recordings.push_back(load_codes(entry.codes));
+        CodedRecording recording = open_codes(file);
+        if (const auto objection = filter.objection(recording)) {
+          skipped.push_back(detail::cat(file.string(), ": ", *objection));
+        } else {
+          source.recordings.push_back(std::move(recording));
+        }
       } catch (const Error& error) {
         skipped.push_back(error.what());
       }
     }
     if (source.recordings.empty())
-      fail(from.path.string(), detail::cat("none of the codes of its ", from.entries.size(), " recordings"),
-           "at least one", detail::cat("encode them first: encode --data ", from.path.string()));
+      fail(from.path.string(),
+           detail::cat("none of the codes of its ", files.size(),
+                       " recordings, of which the last: ", skipped.back()),
+           "at least one",
+           detail::cat("encode them first (encode --data ", from.path.string(),
+                       "), or let the filters take more"));
     sources.push_back(std::move(source));
   }
   return sources;

@@ -11,6 +11,7 @@
 // Source:  kyutai-labs/moshi-finetune finetune/args.py; the earlier attempt's finetune/args.py.
 #pragma once
 
+#include "mttt/io/manifest.hpp"
 #include "mttt/io/model_config.hpp"
 #include "mttt/io/yaml.hpp"
 #include "mttt/train/loss.hpp"
@@ -48,14 +49,35 @@ struct LayerChoice {
 };
 
 struct TrainConfig {
+  /// From a step on, segments of another length.
+  struct Stage {
+    std::int64_t first_step = 0;
+    double duration_sec = 0;
+    static void visit(auto&& f, auto& c) {
+      f("first_step", c.first_step, at_least(1));
+      f("duration_sec", c.duration_sec, above(0));
+    }
+  };
+  struct Filter : RecordingFilter {
+    static void visit(auto&& f, auto& c) {
+      f("min_duration_sec", c.min_duration_sec, at_least(0));
+      f("max_duration_sec", c.max_duration_sec, above(0));
+      f("max_silence", c.max_silence, between(0, 1));
+      f("max_dominance", c.max_dominance, between(0.5, 1));
+    }
+  };
   struct Data {
     std::string train_data;  // manifests, or folders of them: "a.jsonl:0.7,b.jsonl:0.3"
     std::string eval_data;
     bool shuffle = false;  // random segments; otherwise recordings from their start to their end
+    Filter filter;
+    std::vector<Stage> stages;
     static void visit(auto&& f, auto& c) {
       f("train_data", c.train_data);
       f("eval_data", c.eval_data);
       f("shuffle", c.shuffle);
+      f("filter", c.filter);
+      f("stages", c.stages);
     }
   };
   struct Paths {
@@ -191,8 +213,14 @@ struct TrainConfig {
     f("wandb", Elsewhere{"curves are in metrics.jsonl, and `report` draws them"});
   }
 
-  Index frames(double frame_rate) const {
-    return std::max<Index>(1, static_cast<Index>(std::llround(duration_sec * frame_rate)));
+  /// Lengths of segments, as the data's frame rate has them.
+  void set_lengths(double frame_rate, BatchOptions& segments) const {
+    const auto frames = [=](double seconds) {
+      return std::max<Index>(1, static_cast<Index>(std::llround(seconds * frame_rate)));
+    };
+    segments.frames = frames(duration_sec);
+    for (const Stage& stage : data.stages)
+      segments.stages.push_back({stage.first_step * num_microbatches, frames(stage.duration_sec)});
   }
   LossConfig loss() const {
     LossConfig loss;
@@ -242,6 +270,13 @@ inline TrainFile read_train_config(const std::filesystem::path& path) {
   if (keys.given("ttt.persistent_states") && c.ttt.enable && c.ttt.persistent_states && c.data.shuffle)
     problems.add(keys.place("ttt.persistent_states"), " is true and ", keys.place("data.shuffle"),
                  " is true: random segments have nothing to go on from; expected one of them");
+  for (std::size_t i = 0; i < c.data.stages.size(); ++i) {
+    const auto& [first_step, duration_sec] = c.data.stages[i];
+    const std::int64_t before = i == 0 ? 0 : c.data.stages[i - 1].first_step;
+    if (duration_sec > 0 && first_step > before) continue;
+    problems.add(keys.place("data.stages"), ": found stage ", i, " of ", duration_sec, " s from step ",
+                 first_step, " on, expected a duration_sec above 0 and a first_step above ", before);
+  }
   if (c.reset_step && !c.resume_from)
     problems.add(keys.place("reset_step"), " is true and ", keys.place("resume_from"),
                  " names nothing: expected a checkpoint to start from");

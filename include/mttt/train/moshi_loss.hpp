@@ -41,15 +41,32 @@ struct MoshiLossSums {
   Index bad_code;
   CrossEntropySums text, audio;
 };
+
+/// The weighted mean of each `n` rows; 0 where they weigh nothing.
+template <class B, class A>
+std::vector<double> stream_losses(B& be, Tensor<A, dyn> losses, Tensor<float, dyn> weights, Index n) {
+  std::vector<A> loss(static_cast<std::size_t>(losses.size()));
+  std::vector<float> weight(loss.size());
+  be.to_host(losses.data(), loss.data(), losses.size());
+  be.to_host(weights.data(), weight.data(), weights.size());
+  std::vector<double> means;
+  for (std::size_t row = 0; row < loss.size();) {
+    double sum = 0, all = 0;
+    for (Index i = 0; i < n; ++i, ++row)
+      sum += static_cast<double>(weight[row]) * static_cast<double>(loss[row]), all += weight[row];
+    means.push_back(all > 0 ? sum / all : 0);
+  }
+  return means;
+}
 }  // namespace detail
 
 /// `Model` is a Moshi<C, B>. Adds to *grad, Params of the same model that may hold the type to compute in,
 /// unless it is null. The padding ids come from the model's config. The host waits once, when all work is
-/// queued.
+/// queued. `by_stream`, where not null, receives the weighted mean of each stream of this rank's codes, text first.
 template <class Model, class B, class Grad = typename Model::Params, class R = OneRank>
 MoshiLoss moshi_loss(B& be, const typename Model::Params& params, Streams<const std::int32_t> codes,
                      LossConfig weights = {}, Grad* grad = nullptr, const MoshiSegment<Model>& segment = {},
-                     const R& ranks = {}) {
+                     const R& ranks = {}, std::vector<double>* by_stream = nullptr) {
   const auto scope = be.scope();
   weights.text_padding = Model::config.existing_text_padding_id;
   weights.end_of_text_padding = Model::config.existing_text_end_padding_id;
@@ -76,16 +93,23 @@ MoshiLoss moshi_loss(B& be, const typename Model::Params& params, Streams<const 
   };
   const auto dtext = grad == nullptr ? decltype(out.text_logits){} : out.text_logits;  // in their own place
   const auto daudio = grad == nullptr ? decltype(out.logits){} : out.logits;
+  using A = typename B::Accum;
+  const auto row_losses =
+      by_stream == nullptr ? Tensor<A, dyn>{} : be.template make<A, dyn>((1 + Model::K) * n);
+  const auto losses = [&](Index from, Index count) {
+    return by_stream == nullptr ? row_losses : Tensor<A, dyn>(row_losses.data() + from, {count});
+  };
   queue_cross_entropy(be, out.text_logits, part(targets, 0, n), part(row_weights, 0, n), &sums->text, dtext,
-                      1, {}, ranks);
+                      1, losses(0, n), ranks);
   queue_cross_entropy(be, out.logits, part(targets, n, Model::K * n), part(row_weights, n, Model::K * n),
-                      &sums->audio, daudio, 1, {}, ranks);
+                      &sums->audio, daudio, 1, losses(n, Model::K * n), ranks);
   if (grad != nullptr)
     Model::backward(be, params, saved, dtext, daudio, *grad, segment.gradient, segment.complete_from);
 
   detail::MoshiLossSums host;
   be.to_host(sums, &host, Index{1});
   refuse_bad_code(be, "Moshi: codes", codes, 0, Model::codes_known, host.bad_code);
+  if (by_stream != nullptr) *by_stream = detail::stream_losses(be, row_losses, row_weights, n);
   return {host.text.result(Model::config.text_card).loss, host.audio.result(Model::config.card).loss};
 }
 
