@@ -1,10 +1,13 @@
-// Probes of TTT layers against a plain loop in float64 that knows the formulas alone; and what they leave alone.
+// Probes of TTT layers against a plain loop in float64 that knows the formulas alone; and what they leave
+// alone.
 #include <functional>
 
 #include "catch.hpp"
 #include "laws/laws.hpp"
 #include "mttt/backend/cpu/cpu.hpp"
+#include "mttt/lm/causality.hpp"
 #include "mttt/lm/probes.hpp"
+#include "mttt/ttt/verdict.hpp"
 
 namespace {
 using namespace mttt;
@@ -239,4 +242,130 @@ TEST_CASE("Probe: watching a stream changes nothing, TTT before attention") {
 }
 TEST_CASE("Probe: watching a stream changes nothing, TTT instead of attention") {
   watching_changes_nothing<Placement::instead_of_attention>();
+}
+
+namespace {
+
+/// Curves of `frames` frames; f(t) gives the three losses.
+InnerReport report_of(std::size_t frames, const std::function<std::array<double, 3>(double)>& f) {
+  Numbers curves[3];
+  for (std::size_t t = 0; t < frames; ++t) {
+    const auto losses = f(static_cast<double>(t) / static_cast<double>(frames));
+    for (std::size_t i = 0; i < 3; ++i) curves[i].push_back(losses[i]);
+  }
+  const InnerLossCurves one{curves[0], curves[1], curves[2]};
+  return inner_report(std::span(&one, 1));
+}
+}  // namespace
+
+TEST_CASE("Verdict: each kind of curve gets its own") {
+  const auto verdict = [](const auto& f) { return report_of(400, f).verdict; };
+  using Losses = std::array<double, 3>;
+  CHECK(verdict([](double x) { return Losses{0.8, 0.5 - 0.2 * x, 0.4 - 0.2 * x}; }) == InnerVerdict::healthy);
+  CHECK(verdict([](double) { return Losses{0.8, 0.5, 0.4}; }) == InnerVerdict::flat);
+  CHECK(verdict([](double x) { return Losses{8, 5 - 2 * x, 4 - 2 * x}; }) == InnerVerdict::odd_size);
+  CHECK(verdict([](double x) {
+          return Losses{0.8, 0.4 + 0.2 * x, 0.3 + 0.2 * x};
+        }) == InnerVerdict::no_adaptation);
+  CHECK(verdict([](double x) {  // memory helps often, and harms more
+          return Losses{0.4, std::fmod(400 * x, 4) < 1 ? 0.9 : 0.35, 0.3};
+        }) == InnerVerdict::no_adaptation);
+  CHECK(verdict([](double x) {  // every other step makes it worse
+          const bool odd = std::fmod(400 * x + 0.5, 2) > 1;
+          return Losses{odd ? 0.4 : 0.9, 0.6, odd ? 0.3 : 0.85};
+        }) == InnerVerdict::no_order);
+  CHECK(verdict([](double) { return Losses{0.5, 0.5, 0.5}; }) == InnerVerdict::no_learning);
+  CHECK(verdict([](double x) {
+          return Losses{0.5, 0.5 - 0.1 * x, 0.4999 - 0.1 * x};
+        }) == InnerVerdict::no_learning);
+  CHECK(verdict([](double) { return Losses{0.5, 0.45, 0.6}; }) == InnerVerdict::rate_too_high);
+  CHECK(verdict([](double) { return Losses{0.5, 30, 40}; }) == InnerVerdict::unstable);
+  CHECK(verdict([](double x) { return Losses{0.5, 0.4, x > 0.9 ? NAN : 0.3}; }) == InnerVerdict::unstable);
+  CHECK(report_of(20, [](double) { return Losses{0.8, 0.5, 0.4}; }).verdict == InnerVerdict::too_short);
+}
+
+TEST_CASE("Verdict: what harder data do to all curves is no lack of adaptation") {
+  const auto r = report_of(400, [](double x) {
+    return std::array<double, 3>{0.5 + 0.4 * x, 0.3 + 0.2 * x, 0.2 + 0.2 * x};
+  });
+  CHECK(r.trend > 0.3);
+  CHECK(r.verdict == InnerVerdict::healthy);
+}
+
+TEST_CASE("Verdict: the numbers of a report") {
+  const Numbers start{1, 1, 1, 1}, before{0.5, 1.5, 0.5, 0.5}, after{0.4, 0.4, 0.6, 0.4};
+  const InnerLossCurves both[] = {{start, before, after}, {start, before, after}};
+  const auto r = inner_report(both);
+  CHECK(r.frames == 8);
+  CHECK(r.before.mean == Approx(0.75));
+  CHECK(r.before.deviation == Approx(std::sqrt(3) / 4));
+  CHECK(r.before.least == 0.5);
+  CHECK(r.before.largest == 1.5);
+  CHECK(r.improvement == Approx(0.3));
+  CHECK(r.benefit == Approx(0.25));
+  CHECK(r.worse_after == Approx(0.25));
+  CHECK(r.worse_before == Approx(0.25));
+  CHECK(r.violations == Approx(0.25));
+}
+
+namespace {
+
+constexpr CodeOrder order{.streams = 4, .delays = {{0, 0, 2, 1}}, .text_card = 7, .card = 5};
+constexpr std::size_t said = 3;  // stream 3 is heard
+
+/// Predictions of the model's streams as a function of all that they may see; with `leak`, of one code more.
+CodeLogits toy_logits(const std::vector<std::int32_t>& codes, bool leak) {
+  const Index frames = static_cast<Index>(codes.size()) / order.streams;
+  CodeLogits all{frames, {}, {}};
+  for (std::size_t k = 0; k < said; ++k) {
+    all.cards.push_back(order.card_of(static_cast<Index>(k)));
+    all.of.emplace_back();
+    for (Index t = 0; t < frames; ++t) {
+      const Index place = (t + order.delays.of[k]) * order.streams + static_cast<Index>(k);
+      double sum = 0;
+      for (Index j = 0; j < order.streams; ++j) {
+        for (Index s = 0; s < frames; ++s) {
+          const Index from = (s + order.delays.of[j]) * order.streams + j;
+          const bool seen = from < place || (leak && from == place + 3);
+          if (seen)
+            sum += static_cast<double>(codes[static_cast<std::size_t>(j * frames + s)] * (from % 13 + 1));
+        }
+      }
+      for (Index c = 0; c < all.cards.back(); ++c)
+        all.of.back().push_back(static_cast<float>(std::sin(sum + static_cast<double>(c))));
+    }
+  }
+  return all;
+}
+
+}  // namespace
+
+TEST_CASE("Causality: a model that knows the past alone passes, one code of the future is found") {
+  Rng rng(5);
+  std::vector<std::int32_t> codes;
+  for (int i = 0; i < 4 * 20; ++i) codes.push_back(static_cast<std::int32_t>(rng.below(5)));
+  const auto honest = check_causality([](const auto& c) { return toy_logits(c, false); }, codes, order, 30);
+  CHECK(honest.causal());
+  CHECK(honest.trials == 30);
+  CHECK(honest.live > 20);
+  CHECK(honest.compared > 1000);
+  const auto leaky = check_causality([](const auto& c) { return toy_logits(c, true); }, codes, order, 30);
+  CHECK(!leaky.causal());
+  CHECK(leaky.leaks.size() > 20);
+  for (const Leak& leak : leaky.leaks)
+    CHECK((leak.frame + order.delays.of[leak.stream]) * 4 + leak.stream <=
+          (leak.changed_frame + order.delays.of[leak.changed_stream]) * 4 + leak.changed_stream);
+  const auto deaf =
+      check_causality([](const auto& c) { return toy_logits(std::vector<std::int32_t>(c.size(), 1), false); },
+                      codes, order, 4);
+  CHECK(deaf.leaks.empty());
+  CHECK(!deaf.causal());  // it shows nothing
+
+  auto other = toy_logits(codes, false);
+  CHECK(agreement_of(toy_logits(codes, false), other, order).largest == 0);
+  other.of[1][3 * 5 + 2] += 0.25f;
+  const auto found = agreement_of(toy_logits(codes, false), other, order);
+  CHECK(found.largest == Approx(0.25));
+  CHECK(found.worst_stream == 1);
+  CHECK(found.worst_frame == 3);
 }

@@ -124,6 +124,29 @@ inline std::string run_table(const std::vector<Metrics>& runs) {
   return out + "</table></div>";
 }
 
+/// The three inner losses of each TTT layer, where a run has logged them.
+inline std::string inner_loss_charts(const Metrics& run, const std::string& before) {
+  constexpr std::string_view start = "inner_loss_0_layer_";
+  std::string out;
+  for (const auto& [field, values] : run.columns) {
+    if (!field.starts_with(start)) continue;
+    const std::string layer = field.substr(start.size());
+    std::vector<Series> lines = {{"l(W_0)", {}, {}}, {"l(W_t-1)", {}, {}}, {"l(W_t)", {}, {}}};
+    constexpr const char* names[] = {"inner_loss_0_layer_", "inner_loss_prev_layer_",
+                                     "inner_loss_after_layer_"};
+    for (std::size_t i = 0; i < lines.size(); ++i) {
+      const auto* column = run.column(names[i] + layer);
+      for (std::size_t s = 0; column != nullptr && s < column->size(); ++s) {
+        if (std::isnan((*column)[s])) continue;  // not every line has them
+        lines[i].x.push_back(run.steps[s]), lines[i].y.push_back((*column)[s]);
+      }
+    }
+    out += line_chart(lines,
+                      {before + "inner losses, layer " + layer, "step", Scale::log_if_wide, 3, true, 600});
+  }
+  return out;
+}
+
 inline std::string training_section(const std::vector<Metrics>& runs) {
   std::string out = "<h2>Training</h2><section>";
   for (const Metrics& run : runs) {
@@ -143,7 +166,7 @@ inline std::string training_section(const std::vector<Metrics>& runs) {
   for (const Metrics& run : runs)
     for (const auto& [field, values] : run.columns)
       if (field != "loss" && field != "max_steps" && field != "seconds" &&
-          std::find(fields.begin(), fields.end(), field) == fields.end())
+          !field.starts_with("inner_loss_") && std::find(fields.begin(), fields.end(), field) == fields.end())
         fields.push_back(field);
   out += "<section class=\"small\">";
   for (const std::string& field : fields) {
@@ -153,6 +176,7 @@ inline std::string training_section(const std::vector<Metrics>& runs) {
     out += line_chart(series_of(runs, field),
                       {title, "step", rate ? Scale::linear : Scale::log_if_wide, 3, !rate, 600});
   }
+  for (const Metrics& run : runs) out += inner_loss_charts(run, runs.size() > 1 ? run.name + ", " : "");
   return out + "</section>";
 }
 
@@ -226,22 +250,27 @@ inline std::string tiles(const Report& report) {
 
 }  // namespace detail
 
-/// The whole page; sounds are embedded while they take less than 4 MB together, so that it stays below 6 MB.
-inline std::string report_html(const Report& report) {
-  using detail::page_style;
-  if (report.notes.empty() && report.runs.empty() && report.sounds.empty() && !report.transcript &&
-      !report.summary)
-    fail("report", "nothing to show", "a note, a run, a sound, a transcript or a summary",
-         "name at least one");
+/// A page of one title; `body` is HTML that the style sheets of this folder dress.
+inline std::string html_page(const std::string& title, std::string_view body) {
   std::string out =
       "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">"
       "<meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">"
       "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; img-src data:; media-src "
       "data:; "
       "style-src 'unsafe-inline'\">\n<title>" +
-      escape_html(report.title) + "</title>\n<style>";
-  out.append(page_style).append(plot_style).append(summary_style);
-  out += "</style></head>\n<body><main><h1>" + escape_html(report.title) + "</h1>\n";
+      escape_html(title) + "</title>\n<style>";
+  out.append(detail::page_style).append(plot_style).append(summary_style);
+  out += "</style></head>\n<body><main><h1>" + escape_html(title) + "</h1>\n";
+  return out.append(body).append("\n</main></body></html>\n");
+}
+
+/// The whole page; sounds are embedded while they take less than 4 MB together, so that it stays below 6 MB.
+inline std::string report_html(const Report& report) {
+  if (report.notes.empty() && report.runs.empty() && report.sounds.empty() && !report.transcript &&
+      !report.summary)
+    fail("report", "nothing to show", "a note, a run, a sound, a transcript or a summary",
+         "name at least one");
+  std::string out;
   if (!report.notes.empty()) {
     out += "<div class=\"note\">";
     for (const auto& note : report.notes) out += "<p>" + escape_html(note) + "</p>";
@@ -260,7 +289,7 @@ inline std::string report_html(const Report& report) {
            "</section>";
   }
   if (report.summary) out += "\n<h2>Numbers</h2><section>" + summary_table(*report.summary) + "</section>";
-  return out + "\n</main></body></html>\n";
+  return html_page(report.title, out);
 }
 
 }  // namespace mttt

@@ -237,8 +237,14 @@ inline std::vector<double> smoothed(std::span<const double> y, double reach) {
   return out;
 }
 
-/// A figure with all series in one chart, its legend with the last value of each.
-inline std::string line_chart(std::span<const Series> lines, const ChartOptions& options) {
+namespace detail {
+
+struct ChartAxes {
+  Axis x, y;
+};
+
+/// Axes that hold all series.
+inline ChartAxes axes_of(std::span<const Series> lines, const ChartOptions& options) {
   constexpr double infinity = std::numeric_limits<double>::infinity();
   double left = infinity, right = -infinity, low = infinity, high = -infinity;
   for (const Series& line : lines) {
@@ -251,9 +257,18 @@ inline std::string line_chart(std::span<const Series> lines, const ChartOptions&
   if (left > 0 && left < 0.25 * right) left = 0;
   const bool logarithmic =
       options.scale == Scale::log_if_wide && low > 0 && high > 20 * low && high < infinity;
-  const detail::Axis x = detail::linear_axis(left, right, 5, true);
-  const detail::Axis y =
-      logarithmic ? detail::log_axis(low, high) : detail::linear_axis(low, high, options.ticks, false);
+  return {linear_axis(left, right, 5, true),
+          logarithmic ? log_axis(low, high) : linear_axis(low, high, options.ticks, false)};
+}
+
+/// How far the means of a smoothed curve reach.
+inline double smoothing_reach(std::size_t points) { return std::min(static_cast<double>(points) / 60, 50.0); }
+
+}  // namespace detail
+
+/// A figure with all series in one chart, its legend with the last value of each.
+inline std::string line_chart(std::span<const Series> lines, const ChartOptions& options) {
+  const auto [x, y] = detail::axes_of(lines, options);
 
   std::string legend, paths, dots;
   for (std::size_t s = 0; s < lines.size(); ++s) {
@@ -265,7 +280,7 @@ inline std::string line_chart(std::span<const Series> lines, const ChartOptions&
               (last == 0 ? "(no values)" : number_text(line.y[last - 1])) + "</span>";
     if (last == 0) continue;
 
-    const double reach = std::min(static_cast<double>(line.y.size()) / 60, 50.0);
+    const double reach = detail::smoothing_reach(line.y.size());
     const bool two = options.smooth && line.y.size() >= 30;
     const auto add = [&](const Series& drawn, std::string_view kind) {
       paths.append("<path class=\"").append(kind).append("\" style=\"stroke:" + colour + "\" d=\"");
@@ -281,7 +296,7 @@ inline std::string line_chart(std::span<const Series> lines, const ChartOptions&
   const detail::Frame frame{options.title, options.x_label, detail::labelled(x), detail::labelled(y),
                             options.ticks > 3 ? 280 : 130};
   return "<figure class=\"chart\"><figcaption><strong>" + escape_html(options.title) +
-         (logarithmic ? ", log scale" : "") + "</strong>" + legend + "</figcaption>" + frame.open() +
+         (y.logarithmic ? ", log scale" : "") + "</strong>" + legend + "</figcaption>" + frame.open() +
          std::string(detail::stretched) + paths + "</svg>" + dots + "</svg></figure>";
 }
 

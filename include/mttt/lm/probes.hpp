@@ -1,10 +1,10 @@
 // Probes: what the TTT layers of a model do with the frames that it hears, layer by layer and frame by frame.
 //
-// Formula: numbers of ttt/probe.hpp, as means over a layer's heads; drift = |W_t - W_0| / |W_0| over all of them;
-//          base, branch, gated = |base|, |ttt|, |tanh(alpha) ttt| of a frame, where the layer adds the last to the
-//          first (lm/temporal.hpp). Without a gate (instead_of_attention) base is what the layer reads.
-//          violations = half of (how often l(W_(t-1)) > l(W_0)) + (how often l(W_t) > l(W_(t-1))): 0 where every
-//          step helps, near a half where none does, whatever the sizes are.
+// Formula: numbers of ttt/probe.hpp, as means over a layer's heads; drift = |W_t - W_0| / |W_0| over all of
+//          them; base, branch, gated = |base|, |ttt|, |tanh(alpha) ttt| of a frame, where the layer adds the
+//          last to the first (lm/temporal.hpp). Without a gate (instead_of_attention) base is what the layer
+//          reads. violations = half of (how often l(W_(t-1)) > l(W_0)) + (how often l(W_t) > l(W_(t-1))): 0
+//          where every step helps, near a half where none does, whatever the sizes are.
 // Shapes:  codes (B, 1 + n_q, T); curves a number a frame, sessions one after the other.
 // Units:   frames; losses a channel of a head.
 // Errors:  those of forward and step.
@@ -121,8 +121,8 @@ inline Streams<const std::int32_t> first_sessions(Streams<const std::int32_t> co
 
 }  // namespace detail
 
-/// Of a forward pass of the transformer, whose Saved must still be in the arena. One entry a TTT layer, from the
-/// first to the last. Recomputed layers run forward once more, one at a time.
+/// Of a forward pass of the transformer, whose Saved must still be in the arena. One entry a TTT layer, from
+/// the first to the last. Recomputed layers run forward once more, one at a time.
 template <class Transformer, class B>
 std::vector<LayerCurves> inner_curves(B& be, const typename Transformer::Params& params,
                                       const typename Transformer::Saved& saved) {

@@ -5,8 +5,8 @@
 //            l(W; t) = 1/2 |LN(net(k_t; W)) - target_t|^2 / F
 //            numbers = l(W_0; t), l(W_(t-1); t), l(W_t; t), |W_t - W_0|^2, |W_0|^2
 //
-//          The loss is that which the layer descends, divided by the head's width F, so that sizes are alike in
-//          all models. W_(t-1) of a mini-batch's first token is what the mini-batch starts from.
+//          The loss is that which the layer descends, divided by the head's width F, so that sizes are alike
+//          in all models. W_(t-1) of a mini-batch's first token is what the mini-batch starts from.
 // Shapes:  x (B, T, dim); numbers (B, T, H, inner_numbers).
 // Units:   none.
 // Errors:  none.
@@ -160,8 +160,8 @@ void probe_inputs(B& be, const typename Learner::Params& p, const Inputs& inputs
 
 }  // namespace detail
 
-/// Of tokens x that a stream reads next. `state` is a copy of the stream's state before them: it goes on as the
-/// stream's own does when it steps over x. Rows of inactive sessions are left as they are.
+/// Of tokens x that a stream reads next. `state` is a copy of the stream's state before them: it goes on as
+/// the stream's own does when it steps over x. Rows of inactive sessions are left as they are.
 template <class Learner, class B>
 void probe_step(B& be, const typename Learner::Params& p, typename Learner::State& state,
                 Sequence<const typename B::Scalar, Learner::in> x,
