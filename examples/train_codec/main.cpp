@@ -17,8 +17,12 @@ int main(int argc, char** argv) {
   Options options;
   CLI::App app("Trains a codec on recordings.");
   app.option_defaults()->always_capture_default();
-  app.add_option("--preset", options.preset, "what the codec is")
-      ->check(CLI::IsMember({"mimi_tiny", "mimi_small", "mimi_24khz"}));
+#ifdef MTTT_EXAMPLES_CUDA
+  const CLI::IsMember presets({"mimi_tiny", "mimi_small", "mimi_24khz"});
+#else
+  const CLI::IsMember presets({"mimi_tiny", "mimi_small"});
+#endif
+  app.add_option("--preset", options.preset, "what the codec is")->check(presets);
   app.add_option("--data", options.data, "sound files, folders of them, manifests")->required()->take_all();
   app.add_option("--held-out", options.held_out, "the same, to measure on; nothing is learnt from these")
       ->take_all();
@@ -62,6 +66,9 @@ int main(int argc, char** argv) {
     options.voices = read_voices(options.data, sample_rate);
     if (!options.held_out.empty()) options.held_out_voices = read_voices(options.held_out, sample_rate);
     if (options.preset == "mimi_tiny") return train_mimi_tiny(options);
-    return options.preset == "mimi_small" ? train_mimi_small(options) : train_mimi_24khz(options);
+#ifdef MTTT_EXAMPLES_CUDA
+    if (options.preset == "mimi_24khz") return train_mimi_24khz(options);
+#endif
+    return train_mimi_small(options);
   });
 }

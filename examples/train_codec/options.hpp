@@ -28,4 +28,5 @@ struct Options {
 
 int train_mimi_tiny(const Options&);
 int train_mimi_small(const Options&);
+// On CUDA:
 int train_mimi_24khz(const Options&);

@@ -95,6 +95,16 @@ struct Recaller {
   }
 };
 
+template <class B>
+void add_hits(B& be, const Streamed& data, const std::uint8_t* hits, Accuracy& to) {
+  const auto n = static_cast<std::size_t>(data.tokens.size());
+  std::vector<std::int32_t> distances(n);
+  std::vector<std::uint8_t> hit(n);
+  be.to_host(data.distances.data(), distances.data(), data.tokens.size());
+  be.to_host(hits, hit.data(), data.tokens.size());
+  for (std::size_t i = 0; i < n; ++i) to.add(distances[i], hit[i] != 0);
+}
+
 /// Accuracy of a forward pass over whole streams.
 template <class Model, class B>
 void add_offline(B& be, const typename Model::Params& p, const Streamed& data, Accuracy& to) {
@@ -122,16 +132,6 @@ void add_streamed(B& be, const typename Model::Params& p, const Streamed& data, 
     be.for_each(batch, Hit<typename B::Scalar>{logits.data(), data.targets.data(), hits.data(), steps, t, 1});
   }
   add_hits(be, data, hits.data(), to);
-}
-
-template <class B>
-void add_hits(B& be, const Streamed& data, const std::uint8_t* hits, Accuracy& to) {
-  const auto n = static_cast<std::size_t>(data.tokens.size());
-  std::vector<std::int32_t> distances(n);
-  std::vector<std::uint8_t> hit(n);
-  be.to_host(data.distances.data(), distances.data(), data.tokens.size());
-  be.to_host(hits, hit.data(), data.tokens.size());
-  for (std::size_t i = 0; i < n; ++i) to.add(distances[i], hit[i] != 0);
 }
 
 }  // namespace why

@@ -76,6 +76,7 @@ class FullMasks : public B {
  public:
   using B::B;
   using B::rows;
+  FullMasks() = default;
   explicit FullMasks(B base) : B(std::move(base)) {}
 
   template <class T, class A>
@@ -173,11 +174,13 @@ class FullMasks : public B {
 template <class B>
 struct HearsAhead : FullMasks<B> {
   using FullMasks<B>::FullMasks;
+  HearsAhead() = default;
 };
 
 template <class B>
 struct PadsWithZeros : B {
   using B::B;
+  PadsWithZeros() = default;
   explicit PadsWithZeros(B base) : B(std::move(base)) {}
 };
 

@@ -15,8 +15,9 @@ namespace mttt::presets {
 /// codebooks.
 inline constexpr MimiConfig mimi_24khz{};
 
-/// 8 codebooks of 10 bits, 1 kbit/s. 6.2 million numbers: 2.7 million in the transformers, 2.9 in the convolutions,
-/// 0.6 in the quantiser: 10 MB with the first in 8 bits and the rest in 16. A second of sound takes 1 GFLOP.
+/// 8 codebooks of 10 bits, 1 kbit/s. 6.2 million numbers: 2.7 million in the transformers, 2.9 in the
+/// convolutions, 0.6 in the quantiser: 10 MB with the first in 8 bits and the rest in 16. 1 GFLOP a second of
+/// sound.
 inline constexpr MimiConfig mimi_small{
     .seanet = {.dimension = 192, .n_filters = 20},
     .transformer = {.d_model = 192, .num_heads = 3, .num_layers = 3, .dim_feedforward = 768, .context = 125},
