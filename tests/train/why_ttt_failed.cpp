@@ -123,6 +123,12 @@ TEST_CASE("Both learn the task, one of them by its future") {
   CHECK(honest.front() > 3);  // guessing costs log 32 = 3.47
   CHECK(honest.back() < 0.8 * honest.front());
   CHECK(leaking.back() < 0.8 * leaking.front());
+  why::Accuracy offline, streamed;
+  why::add_offline<Model<Causal>>(causal.be, *causal.params, causal.data, offline);
+  why::add_streamed<Model<Causal>>(causal.be, *causal.params, causal.data, streamed);
+  CHECK(offline.of == streamed.of);
+  CHECK(offline.hits == streamed.hits);
+  CHECK(offline.heard() > 0.1);
 }
 
 TEST_CASE("Keys keep their values, and are asked for after they were heard") {
