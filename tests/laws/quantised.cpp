@@ -4,6 +4,7 @@
 #include "mttt/backend/with_weights.hpp"
 #include "mttt/core/quantise.hpp"
 #include "mttt/lm/lm_gen.hpp"
+#include "mttt/nn/feed_forward.hpp"
 #include "mttt/train/divergence.hpp"
 
 namespace {
@@ -93,6 +94,11 @@ TEMPLATE_TEST_CASE("Temporal transformer of quantised weights, rows that end wit
                    Int4) {
   using B = WithWeights<TestType, Cpu<float>>;
   hold_to_streaming_laws<Temporal<temporal<40, 50>, B>, B>({.steps = 12}, in_16_bits);
+}
+TEMPLATE_TEST_CASE("Feed-forward layer of quantised weights, as Mimi's transformers have it", "", Int8,
+                   Int4) {
+  using Block = FeedForward<FeedForwardConfig{.dim = 64, .hidden = 160}, WithWeights<TestType, Cpu<float>>>;
+  hold_to_streaming_laws<Block, WithWeights<TestType, Cpu<float>>>({}, in_16_bits);
 }
 TEMPLATE_TEST_CASE("Temporal transformer of quantised weights in float64", "", Int8, Int4) {
   using B = WithWeights<TestType, Cpu<double>>;

@@ -27,8 +27,8 @@ struct FeedForward {
   static constexpr Index in = C.dim, out = C.dim, hidden = C.hidden;
 
   struct Params {
-    Tensor<T, hidden, in> linear1;
-    Tensor<T, out, hidden> linear2;
+    Weight<B, hidden, in> linear1;
+    Weight<B, out, hidden> linear2;
     static void visit(auto&& f, auto&&... p) {
       f("linear1.weight", p.linear1...);
       f("linear2.weight", p.linear2...);
