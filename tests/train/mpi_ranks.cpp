@@ -37,18 +37,27 @@ bool same(const S& a, const S& b) {
   return std::memcmp(a.data(), b.data(), static_cast<std::size_t>(a.bytes())) == 0;
 }
 
+/// The classifier, whose frozen parameters have neither gradient nor moments.
+template <class B>
+struct Spare : Classifier<B> {
+  struct Params : Classifier<B>::Params {
+    static constexpr bool frozen_without_gradient = true;
+  };
+};
+
 /// A training of the classifier: 24 examples a micro-batch, of which each rank has its share.
-template <class T, class R>
+template <class T, class R, template <class> class Of = Classifier>
 struct Training {
   using B = Cpu<T>;
-  using Model = Classifier<B>;
+  using Model = Of<B>;
   using P = typename Model::Params;
-  using M = typename Classifier<Cpu<Wide<T>>>::Params;
+  using M = typename Of<Cpu<Wide<T>>>::Params;
   B be;
   Store<P, B> params{be};
   Trainer<P, B, M, R> trainer;
 
-  explicit Training(TrainOptions options, const R& ranks = {}) : trainer(be, start(), options, {}, ranks) {}
+  explicit Training(TrainOptions options, const R& ranks = {}, const std::vector<GroupRule>& rules = {})
+      : trainer(be, start(), options, rules, ranks) {}
   Store<P, B>& start() {
     Rng rng(4);
     Model::init(*params, rng);
@@ -159,6 +168,27 @@ TEST_CASE(
   CHECK(sharded.whole()->second.bias(2) == 2.0f / 3);
   CHECK(sharded.steps(5) == copied.steps(5));
   CHECK(same(sharded.whole(), copied.whole()));
+}
+
+TEST_CASE("What is frozen has no share: the others' are the same bits, shared out or not, and it stays") {
+  const EndAll end;
+  const TrainOptions options{.max_steps = 20, .lr = 1e-2};
+  auto unshared = options;
+  unshared.shard_optimizer = false;
+  // A tensor between others that train: what is sent of the weights has a gap.
+  const std::vector<GroupRule> frozen{
+      {.says = "second.weight", .matches = name_contains("second.weight"), .frozen = true}};
+  using Two = Training<bf16, MpiRanks, Spare>;
+  Two sharded(options, two(), frozen), copied(unshared, two(), frozen);
+  const Store<Two::P, Two::B> before(sharded.be, sharded.params);
+  CHECK(left_out(sharded.trainer.grad->second.weight));
+  CHECK_FALSE(sharded.trainer.adam.m.whole());
+  CHECK(sharded.steps(8) == copied.steps(8));
+  CHECK(same(sharded.params, copied.params));
+  CHECK(same(sharded.whole(), copied.whole()));
+  CHECK_FALSE(same(sharded.params, before));
+  const auto bytes = static_cast<std::size_t>(before->second.weight.size()) * sizeof(bf16);
+  CHECK(std::memcmp(sharded.params->second.weight.data(), before->second.weight.data(), bytes) == 0);
 }
 
 TEST_CASE("Moshi: two ranks with half of the batch each give the gradients of one with the whole") {
