@@ -71,8 +71,11 @@ function(mttt_component name missing)
       endif()
     endforeach()
     # Also as the Python package nvidia-nccl-cu13 brings it: -DNCCL_ROOT=.../site-packages/nvidia/nccl
-    find_path(NCCL_INCLUDE_DIR nccl.h HINTS ${CUDAToolkit_INCLUDE_DIRS} PATH_SUFFIXES include)
-    find_library(NCCL_LIBRARY NAMES nccl libnccl.so.2 HINTS ${CUDAToolkit_LIBRARY_DIR} PATH_SUFFIXES lib lib64)
+    get_target_property(beside CUDA::cudart IMPORTED_LOCATION)
+    cmake_path(GET beside PARENT_PATH beside)
+    get_target_property(cuda_headers CUDA::cudart INTERFACE_INCLUDE_DIRECTORIES)
+    find_path(NCCL_INCLUDE_DIR nccl.h HINTS ${cuda_headers} PATH_SUFFIXES include)
+    find_library(NCCL_LIBRARY NAMES nccl libnccl.so.2 HINTS "${beside}" PATH_SUFFIXES lib lib64)
     mark_as_advanced(NCCL_INCLUDE_DIR NCCL_LIBRARY)
     if(NOT NCCL_INCLUDE_DIR OR NOT NCCL_LIBRARY)
       set(${missing} "NCCL was not found (Debian, Ubuntu: libnccl-dev of NVIDIA's repository, or set NCCL_ROOT)"
