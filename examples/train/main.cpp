@@ -4,18 +4,34 @@
 //
 //   train --config examples/train/tiny.yaml
 //
-//   mpirun -n 8 train --config examples/train/tiny.yaml     (one process a GPU, or on a CPU as many as you like)
+//   mpirun -n 8 train --config examples/train/tiny.yaml     (one process a GPU; on a CPU as many as you like)
 //
-// A configuration has the keys of moshi-finetune and those of the TTT layers (docs/train.md); it then says all that
-// the options of a training say otherwise. The output folder gets metrics.jsonl, a line every --log-freq steps; the newest few training checkpoints,
-// from which --resume goes on to the same bits; and at the end model.safetensors, which the program `stream`
-// loads.
+// A configuration has the keys of moshi-finetune and those of the TTT layers (docs/train.md); it then says
+// all that the options of a training say otherwise. The output folder gets metrics.jsonl, a line every
+// --log-freq steps; the newest few training checkpoints, from which --resume goes on to the same bits; and at
+// the end model.safetensors, which the program `stream` loads.
 #include <CLI/CLI.hpp>
+#include <set>
 
 #include "../processes.hpp"
 #include "options.hpp"
 
 namespace {
+
+struct Way {
+  const char *preset, *dtype;
+  int (*train)(const Options&);
+};
+constexpr Way ways[] = {{"tiny", "f32", train_tiny},
+                        {"tiny_without_ttt", "f32", train_tiny_without_ttt},
+                        {"tiny_lora", "f32", train_tiny_lora},
+#ifdef MTTT_EXAMPLES_CUDA
+                        {"tiny", "bf16", train_tiny_bf16},
+                        {"tiny_without_ttt", "bf16", train_tiny_without_ttt_bf16},
+                        {"moshi_7b_lora", "bf16", train_moshi_7b_lora_bf16},
+                        {"moshi_7b_ttt", "bf16", train_moshi_7b_ttt_bf16}
+#endif
+};
 
 /// Keys that are right and that this program does not heed: said, lest somebody wait for what they do.
 void tell_unheeded(const std::string& path, const mttt::YamlKeys& keys) {
@@ -26,7 +42,6 @@ void tell_unheeded(const std::string& path, const mttt::YamlKeys& keys) {
       {"moshi_paths.tokenizer_path", "the program encode has made the codes"},
       {"moshi_paths.config_path", "the preset is compiled"},
       {"gradient_checkpointing", "the preset decides it; the numbers are the same"},
-      {"save_adapters", "checkpoints hold all weights"},
       {"overwrite_run_dir", "a training without --resume starts anew in its folder"},
 #ifndef MTTT_EXAMPLES_CUDA
       {"param_dtype", "on a CPU trainings are in float32"},
@@ -55,9 +70,6 @@ void take_config(const std::string& path, Options& options, bool preset_given) {
                       .order = c.data.shuffle ? mttt::Order::random : mttt::Order::sequential};
   options.train = c.options();
   options.loss = c.loss();
-  if (c.lora.enable)
-    mttt::fail(options.config->keys.place("lora.enable"), "true", "a preset with adapters",
-               "none is compiled into this program; train all, or TTT alone");
 }
 
 }  // namespace
@@ -68,7 +80,9 @@ int main(int argc, char** argv) {
   app.option_defaults()->always_capture_default();
   std::string config;
   auto* const by_config = app.add_option("--config", config, "YAML file that describes the training");
-  const CLI::IsMember presets({"tiny", "tiny_without_ttt"});
+  std::set<std::string> names;
+  for (const Way& way : ways) names.insert(way.preset);
+  const CLI::IsMember presets(names);
   auto* const preset = app.add_option("--preset", options.preset, "what the model is")->check(presets);
 #ifdef MTTT_EXAMPLES_CUDA
   app.add_option("--dtype", options.dtype, "what the model stores; bf16 is trained beside weights in f32")
@@ -109,11 +123,13 @@ int main(int argc, char** argv) {
     options.segments.seed = options.train.seed;
     const Processes processes;
     options.segments = mttt::share_of(options.segments, processes.rank(), processes.size());
-    const bool with_ttt = options.preset == "tiny";
-#ifdef MTTT_EXAMPLES_CUDA
-    if (options.dtype == "bf16")
-      return with_ttt ? train_tiny_bf16(options) : train_tiny_without_ttt_bf16(options);
-#endif
-    return with_ttt ? train_tiny(options) : train_tiny_without_ttt(options);
+    std::string compiled;
+    for (const Way& way : ways) {
+      if (options.preset != way.preset) continue;
+      if (options.dtype == way.dtype) return way.train(options);
+      compiled += (compiled.empty() ? "" : ", ") + std::string(way.dtype);
+    }
+    mttt::fail(options.preset, "--dtype " + options.dtype, "one that is compiled for it: " + compiled,
+               "choose one");
   });
 }

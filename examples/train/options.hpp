@@ -20,6 +20,9 @@ struct Options {
 
 int train_tiny(const Options&);
 int train_tiny_without_ttt(const Options&);
+int train_tiny_lora(const Options&);
 // On CUDA:
 int train_tiny_bf16(const Options&);
 int train_tiny_without_ttt_bf16(const Options&);
+int train_moshi_7b_lora_bf16(const Options&);
+int train_moshi_7b_ttt_bf16(const Options&);

@@ -12,27 +12,53 @@
 #include "mttt/io/published.hpp"
 #include "mttt/io/run_folder.hpp"
 #include "mttt/lm/gates.hpp"
+#include "mttt/train/guard.hpp"
 #include "mttt/train/moshi_loss.hpp"
 #include "options.hpp"
 
-/// The same start on every backend: it is drawn in the host's memory.
-template <mttt::MoshiConfig C, class P, class B>
-void draw_start(B& be, mttt::Store<P, B>& params, std::uint64_t seed) {
-  using Model = mttt::Moshi<C, Host>;
+/// What a model has beside a published one: TTT layers, gates, adapters.
+inline bool is_added(std::string_view name) { return mttt::is_ttt_name(name) || mttt::is_lora_name(name); }
+inline bool is_base(std::string_view name) { return !is_added(name); }
+
+/// The same start on every backend: it is drawn in the host's memory. With a base to come from a file, only
+/// what is added to it is drawn.
+template <mttt::MoshiConfig C, class P, class B, class M, class R>
+void draw_start(B& be, mttt::Trainer<P, B, M, R>& trainer, bool without_base) {
+  using namespace mttt;
+  using Model = Moshi<C, Host>;
+  using T = typename B::Scalar;
+  std::vector<bool> drawn;
+  for_each_tensor(
+      [&](std::string_view name, const auto&) { drawn.push_back(!without_base || is_added(name)); },
+      *trainer.params);
   Host host;
-  mttt::Store<typename Model::Params, Host> start(host);
-  mttt::Rng rng(seed);
+  Store<typename Model::Params, Host> start(host, 1, drawn);
+  Rng rng(trainer.options.seed);
   Model::init(*start, rng);
-  mttt::upload(be, start, params);
+  trainer.edit_weights([&](auto& all) {
+    for_each_tensor(
+        [&](std::string_view, const auto& from, auto& trained, auto& read) {
+          if (left_out(from)) return;
+          if (!left_out(trained)) return be.to_device(from.data(), trained.data(), from.size());
+          std::vector<T> rounded(static_cast<std::size_t>(from.size()));
+          std::transform(from.data(), from.data() + from.size(), rounded.begin(),
+                         [](float x) { return static_cast<T>(x); });
+          be.to_device(rounded.data(), read.data(), read.size());
+        },
+        *start, *all, *trainer.params);
+  });
 }
 
-/// The learned start of another model of these shapes: all of it, or a base without TTT layers, whose own start
-/// these keep. Published names and adapters are read as docs/loading.md says.
-template <class B>
-void load_base(const std::filesystem::path& path, B& be, auto& trainer) {
+/// The learned start of another model of these shapes: all of it, or a base without what is_added, whose own
+/// start these keep. Published names and adapters are read as docs/loading.md says. A file that says that its
+/// base is elsewhere may lack that.
+template <class P, class B, class M, class R>
+void load_base(const std::filesystem::path& path, B& be, mttt::Trainer<P, B, M, R>& trainer) {
   mttt::LoadOptions load;
-  load.may_be_missing = mttt::is_ttt_name;
-  trainer.edit_weights([&](auto& weights) { load_params(path, be, weights, load); });
+  load.may_be_missing = is_added;
+  if (mttt::TensorFiles(path).first().metadata().contains("base"))
+    load.may_be_missing = [](std::string_view) { return true; };
+  load_weights(path, be, trainer, load);
   std::printf("started from %s\n", path.c_str());
 }
 
@@ -43,19 +69,23 @@ void set_ttt_start(B& be, P& weights, const mttt::TrainConfig::Ttt& ttt) {
     if (ttt.initial_gating_alpha) force_gating_alpha(be, weights, *ttt.initial_gating_alpha);
     mttt::for_each_tensor(
         [&](std::string_view name, auto& t) {
-          if (ttt.base_lr && name.ends_with("base_lr"))
+          if (ttt.base_lr && !left_out(t) && name.ends_with("base_lr"))
             be.fill(t.data(), t.size(), static_cast<typename B::Scalar>(*ttt.base_lr));
         },
         weights);
   }
 }
 
-/// moshi_path is what a fine-tuning starts from; resume_from another training's checkpoint, whose optimiser and
-/// step go on unless they are reset.
+/// moshi_path is what a fine-tuning starts from; resume_from another training's checkpoint, whose optimiser
+/// and step go on unless they are reset.
 template <mttt::MoshiConfig C, class P, class B, class M, class R>
 void start_from(B& be, mttt::Trainer<P, B, M, R>& trainer, const mttt::TrainConfig& config) {
   auto stored = be.template as<mttt::Wide<typename B::Scalar>>();  // what the weights are in
-  trainer.edit_weights([&](auto& weights) { set_ttt_start<C>(stored, *weights, config.ttt); });
+  const auto both = [&](const auto& set) {                         // what trains and what does not
+    set(be, *trainer.params);
+    trainer.edit_weights([&](auto& all) { set(stored, *all); });
+  };
+  both([&](auto& backend, auto& weights) { set_ttt_start<C>(backend, weights, config.ttt); });
   if (config.moshi_paths.moshi_path) load_base(*config.moshi_paths.moshi_path, be, trainer);
   if (!config.resume_from) return;
   if (config.reset_optimizer) {
@@ -64,10 +94,11 @@ void start_from(B& be, mttt::Trainer<P, B, M, R>& trainer, const mttt::TrainConf
     load_training(*config.resume_from, be, trainer);
     std::printf("went on from %s\n", config.resume_from->c_str());
   }
-  if (config.ttt.override_gating_alpha_on_resume) {
-    const double alpha = config.ttt.initial_gating_alpha.value_or(C.temporal.initial_gating_alpha);
-    trainer.edit_weights([&](auto& weights) { force_gating_alpha(stored, *weights, alpha); });
-  }
+  if (config.ttt.override_gating_alpha_on_resume)
+    both([&](auto& backend, auto& weights) {
+      force_gating_alpha(backend, weights,
+                         config.ttt.initial_gating_alpha.value_or(C.temporal.initial_gating_alpha));
+    });
   if (config.reset_step) {  // AdamW counts on: its moments are as old as they are
     trainer.micro_batches = 0;
     trainer.options.max_steps += trainer.adam.step;
@@ -83,6 +114,45 @@ inline void tell_skipped(const std::vector<std::string>& skipped) {
   for (std::size_t i = 0; i < std::min(most, skipped.size()); ++i)
     std::fprintf(stderr, "left out: %s\n", skipped[i].c_str());
   if (!skipped.empty()) std::fprintf(stderr, "%zu recordings are left out\n", skipped.size());
+}
+
+inline nlohmann::json numbers_of(const mttt::InnerLosses& layer) {
+  nlohmann::json json;  // not braces, which nvcc garbles
+  json["start"] = layer.at_start, json["before"] = layer.before, json["after"] = layer.after;
+  json["violations"] = layer.violations, json["drift"] = layer.drift;
+  return json;
+}
+
+/// The end of a training: adapters, for the base that it started from, or a model that needs neither. What
+/// either makes of the base is a model of a preset without adapters.
+template <mttt::MoshiConfig C, class P, class B, class M, class R>
+void save_model(B& be, mttt::Trainer<P, B, M, R>& trainer, const std::filesystem::path& folder,
+                const std::string& preset, bool adapters) {
+  using namespace mttt;
+  constexpr MoshiConfig fused = C.with_lora(0);
+  const std::string suffix = "_lora";
+  const bool named = preset.ends_with(suffix);
+  SaveOptions options{
+      .config = config_json<fused>(named ? preset.substr(0, preset.size() - suffix.size()) : preset)};
+  const auto file = folder / (adapters ? "lora.safetensors" : "model.safetensors");
+  if (adapters) {
+    options.metadata["base"] = "elsewhere";
+    save_weights(file, be, trainer, options, frozen_base(trainer, is_base));
+    if (C.lora.rank > 0 && trainer.ranks().rank() == 0) {
+      nlohmann::json about;  // as other programs expect it
+      about["lora"] = true, about["lora_name"] = "lora.safetensors";
+      about["lora_rank"] = C.lora.rank, about["lora_scaling"] = C.lora.scaling;
+      write_file_atomically(folder / "config.json", about.dump(2));
+    }
+  } else {
+    if constexpr (C.lora.rank > 0) {
+      auto stored = be.template as<Wide<typename B::Scalar>>();
+      if constexpr (Trainer<P, B, M, R>::mixed) fuse_adapters(be, *trainer.params, C.lora.scaling);
+      trainer.edit_weights([&](auto& all) { fuse_adapters(stored, *all, C.lora.scaling); });
+    }
+    save_weights(file, be, trainer, options, C.lora.rank > 0 ? LeaveOut(is_lora_name) : LeaveOut());
+  }
+  if (trainer.ranks().rank() == 0) std::printf("wrote %s\n", file.c_str());
 }
 
 /// T: what the model stores. In bf16 it reads rounded copies of weights that are trained in float32.
@@ -139,7 +209,7 @@ int train(const Options& options) {
   if (carries) carried.emplace(be, segments.batch);
 
   // The model starts at random, from another one, or where the run was left.
-  trainer.edit_weights([&](auto& weights) { draw_start<C>(be, weights, options.train.seed); });
+  draw_start<C>(be, trainer, options.config && options.config->config.moshi_paths.moshi_path);
   if (options.config) start_from<C>(be, trainer, options.config->config);
   RunFolder run(options.output, options.train.num_ckpt_keep, ranks);
   const auto config = config_json<C>(options.preset);
@@ -148,11 +218,27 @@ int train(const Options& options) {
     std::printf("resumed at step %lld\n", static_cast<long long>(trainer.adam.step));
   }
 
-  const auto openings = [&] {
-    return trainer.read_weights([&](const auto& weights) { return gate_openings(be, *weights); });
+  const bool adapters = options.config && options.config->config.saves_adapters();
+  const LeaveOut base_elsewhere = adapters ? frozen_base(trainer, is_base) : LeaveOut();
+  const auto openings = [&] {  // fixed gates are not among the weights that are trained
+    const auto trained =
+        trainer.read_weights([&](const auto& weights) { return gate_openings(be, *weights); });
+    return trained.empty() ? gate_openings(be, *trainer.params) : trained;
   };
   const auto gates_at_start = openings();
+  const double alpha_pull =  // gradients of all ranks add up
+      options.config ? options.config->config.ttt.alpha_pull / trainer.ranks().size() : 0;
+  const double alpha_start =
+      options.config
+          ? options.config->config.ttt.initial_gating_alpha.value_or(C.temporal.initial_gating_alpha)
+          : 0;
   MoshiLoss losses{};
+  std::vector<InnerLosses> inner;  // of the first micro-batch of a step that is logged
+  const auto looks_inside = [&](std::int64_t index) {
+    const std::int64_t step = trainer.adam.step + 1;
+    return index == trainer.micro_batches &&
+           (step == 1 || step % trainer.options.log_freq == 0 || step == trainer.options.max_steps);
+  };
   Loader loader(batches, carries ? 1 + C.max_delay() : 0, [](Index k) { return C.initial().of(k); });
   const auto loss_and_gradient = [&](std::int64_t index, Weights& grad) {
     const auto scope = be.scope();
@@ -163,34 +249,37 @@ int train(const Options& options) {
       segment.before = loader.upload(be, loaded.before);
     }
     segment.complete_from = [&](const void* first) { trainer.complete_from(first); };
-    losses =
-        moshi_loss<Model>(be, *params, loader.upload(be, loaded.codes), options.loss, &grad, segment, ranks);
+    const auto codes = loader.upload(be, loaded.codes);
+    if (looks_inside(index)) inner = inner_losses<Model>(be, *params, codes, segment.carry, segment.before);
+    if (alpha_pull > 0) pull_gates(be, *params, grad, alpha_start, alpha_pull);  // before it may be complete
+    losses = moshi_loss<Model>(be, *params, codes, options.loss, &grad, segment, ranks);
     return MicroBatch{losses.total(), segments.batch * loaded.frames};
   };
   const bool keeps = !options.config || options.config->config.do_ckpt;
   const bool finished = trainer.run(
-      loss_and_gradient,
-      {.log =
-           [&](const StepReport& report) {
-             nlohmann::json more = {{"text_loss", ranks.sum(losses.text_loss)},
-                                    {"audio_loss", ranks.sum(losses.audio_loss)},
-                                    {"loader_wait", loader.seconds_waited() / std::max(report.seconds, 1e-9)}};
-             const auto gates = openings();
-             for (const auto& gate : gates) more["gate_layer_" + std::to_string(gate.layer)] = gate.opening;
-             run.log(report, more);
-             check_gates(gates_at_start, gates);
-           },
-       .checkpoint =
-           [&] {
-             if (keeps) run.save(be, trainer, config, kept);
-           }});
+      loss_and_gradient, {.log =
+                              [&](const StepReport& report) {
+                                nlohmann::json more = {{"text_loss", ranks.sum(losses.text_loss)},
+                                                       {"audio_loss", ranks.sum(losses.audio_loss)},
+                                                       {"loader_wait", loader.seconds_waited() /
+                                                                           std::max(report.seconds, 1e-9)}};
+                                const auto open = openings();
+                                for (const auto& gate : open)
+                                  more["gate_layer_" + std::to_string(gate.layer)] = gate.opening;
+                                for (const auto& layer : inner)
+                                  more["inner_layer_" + std::to_string(layer.layer)] = numbers_of(layer);
+                                run.log(report, more);
+                                check_gates(gates_at_start, open);
+                                check_inner_loops(inner);
+                              },
+                          .checkpoint =
+                              [&] {
+                                if (keeps) run.save(be, trainer, config, kept, base_elsewhere);
+                              }});
   if (!finished) {
     std::printf("stopped in good order; go on with --resume\n");
     return 0;
   }
-  trainer.read_weights([&](const auto& weights) {
-    if (ranks.rank() == 0) save_params(run.path() / "model.safetensors", be, weights, {.config = config});
-  });
-  std::printf("wrote %s\n", (run.path() / "model.safetensors").c_str());
+  save_model<C>(be, trainer, run.path(), options.preset, adapters);
   return 0;
 }

@@ -48,6 +48,7 @@
 #include "mttt/presets/moshi.hpp"
 #include "mttt/train/codec_loss.hpp"
 #include "mttt/train/divergence.hpp"
+#include "mttt/train/guard.hpp"
 #include "mttt/train/loss.hpp"
 #include "mttt/train/moshi_loss.hpp"
 #include "mttt/train/trainer.hpp"

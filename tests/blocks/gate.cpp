@@ -3,6 +3,7 @@
 #include "mttt/backend/cpu/cpu.hpp"
 #include "mttt/laws.hpp"
 #include "mttt/lm/gates.hpp"
+#include "mttt/train/guard.hpp"
 
 namespace {
 using namespace mttt;
@@ -94,4 +95,64 @@ TEST_CASE("TTT instead of attention has no gate to measure") {
   Model::forward(be, *params, x, y, saved);
   CHECK(ttt_contributions<Model>(be, *params, saved, LayerSet::range(1, 2)).empty());
   CHECK(gate_openings(be, *params).empty());
+}
+
+TEST_CASE(
+    "pulled gates: the gradient of weight / 2 times the mean square from the start, of gates that train") {
+  using With = Temporal<config(Placement::parallel), B>;
+  B be;
+  Rng rng(2);
+  const auto params = laws::random_params<With>(be, {.perturbation = 0.3}, rng);
+  std::vector<bool> held;
+  for_each_tensor([&](std::string_view name, const auto&) { held.push_back(!name.starts_with("layers.1.")); },
+                  *params);
+  Store<With::Params, B> grad(be), part(be, 1, held);
+  const auto penalty = [&] {
+    double sum = 0;
+    for_each_tensor(
+        [&](std::string_view name, const auto& t) {
+          if (!name.ends_with("gating_alpha")) return;
+          for (Index i = 0; i < t.size(); ++i)
+            sum +=
+                0.5 * 3 * std::pow(static_cast<double>(t.data()[i]) - 0.4, 2) / static_cast<double>(t.size());
+        },
+        *params);
+    return sum;
+  };
+  pull_gates(be, *params, *grad, 0.4, 3);
+  pull_gates(be, *params, *part, 0.4, 3);
+  int gates = 0;
+  for_each_tensor(
+      [&](std::string_view name, auto& p, const auto& g, const auto& of_part) {
+        INFO(name);
+        if (!name.ends_with("gating_alpha")) {
+          for (Index i = 0; i < g.size(); ++i) CHECK(g.data()[i] == 0);
+          return;
+        }
+        ++gates;
+        const float kept = p.data()[3];
+        p.data()[3] = kept + 0.01f;
+        const double above = penalty();
+        p.data()[3] = kept - 0.01f;
+        const double below = penalty();
+        p.data()[3] = kept;
+        CHECK(g.data()[3] == Approx((above - below) / 0.02).epsilon(1e-3));
+        if (!left_out(of_part)) CHECK(of_part.data()[3] == g.data()[3]);
+      },
+      *params, *grad, *part);
+  CHECK(gates == 2);
+}
+
+TEST_CASE("inner loops that diverge stop a training, those that merely learn nothing do not") {
+  const InnerLosses healthy{2, 0.3, 0.2, 0.1, 0.1, 0.5}, idle{3, 0.3, 0.3, 0.3, 0.5, 0},
+      late{5, 0.3, 0.2, 0.35, 0.4, 1};
+  check_inner_loops({});
+  check_inner_loops({healthy, idle, late});
+  InnerLosses wild = healthy, lost = healthy, long_steps = healthy;
+  wild.before = 12, lost.after = NAN, long_steps.after = 0.7;
+  CHECK_THROWS_WITH(check_inner_loops({healthy, wild}),
+                    test::contains("layer 2: unstable") && test::contains("12.0"));
+  CHECK_THROWS_WITH(check_inner_loops({lost}),
+                    test::contains("unstable") && test::contains("lower ttt.base_lr"));
+  CHECK_THROWS_WITH(check_inner_loops({long_steps}), test::contains("steps overshoot"));
 }

@@ -7,12 +7,17 @@
 
 namespace mttt::testing {
 
-template <class T>
+/// Which Moshi; a type, for nvcc garbles configs as template arguments of classes around it.
+struct SmallMoshi {
+  static constexpr MoshiConfig config = moshi_small;
+};
+
+template <class T, class Which = SmallMoshi>
 struct MoshiPair {
   using H = Cpu<T>;
   using D = Cuda<T>;
-  using Model = Moshi<moshi_small, H>;
-  using DeviceModel = Moshi<moshi_small, D>;
+  using Model = Moshi<Which::config, H>;
+  using DeviceModel = Moshi<Which::config, D>;
   static constexpr Index batch = 3, steps = 9;
   H cpu;
   D gpu;

@@ -82,11 +82,11 @@ TEST_CASE(
       "start.yaml",
       "max_steps: 2\nfull_finetuning: true\nbatch_size: 2\nduration_sec: 1.28\ndata: {train_data: " + data +
           ", filter: {min_duration_sec: 4}, stages: [{first_step: 1, duration_sec: 2.56}]}\nttt: {enable: true, gating: fixed, initial_gating_alpha: 0.25, base_lr: 0.5}\n"
-          "do_ckpt: false\nsave_adapters: true\n");
+          "do_ckpt: false\nsave_adapters: false\nparam_dtype: float32\n");
   const Ran started = run(bin + "/train --config " + folder + "/start.yaml --output " + folder + "/start");
   INFO(started.output);
   REQUIRE(started.status == 0);
-  CHECK(started.says("line 8, 'save_adapters' has no effect"));
+  CHECK(started.says("line 9, 'param_dtype' has no effect"));
   CHECK(started.says("wav_b.safetensors: 3.04 s; min_duration_sec is 4"));
   CHECK(started.says("2 recordings are left out"));
   CHECK(!std::filesystem::exists(scratch / "start/step_000002.safetensors"));
@@ -132,6 +132,96 @@ TEST_CASE(
   strict.insert(strict.find("data: {") + 7, "filter: {max_silence: 0}, ");
   refused(strict, "of silence; max_silence is 0");
   REQUIRE(run(train + " --data x").status != 0);  // the file says it all
+}
+
+namespace {
+std::vector<float> values_of(const SafetensorsFile& file, const std::string& name) {
+  const TensorEntry& entry = file.at(name);
+  std::vector<float> values(entry.count());
+  file.read(entry, values.data(), values.size());
+  return values;
+}
+}  // namespace
+
+TEST_CASE("adapters are trained beside a base that stays, kept alone, resumed to the same bits, and fused") {
+  const Scratch scratch;
+  write_tone(scratch / "a.wav", 2, 4, 700);
+  scratch.put("a.json", R"({"alignments": [["he", [0.1, 0.3], "SPEAKER_MAIN"]]})");
+  scratch.put("data.jsonl", "{\"path\": \"a.wav\", \"duration\": 4}\n");
+  const std::string bin = MTTT_BIN_DIR, folder = scratch.folder.string(), data = folder + "/data.jsonl";
+  REQUIRE(run(bin + "/encode --codec " + folder + "/codec.safetensors --init-codec 1 --tokenizer " +
+              MTTT_SOURCE_DIR + "/assets/tokenizer.model --data " + data)
+              .status == 0);
+  const auto train = [&](const std::string& name, const std::string& yaml, const std::string& more = "") {
+    scratch.put(name + ".yaml",
+                "data: {train_data: " + data + ", shuffle: true}\nduration_sec: 1.28\n" + yaml);
+    const Ran ran =
+        run(bin + "/train --config " + folder + "/" + name + ".yaml --output " + folder + "/" + name + more);
+    INFO(ran.output);
+    CHECK(ran.status == 0);
+    return ran;
+  };
+  const auto at = [&](const std::string& path) { return scratch / path; };
+  train("base", "preset: tiny\nmax_steps: 1\nfull_finetuning: true\nttt: {enable: true}\n");
+  const std::string lora =
+      "preset: tiny_lora\nmax_steps: 4\nckpt_freq: 2\noptim: {lr: 1e-2}\nlora: {enable: true, rank: 8}\n"
+      "ttt: {enable: true, gating: fixed, weight_lr_multiplier: 0.1}\nmoshi_paths: {moshi_path: " +
+      folder + "/base/model.safetensors}\n";
+  train("adapted", lora);
+  const SafetensorsFile base(at("base/model.safetensors"));
+  const std::string layer = "transformer.layers.1.gating.linear_in.",
+                    gate = "transformer.layers.2.gating_alpha";
+  {
+    const SafetensorsFile adapters(at("adapted/lora.safetensors")),
+        step(at("adapted/step_000004.safetensors"));
+    for (const auto& entry : adapters.tensors()) {
+      INFO(entry.name);
+      CHECK((entry.name.find(".lora_") != std::string::npos || entry.name.find("ttt") != std::string::npos ||
+             entry.name.ends_with("gating_alpha")));
+    }
+    CHECK(values_of(adapters, gate) == values_of(base, gate));  // fixed, and of the TTT layers all the same
+    CHECK(step.find("model." + layer + "weight") == nullptr);
+    CHECK(step.find("adam.m." + layer + "lora_A.weight") != nullptr);
+    CHECK(step.find("adam.m." + layer + "weight") == nullptr);
+    CHECK(!std::filesystem::exists(at("adapted/model.safetensors")));
+  }
+  const std::string done = content_of(at("adapted/lora.safetensors"));
+  for (const char* file : {"adapted/step_000004.safetensors", "adapted/lora.safetensors"})
+    std::filesystem::remove(at(file));
+  CHECK(train("adapted", lora, " --resume").says("resumed at step 2"));
+  CHECK(content_of(at("adapted/lora.safetensors")) == done);
+
+  // Without save_adapters the end is the base with the adapters in it, and checkpoints hold all.
+  train("fused", lora + "save_adapters: false\n");
+  const SafetensorsFile adapters(at("adapted/lora.safetensors")), fused(at("fused/model.safetensors"));
+  CHECK(fused.find(layer + "lora_A.weight") == nullptr);
+  CHECK(fused.tensors().size() == base.tensors().size());
+  CHECK(values_of(fused, "text_emb.weight") == values_of(base, "text_emb.weight"));
+  CHECK(SafetensorsFile(at("fused/step_000004.safetensors")).find("model." + layer + "weight") != nullptr);
+  const auto w = values_of(base, layer + "weight"), sum = values_of(fused, layer + "weight"),
+             a = values_of(adapters, layer + "lora_A.weight"),
+             b = values_of(adapters, layer + "lora_B.weight");
+  constexpr std::size_t rank = 8, in = 128;
+  double changed = 0, off = 0;
+  for (std::size_t i = 0; i < w.size(); ++i) {
+    double product = 0;
+    for (std::size_t r = 0; r < rank; ++r)
+      product += static_cast<double>(b[i / in * rank + r]) * static_cast<double>(a[r * in + i % in]);
+    changed = std::max(changed, std::abs(product));
+    off = std::max(off, std::abs(w[i] + 2 * product - static_cast<double>(sum[i])));
+  }
+  CHECK(changed > 1e-3);
+  CHECK(off < 1e-6);
+
+  // TTT alone, on the base without it; its file goes on top of that base again.
+  train("plain", "preset: tiny_without_ttt\nmax_steps: 1\nfull_finetuning: true\n");
+  const std::string onto = "moshi_paths: {moshi_path: " + folder + "/plain/model.safetensors}\n";
+  train("ttt", "preset: tiny\nmax_steps: 2\nttt: {enable: true}\n" + onto);
+  CHECK(SafetensorsFile(at("ttt/lora.safetensors")).find("transformer.layers.1.ttt.W1") != nullptr);
+  CHECK(SafetensorsFile(at("ttt/lora.safetensors")).find("text_emb.weight") == nullptr);
+  const Ran on = train("more", "preset: tiny\nmax_steps: 1\nreset_optimizer: true\nttt: {enable: true}\n" +
+                                   onto + "resume_from: " + folder + "/ttt/lora.safetensors\n");
+  CHECK(on.says("started from " + folder + "/ttt/lora.safetensors"));
 }
 
 TEST_CASE("data sources and manifests: what is refused") {

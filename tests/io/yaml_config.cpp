@@ -1,7 +1,9 @@
-// Training configurations from YAML: what moshi-finetune's users have is taken, what is wrong told by its line.
+// Training configurations from YAML: what moshi-finetune's users have is taken, what is wrong told by its
+// line.
 #include "mttt/io/yaml_config.hpp"
 
 #include "mttt/backend/cpu/cpu.hpp"
+#include "mttt/presets/moshi.hpp"
 #include "mttt/presets/tiny.hpp"
 #include "scratch.hpp"
 
@@ -123,6 +125,8 @@ TEST_CASE("yaml: all problems of a file at once, with their lines") {
 
 TEST_CASE("yaml: contradictions") {
   check_problems("full_finetuning: true\nlora: {enable: true}\n", {"line 1, 'full_finetuning' is true"});
+  check_problems("full_finetuning: true\nsave_adapters: true\n", {"line 2, 'save_adapters' is true"});
+  check_problems("ttt: {enable: true, gating: fixed, alpha_pull: 1}\n", {"fixed gates need no pull"});
   check_problems("seed: 1\n", {"expected something to train"});
   check_problems("ttt:\n  enable: true\n  layers: none\n", {"line 3, 'ttt.layers' is none"});
   check_problems("ttt:\n  enable: true\n  ttt_mlp_layers: 3\n  ttt_mlp_hidden_dims: [64]\n",
@@ -151,6 +155,43 @@ TEST_CASE("yaml: what contradicts the compiled preset") {
                 "the preset has TTT layers");
   check_refused([&] { expect_preset<presets::tiny_without_ttt>(read("ttt: {enable: true}\n"), "x"); },
                 "found true, the preset has none");
+  const auto adapted = [](const std::string& text) {
+    expect_preset<presets::tiny_lora>(read(text), "tiny_lora");
+  };
+  adapted("ttt: {enable: true}\nlora: {enable: true}\n");  // rank and scaling are the preset's
+  adapted("ttt: {enable: true}\nlora: {enable: true, rank: 8, scaling: 2}\n");
+  check_refused([&] { adapted("ttt: {enable: true}\nlora:\n  enable: true\n  rank: 16\n"); },
+                "line 4, 'lora.rank': found 16, the preset has 8");
+  check_refused([&] { adapted("ttt: {enable: true}\nlora: {enable: true, scaling: 4}\n"); },
+                "'lora.scaling': found 4, the preset has 2");
+  check_refused([&] { adapted("ttt: {enable: true}\n"); },
+                "'lora.enable' (left out): found false, the preset has adapters");
+  check_refused([&] { expect("ttt: {enable: true}\nlora: {enable: true}\n"); },
+                "line 2, 'lora.enable': found true, the preset has none");
+  check_refused([&] { expect("ttt: {enable: true, inner_clip: 1}\n"); },
+                "'ttt.inner_clip': found 1, the preset has 0");
+}
+
+TEST_CASE("yaml: the files that ship name keys that are known, and fit the presets that they name") {
+  const auto file = [](const char* name) {
+    return read_train_config(std::filesystem::path(MTTT_SOURCE_DIR) / "examples/train" / name);
+  };
+  const auto tiny = file("tiny.yaml"), librilight = file("librilight_pretrain.yaml"),
+             dailytalk = file("dailytalk_finetune.yaml");
+  CHECK(tiny.config.preset == "tiny");
+  expect_preset<presets::tiny>(tiny, "tiny");
+  for (const auto* one : {&librilight, &dailytalk}) {
+    CHECK(one->config.preset == "moshi_7b_ttt");
+    expect_preset<presets::moshi_7b_ttt>(*one, "moshi_7b_ttt");
+    CHECK(one->config.saves_adapters());
+    CHECK(one->config.ttt.persistent_states);
+    CHECK(one->config.duration_sec * 12.5 == 1248);
+    CHECK(1248 % presets::moshi_7b_ttt.temporal.ttt_config().mini_batch_size == 0);
+    CHECK(one->config.moshi_paths.moshi_path == "moshiko/model.safetensors");
+  }
+  CHECK(librilight.config.ttt.alpha_pull == 0.01);
+  CHECK(dailytalk.config.ttt.gating == "fixed");
+  CHECK(*dailytalk.config.resume_from == librilight.config.run_dir + "/lora.safetensors");
 }
 
 TEST_CASE("yaml: what trains") {

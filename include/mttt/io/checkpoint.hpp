@@ -6,6 +6,8 @@
 // NAME.scale. What is read may also be named and cut as other programs do (io/published_names.hpp),
 // quantised, in shards, or completed by an adapter (io/matcher.hpp). It is read
 // tensor by tensor: beside the model itself, memory holds one tensor at a time.
+// A training's files may leave out what it has not changed (adapters, save_weights): the base that it started
+// from.
 // Shapes:  equal up to leading extents of 1: (1, 1, C) is (C).
 // Units:   none.
 // Errors:  all missing, extra, misshapen, mistyped and non-finite tensors of a file in one message. A
@@ -26,6 +28,9 @@
 #include "mttt/train/trainer.hpp"
 
 namespace mttt {
+
+/// The tensors, by name, that a file shall not have.
+using LeaveOut = std::function<bool(std::string_view name)>;
 
 struct SaveOptions {
   std::optional<DType> dtype = {};  // F32, F16 or BF16; nothing: as in memory
@@ -92,7 +97,7 @@ void add_tensors(B& be, SafetensorsWriter& writer, const P& aggregate, const std
         if constexpr (is_quantised<std::remove_cvref_t<decltype(parameter)>>) {
           add_tensor(be, writer, parameter.values, full, {}, published, kept);
           add_tensor(be, writer, parameter.scales, full + ".scale", {}, published, kept);
-        } else {
+        } else if (!left_out(parameter)) {
           add_tensor(be, writer, parameter, full, dtype, published, kept);
         }
       },
@@ -155,7 +160,8 @@ void save_params(const std::filesystem::path& path, B& be, const Store<P, B>& pa
 }
 
 namespace detail {
-/// All of a store that ranks share out, in the host's memory of the first; nothing, where this rank has all itself.
+/// All of a store that ranks share out, in the host's memory of the first; nothing, where this rank has all
+/// itself.
 template <class M, class B, class R>
 std::optional<Store<M, Cpu<float>>> gathered(B& be, const Store<M, B>& own, const R& ranks,
                                              RankParts shares) {
@@ -170,14 +176,84 @@ std::optional<Store<M, Cpu<float>>> gathered(B& be, const Store<M, B>& own, cons
   ranks.gather(mine.data(), all ? all->data() : nullptr, shares);
   return all;
 }
+
+/// Adds the weights of a training as they are trained, those that do not train as the model reads them.
+/// Returns how many were left out.
+template <class B, class P, class M, class R>
+std::size_t add_weights(B& be, SafetensorsWriter& writer, const Trainer<P, B, M, R>& trainer,
+                        const std::optional<Store<M, Cpu<float>>>& whole, const std::string& prefix,
+                        std::optional<DType> dtype, const LeaveOut& leave_out,
+                        std::vector<std::vector<std::byte>>& kept) {
+  std::size_t absent = 0;
+  const auto add = [&](auto& where, const auto& trained_weights) {
+    for_each_tensor(
+        [&](std::string_view name, const auto& read, const auto& trained) {
+          const std::string full = prefix + std::string(name);
+          if (leave_out && leave_out(name)) {
+            ++absent;
+          } else if (left_out(trained)) {
+            add_tensor(be, writer, read, full, dtype, true, kept);
+          } else {
+            add_tensor(where, writer, trained, full, dtype, true, kept);
+          }
+        },
+        *trainer.params, trained_weights);
+  };
+  Cpu<float> host;
+  whole ? add(host, **whole) : add(be, *trainer.weights());
+  return absent;
+}
 }  // namespace detail
 
-/// All that an exact resume needs. The options, the groups and the data are the program's to give again. In
-/// mixed precision the weights are the float32 originals: a model in float32 can load them too. All ranks call it;
-/// the first one writes one file, from which any number of ranks goes on.
+/// For files that hold what a training has made alone: of the base, those tensors that do not train.
+template <class P, class B, class M, class R>
+LeaveOut frozen_base(const Trainer<P, B, M, R>& trainer, const LeaveOut& is_base) {
+  std::set<std::string, std::less<>> frozen;
+  std::size_t number = 0;
+  for_each_tensor(
+      [&](std::string_view name, const auto&) {
+        if (trainer.groups[number++].frozen && is_base(name)) frozen.emplace(name);
+      },
+      *trainer.params);
+  return [frozen](std::string_view name) { return frozen.contains(name); };
+}
+
+/// The weights of a training, in mixed precision the float32 originals where there are such. Without the
+/// frozen_base they are adapters, which LoadOptions::adapter puts onto that base again. All ranks call it;
+/// the first one writes.
+template <class P, class B, class M, class R>
+void save_weights(const std::filesystem::path& path, B& be, const Trainer<P, B, M, R>& trainer,
+                  const SaveOptions& options = {}, const LeaveOut& leave_out = {}) {
+  const auto weights = detail::gathered(be, trainer.weights(), trainer.ranks(), trainer.shares());
+  if (trainer.ranks().rank() != 0) return;
+  SafetensorsWriter writer;
+  std::vector<std::vector<std::byte>> kept;
+  for (const auto& [key, value] : options.metadata) writer.set_metadata(key, value);
+  detail::set_kind(writer, "params", options.config);
+  detail::add_weights(be, writer, trainer, weights, "", options.dtype, leave_out, kept);
+  writer.write(path);
+}
+
+/// Fills all weights of a training: those that the model reads and, in mixed precision, their originals.
+template <class P, class B, class M, class R>
+void load_weights(const std::filesystem::path& path, B& be, Trainer<P, B, M, R>& trainer,
+                  const LoadOptions& options = {}) {
+  load_params(path, be, trainer.params, options);
+  if constexpr (Trainer<P, B, M, R>::mixed) {
+    auto& all = trainer.room_for(trainer.weights());
+    load_params(path, be, all, options);
+    trainer.take(all, trainer.weights());
+  }
+  trainer.weights_changed();
+}
+
+/// All that an exact resume needs. The options, the groups and the data are the program's to give again, and
+/// the frozen_base too, if that is what the file leaves out. In mixed precision the weights are the float32
+/// originals: a model in float32 can load them too. All ranks call it; the first one writes one file, from
+/// which any number of ranks goes on.
 template <class P, class B, class M, class R>
 void save_training(const std::filesystem::path& path, B& be, const Trainer<P, B, M, R>& trainer,
-                   const nlohmann::json& config = {}) {
+                   const nlohmann::json& config = {}, const LeaveOut& leave_out = {}) {
   const auto gathered = [&](const auto& store) {
     return detail::gathered(be, store, trainer.ranks(), trainer.shares());
   };
@@ -191,17 +267,19 @@ void save_training(const std::filesystem::path& path, B& be, const Trainer<P, B,
   writer.set_metadata("rng_seed", std::to_string(trainer.rng.seed()));
   writer.set_metadata("rng_counter", std::to_string(trainer.rng.counter()));
   writer.set_metadata("micro_batches", std::to_string(trainer.micro_batches));
+  const auto base = detail::add_weights(be, writer, trainer, weights, "model.", {}, leave_out, kept);
+  if (base > 0) writer.set_metadata("base", std::to_string(base) + " tensors elsewhere");
   const auto add = [&](const auto& whole, const auto& own, const char* prefix) {
     Cpu<float> host;
     whole ? detail::add_tensors(host, writer, **whole, prefix, {}, true, kept)
           : detail::add_tensors(be, writer, *own, prefix, {}, true, kept);
   };
-  add(weights, trainer.weights(), "model.");
   add(m, trainer.adam.m, "adam.m.");
   add(v, trainer.adam.v, "adam.v.");
   writer.write(path);
 }
 
+/// What does not train need not be there: its moments, and its weights where the file says so.
 template <class P, class B, class M, class R>
 void load_training(const std::filesystem::path& path, B& be, Trainer<P, B, M, R>& trainer,
                    const nlohmann::json& config = {}) {
@@ -212,7 +290,12 @@ void load_training(const std::filesystem::path& path, B& be, Trainer<P, B, M, R>
   const auto step = detail::number_in(file, "step"), seed = detail::number_in(file, "rng_seed"),
              counter = detail::number_in(file, "rng_counter"),
              micro_batches = detail::number_in(file, "micro_batches");
-  const LoadOptions options;
+  LoadOptions options;
+  options.may_be_missing = [frozen = frozen_base(trainer, [](std::string_view) { return true; }),
+                            whole = !file.metadata().contains("base")](std::string_view name) {
+    const bool weight = name.starts_with("model.");
+    return !(weight && whole) && frozen(name.substr(weight ? 6 : 7));
+  };
   detail::Matcher matcher(files, options);
   matcher.check(*trainer.weights(), "model.");
   matcher.check(*trainer.adam.m, "adam.m.");
@@ -223,6 +306,7 @@ void load_training(const std::filesystem::path& path, B& be, Trainer<P, B, M, R>
     matcher.load(be, *all, prefix);
     trainer.take(all, own);
   };
+  if constexpr (Trainer<P, B, M, R>::mixed) matcher.load(be, *trainer.params, "model.");
   load(trainer.weights(), "model.");
   trainer.weights_changed();
   load(trainer.adam.m, "adam.m.");

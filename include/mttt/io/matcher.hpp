@@ -264,6 +264,9 @@ class Matcher {
     std::mutex device;  // a backend serves one thread at a time
     for_each_parameter(
         [&](std::string_view name, auto& tensor) {
+          if constexpr (!is_quantised<std::remove_cvref_t<decltype(tensor)>>) {
+            if (left_out(tensor)) return;
+          }
           bytes += static_cast<std::uint64_t>(tensor.size()) * 4;
           all.push_back([this, &be, &device, &prefix, name = std::string(name), tensor] {
             load_one(be, device, prefix, name, tensor);

@@ -55,6 +55,7 @@ nlohmann::json config_json(const std::string& preset) {
                          {"depformer_num_heads", C.depformer.num_heads},
                          {"depformer_num_layers", C.depformer.num_layers},
                          {"depformer_gating_hidden", C.depformer.hidden}};
+  if (C.lora.rank > 0) json["lora"] = {{"rank", C.lora.rank}, {"scaling", C.lora.scaling}};
   if (!layers.empty()) {
     constexpr TttConfig ttt = C.temporal.ttt_config();
     json["ttt"] = {{"layers", layers},
@@ -67,6 +68,7 @@ nlohmann::json config_json(const std::string& preset) {
                    {"expansion", ttt.expansion},
                    {"rope", ttt.rope},
                    {"rope_theta", ttt.rope_theta}};
+    if (ttt.inner_clip > 0) json["ttt"]["inner_clip"] = ttt.inner_clip;
   }
   return json;
 }

@@ -45,13 +45,13 @@ class RunFolder {
   }
 
   /// Saves, then removes all but the newest `keep` checkpoints (0 keeps all). `carried` is what the next
-  /// segment starts from. All ranks call it.
+  /// segment starts from; `leave_out`: see save_training. All ranks call it.
   template <class P, class B, class M, class R, class S = NoState>
   void save(B& be, const Trainer<P, B, M, R>& trainer, const nlohmann::json& config = {},
-            const Store<S, B>* carried = nullptr) {
+            const Store<S, B>* carried = nullptr, const LeaveOut& leave_out = {}) {
     if (carried != nullptr)
       save_rows(file("carried", trainer.adam.step), be, *carried, trainer.ranks(), config);
-    save_training(file("step", trainer.adam.step), be, trainer, config);
+    save_training(file("step", trainer.adam.step), be, trainer, config, leave_out);
     if (metrics_) remove_old();
   }
 
@@ -63,8 +63,8 @@ class RunFolder {
     return all.empty() ? std::nullopt : std::optional(all.back().second);
   }
 
-  /// Goes on from the newest checkpoint and notes so in the metrics; whether there was one. All ranks call it: each
-  /// reads what it needs of the checkpoint that the first one has found.
+  /// Goes on from the newest checkpoint and notes so in the metrics; whether there was one. All ranks call
+  /// it: each reads what it needs of the checkpoint that the first one has found.
   template <class P, class B, class M, class R, class S = NoState>
   bool resume(B& be, Trainer<P, B, M, R>& trainer, const nlohmann::json& config = {},
               Store<S, B>* carried = nullptr) {

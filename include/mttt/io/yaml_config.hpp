@@ -7,7 +7,8 @@
 // Shapes:  none.
 // Units:   duration_sec in seconds, contexts in frames (12.5 a second), learning rates as AdamW takes them.
 // Errors:  those of yaml.hpp; keys that contradict each other or the preset, all in one message, with lines.
-// Not supported: keys of evaluations (paper_metrics) and of Weights & Biases: taken, and said to have no effect.
+// Not supported: keys of evaluations (paper_metrics) and of Weights & Biases: taken, and said to have no
+//          effect.
 // Source:  kyutai-labs/moshi-finetune finetune/args.py; the earlier attempt's finetune/args.py.
 #pragma once
 
@@ -115,12 +116,13 @@ struct TrainConfig {
     bool persistent_states = true;  // fast weights go on from segment to segment of a recording
     double weight_lr_multiplier = 10, alpha_lr_multiplier = 100;
     std::string gating = "learned";  // or fixed: gates keep what they start with
+    double alpha_pull = 0;           // towards initial_gating_alpha, see pull_gates; 0: none
     bool override_gating_alpha_on_resume = false;
     LayerChoice unfrozen_attention_layers;
     // What the preset decides.
     std::optional<LayerChoice> layers;
     std::optional<std::string> placement, variant;
-    std::optional<double> base_lr, initial_gating_alpha, ttt_mlp_expansion_factor, rope_theta;
+    std::optional<double> base_lr, initial_gating_alpha, ttt_mlp_expansion_factor, rope_theta, inner_clip;
     std::optional<Index> mini_batch_size, ttt_layer_context, non_ttt_layer_context, ttt_mlp_layers;
     std::optional<std::vector<Index>> ttt_mlp_hidden_dims;
     std::optional<bool> normalize_ttt_output, use_rope;
@@ -131,6 +133,7 @@ struct TrainConfig {
       f("weight_lr_multiplier", c.weight_lr_multiplier, at_least(0));
       f("alpha_lr_multiplier", c.alpha_lr_multiplier, at_least(0));
       f("gating", c.gating, OneOf{{"learned", "fixed"}});
+      f("alpha_pull", c.alpha_pull, at_least(0));
       f("override_gating_alpha_on_resume", c.override_gating_alpha_on_resume);
       f("unfrozen_attention_layers", c.unfrozen_attention_layers);
       f("layers", c.layers);
@@ -148,6 +151,7 @@ struct TrainConfig {
       f("normalize_ttt_output", c.normalize_ttt_output);
       f("use_rope", c.use_rope);
       f("rope_theta", c.rope_theta, above(0));
+      f("inner_clip", c.inner_clip, at_least(0));
       f("target_output_norm", Elsewhere{"post_norm and the gate set how loud TTT is"});
       for (const char* key :
            {"log_inner_loop_losses", "inner_loop_log_interval", "save_inner_loop_plots",
@@ -213,6 +217,8 @@ struct TrainConfig {
     f("wandb", Elsewhere{"curves are in metrics.jsonl, and `report` draws them"});
   }
 
+  /// Checkpoints hold what trains, TTT layers and adapters, and the base is where moshi_path says.
+  bool saves_adapters() const { return save_adapters && !full_finetuning; }
   /// Lengths of segments, as the data's frame rate has them.
   void set_lengths(double frame_rate, BatchOptions& segments) const {
     const auto frames = [=](double seconds) {
@@ -256,9 +262,15 @@ inline TrainFile read_train_config(const std::filesystem::path& path) {
   if (c.full_finetuning && c.lora.enable)
     problems.add(keys.place("full_finetuning"), " is true and ", keys.place("lora.enable"),
                  " is true: expected one of them");
+  if (c.full_finetuning && c.save_adapters && keys.given("save_adapters"))
+    problems.add(keys.place("full_finetuning"), " is true and ", keys.place("save_adapters"),
+                 " is true: all weights change; expected one of them");
   if (!c.full_finetuning && !c.lora.enable && !c.ttt.enable)
     problems.add(keys.place("full_finetuning"), ", ", keys.place("lora.enable"), " and ",
                  keys.place("ttt.enable"), " are false: expected something to train");
+  if (c.ttt.alpha_pull > 0 && c.ttt.gating == "fixed")
+    problems.add(keys.place("ttt.alpha_pull"), " is above 0 and ", keys.place("ttt.gating"),
+                 " is fixed: fixed gates need no pull; expected one of them");
   if (c.ttt.enable && c.ttt.layers && c.ttt.layers->text == "none")
     problems.add(keys.place("ttt.enable"), " is true and ", keys.place("ttt.layers"),
                  " is none: expected layers, or enable: false");
@@ -295,6 +307,8 @@ void expect_preset(const TrainFile& file, std::string_view preset) {
   constexpr TemporalConfig transformer = C.temporal;
   constexpr TttConfig ttt = transformer.ttt_config();
   constexpr bool has_ttt = transformer.num_ttt_layers() > 0;
+  const auto& lora = file.config.lora;
+  constexpr bool adapted = C.lora.rank > 0;
   detail::Problems problems;
   const auto agree = [&](const char* key, const auto& found, const auto& expected) {
     if (found && !(*found == expected))
@@ -307,6 +321,13 @@ void expect_preset(const TrainFile& file, std::string_view preset) {
                    ", expected all, middle, none or different layers from 0 to ", transformer.num_layers - 1);
     return set;
   };
+  if (lora.enable != adapted)
+    problems.add(keys.place("lora.enable"), ": found ", lora.enable ? "true" : "false", ", the preset has ",
+                 adapted ? "adapters" : "none");
+  if (lora.enable && adapted) {
+    if (keys.given("lora.rank")) agree("lora.rank", std::optional(lora.rank), C.lora.rank);
+    if (keys.given("lora.scaling")) agree("lora.scaling", std::optional(lora.scaling), C.lora.scaling);
+  }
   layers("ttt.unfrozen_attention_layers", t.unfrozen_attention_layers);
   if (t.enable != has_ttt && (has_ttt || keys.given("ttt.enable")))
     problems.add(keys.place("ttt.enable"), ": found ", t.enable ? "true" : "false", ", the preset has ",
@@ -335,6 +356,7 @@ void expect_preset(const TrainFile& file, std::string_view preset) {
       problems.add(keys.place("ttt.use_rope"), ": found ", *t.use_rope ? "true" : "false",
                    ", the preset has ", ttt.rope ? "true" : "false");
     if (ttt.rope) agree("ttt.rope_theta", t.rope_theta, ttt.rope_theta);
+    agree("ttt.inner_clip", t.inner_clip, ttt.inner_clip);
     if (t.normalize_ttt_output && !*t.normalize_ttt_output)
       problems.add(keys.place("ttt.normalize_ttt_output"),
                    ": found false, the layer always ends in a LayerNorm");

@@ -18,6 +18,7 @@
 #include "mttt/nn/embedding.hpp"
 #include "mttt/nn/gating.hpp"
 #include "mttt/nn/norm.hpp"
+#include "mttt/nn/recompute.hpp"
 
 namespace mttt {
 
@@ -25,7 +26,8 @@ struct DepformerConfig {
   Index dim, num_heads, num_layers;
   Index hidden;  // of the gating: gating_hidden(dim, dim_feedforward)
   double eps = 1e-8;
-  LoraConfig lora{.rank = 0};                            // adapters of all its linear layers
+  LoraConfig lora{.rank = 0};  // adapters of all its linear layers
+  bool recompute = false;      // in training a layer keeps its input alone and runs forward again in backward
   Index steps = 0, in_dim = 0, card = 0, text_card = 0;  // MoshiConfig fills these in
 
   constexpr Index head_dim() const { return dim / num_heads; }
@@ -232,6 +234,7 @@ struct Depformer {
   using AudioEmbedding = Embedding<EmbeddingConfig{.card = C.card + 1, .dim = C.dim}, B>;
   using TextEmbedding = Embedding<EmbeddingConfig{.card = C.text_card + 1, .dim = C.dim}, B>;
   using Layer = DepformerLayer<C, B>;
+  using Kept = std::conditional_t<C.recompute, Recompute<Layer>, Layer>;
 
   struct Params {
     std::array<typename In::Params, static_cast<std::size_t>(K)> depformer_in;
@@ -249,7 +252,7 @@ struct Depformer {
     Sequence<const T, in> z;
     std::array<typename In::Saved, static_cast<std::size_t>(K)> depformer_in;
     Streams<const std::int32_t> codes;
-    std::array<typename Layer::Saved, layers> layer;
+    std::array<typename Kept::Saved, layers> layer;
   };
   /// Keys and values of the steps of one frame, of every layer; lives as long as the arena's scope.
   struct Frame {
@@ -277,7 +280,7 @@ struct Depformer {
     }
     for (std::size_t l = 0; l < layers; ++l) {
       const auto next = l + 1 == layers ? y : be.template make<T, dyn, dyn, C.dim>(K, n);
-      Layer::forward(be, p.depformer_layers[l], x, next, saved.layer[l]);
+      Kept::forward(be, p.depformer_layers[l], x, next, saved.layer[l]);
       x = next;
     }
   }
@@ -291,7 +294,7 @@ struct Depformer {
     auto d = dy;
     for (std::size_t l = layers; l-- > 0;) {
       const auto dx = d.data() == a.data() ? b : a;
-      Layer::backward(be, p.depformer_layers[l], saved.layer[l], d, dx, grad.depformer_layers[l]);
+      Kept::backward(be, p.depformer_layers[l], saved.layer[l], d, dx, grad.depformer_layers[l]);
       d = dx;
     }
     for (Index k = 0; k < K; ++k) {

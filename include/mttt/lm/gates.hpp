@@ -2,6 +2,8 @@
 //
 // Formula: share of layer l = |tanh(alpha) ttt(x)| / |base + tanh(alpha) ttt(x)|, norms over all frames and
 //          channels; opening = mean over the channels of |tanh(alpha)|.
+//          Pulled gates: the loss gains weight / 2 times the sum over layers of the mean over channels of
+//          (alpha - alpha_0)^2.
 // Shapes:  Temporal::Saved of a forward pass over (B, T, dim).
 // Units:   none.
 // Errors:  forcing gates where the layers given have none; gates that have collapsed.
@@ -94,7 +96,7 @@ std::vector<GateState> gate_openings(B& be, const P& params) {
   std::vector<GateState> all;
   for_each_tensor(
       [&](std::string_view name, const auto& t) {
-        if (!name.ends_with("gating_alpha")) return;
+        if (!name.ends_with("gating_alpha") || left_out(t)) return;
         using T = std::remove_const_t<typename std::remove_cvref_t<decltype(t)>::value_type>;
         std::vector<T> alpha(static_cast<std::size_t>(t.size()));
         be.to_host(t.data(), alpha.data(), t.size());
@@ -104,8 +106,8 @@ std::vector<GateState> gate_openings(B& be, const P& params) {
   return all;
 }
 
-/// Refuses to go on where training has closed every gate to under `share` of where it started: what the layers
-/// give is then nothing that the model wants, and hours more would not tell why.
+/// Refuses to go on where training has closed every gate to under `share` of where it started: what the
+/// layers give is then nothing that the model wants, and hours more would not tell why.
 inline void check_gates(const std::vector<GateState>& start, const std::vector<GateState>& now,
                         double share = 0.01) {
   double most = 0;
@@ -124,6 +126,31 @@ inline void check_gates(const std::vector<GateState>& start, const std::vector<G
        "losses");
 }
 
+namespace detail {
+template <class T, class G>
+struct PullGate {
+  const T* alpha;
+  G* grad;
+  G start, rate;
+  MTTT_HD void operator()(Index i) const { grad[i] += rate * (static_cast<G>(alpha[i]) - start); }
+};
+}  // namespace detail
+
+/// Adds the gradient of the pull towards `start` to that of the gates that train. A pull in Adam's steps is
+/// in proportion to the other gradients: where the loss says little about a gate, it goes back.
+template <class B, class P, class G>
+void pull_gates(B& be, const P& params, G& grad, double start, double weight) {
+  for_each_tensor(
+      [&](std::string_view name, const auto& alpha, auto& g) {
+        if (!name.ends_with("gating_alpha") || left_out(g)) return;
+        using A = typename std::remove_cvref_t<decltype(g)>::value_type;
+        using T = std::remove_const_t<typename std::remove_cvref_t<decltype(alpha)>::value_type>;
+        be.for_each(g.size(), detail::PullGate<T, A>{alpha.data(), g.data(), static_cast<A>(start),
+                                                     static_cast<A>(weight / static_cast<double>(g.size()))});
+      },
+      params, grad);
+}
+
 /// Sets alpha of the gates of the given layers; 0 in all gives the model of the base weights, to the bit.
 template <class B, class P>
 void force_gating_alpha(B& be, P& params, double alpha, LayerSet layers = LayerSet::range(0, 63)) {
@@ -134,7 +161,7 @@ void force_gating_alpha(B& be, P& params, double alpha, LayerSet layers = LayerS
         using T = typename std::remove_cvref_t<decltype(t)>::value_type;
         if constexpr (std::is_same_v<T, typename B::Scalar>) {  // the bytes of quantised weights are no gates
           if (!name.ends_with("gating_alpha") || !layers.contains(detail::layer_in(name))) return;
-          be.fill(t.data(), t.size(), static_cast<T>(alpha));
+          if (!left_out(t)) be.fill(t.data(), t.size(), static_cast<T>(alpha));
           ++gates;
         }
       },

@@ -62,6 +62,12 @@ struct MoshiConfig {
     config.lora = lora;
     return config;
   }
+  /// The same model that trades time for memory in training, or does not; the numbers are the same.
+  constexpr MoshiConfig with_recompute(bool on) const {
+    MoshiConfig config = *this;
+    config.temporal.recompute = config.depformer.recompute = on;
+    return config;
+  }
   /// The same model with adapters. What is frozen is the trainer's to say.
   constexpr MoshiConfig with_lora(Index rank, double scaling = 2) const {
     MoshiConfig config = *this;
@@ -220,8 +226,8 @@ struct Moshi {
     return out;
   }
 
-  /// `complete_from`, if given, is told when the gradients of the parameters behind the transformer, and of each
-  /// of its layers, are complete.
+  /// `complete_from`, if given, is told when the gradients of the parameters behind the transformer, and of
+  /// each of its layers, are complete.
   static void backward(B& be, const Params& p, const Saved& saved,
                        Sequence<const T, C.text_card> dtext_logits, Sequence<const T, C.card> dlogits,
                        auto& grad, const CarryGradient<CarriedGradient>& carry = {},

@@ -58,7 +58,7 @@ struct TemporalConfig {
   Index ttt_layer_context = 0;  // frames that attention sees in layers with TTT; 0: as in the others
   double initial_gating_alpha = 0.1;
   TttConfig ttt = {.dim = 0, .num_heads = 0};  // dim 0: that of the transformer; num_heads 0: likewise
-  LoraConfig lora{.rank = 0};  // adapters of attention and gating
+  LoraConfig lora{.rank = 0};                  // adapters of attention and gating
   bool recompute = false;  // in training a layer keeps its input alone and runs forward again in backward
 
   constexpr bool has_ttt(Index layer) const { return ttt_layers.contains(layer); }

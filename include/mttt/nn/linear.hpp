@@ -21,9 +21,11 @@ struct LinearConfig {
   bool bias = false;
 };
 
-/// Fills a tensor in host memory with normal numbers of the given deviation, cut at three deviations.
+/// Fills a tensor in host memory with normal numbers of the given deviation, cut at three deviations; one
+/// that a Store has left out draws none.
 template <class T, Index... E>
 void init_truncated_normal(Tensor<T, E...> tensor, double deviation, Rng& rng) {
+  if (left_out(tensor)) return;
   for (Index i = 0; i < tensor.size(); ++i)
     tensor.data()[i] = static_cast<T>(deviation * rng.truncated_normal());
 }
@@ -38,6 +40,7 @@ void init_truncated_normal(QuantisedTensor<Format, out, in> weight, double devia
 }
 template <class T, Index... E>
 void init_constant(Tensor<T, E...> tensor, double value) {
+  if (left_out(tensor)) return;
   for (Index i = 0; i < tensor.size(); ++i) tensor.data()[i] = static_cast<T>(value);
 }
 
@@ -75,8 +78,8 @@ struct Linear {
     weight_backward(be, saved, saved.x, dy, input_backward(be, p, dy, dx.matrix()), grad);
   }
 
-  /// Forward and backward in parts, for callers whose x is there again only between the two halves of backward,
-  /// or whose dx has several summands (beta 1). `Low` is what an adapter keeps (nn/lora.hpp).
+  /// Forward and backward in parts, for callers whose x is there again only between the two halves of
+  /// backward, or whose dx has several summands (beta 1). `Low` is what an adapter keeps (nn/lora.hpp).
   struct Low {};
   static Low make_low(B&, Index, Index) { return {}; }
   static void forward(B& be, const Params& p, Sequence<const T, in> x, Sequence<T, out> y, Saved& saved,

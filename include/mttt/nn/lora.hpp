@@ -159,7 +159,8 @@ const auto& weight_of(const P& params) {
   }
 }
 
-/// W += s B A, then B = 0, for all adapters of a model: the same function in the layers that they stand beside.
+/// W += s B A, then B = 0, for all adapters of a model: the same function in the layers that they stand
+/// beside. Where a Store has left W out, its B is 0 all the same.
 template <class B, class P>
 void fuse_adapters(B& be, P& params, double scaling) {
   using T = typename B::Scalar;
@@ -173,8 +174,9 @@ void fuse_adapters(B& be, P& params, double scaling) {
             if (name.ends_with(".lora_A.weight")) {
               a = matrix;
             } else if (name.ends_with(".lora_B.weight")) {
-              be.matmul(Matrix<const T>(matrix), Matrix<const T>(a), weight,
-                        static_cast<typename B::Accum>(scaling), 1);
+              if (weight.data != nullptr)
+                be.matmul(Matrix<const T>(matrix), Matrix<const T>(a), weight,
+                          static_cast<typename B::Accum>(scaling), 1);
               be.fill(t.data(), t.size(), T(0));
             } else {
               weight = matrix;

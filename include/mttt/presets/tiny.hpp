@@ -1,4 +1,5 @@
-// tiny: a small Moshi with TTT layers, trained in a minute on two cores; tiny_without_ttt: the same without.
+// tiny: a small Moshi with TTT layers, trained in a minute on two cores; tiny_without_ttt: the same without;
+// tiny_lora: with adapters of rank 8 beside all its linear layers.
 //
 // The TTT layers are those that remembered best in a first comparison on a stream of keys and values: in
 // parallel to attention, TTT-Linear in the lm variant, in all layers but the first, gate 0.1, mini-batches of
@@ -33,5 +34,6 @@ inline constexpr MoshiConfig tiny{
     .depformer = {.dim = 64, .num_heads = 4, .num_layers = 2, .hidden = gating_hidden(64, 64 * 33 / 8)}};
 
 inline constexpr MoshiConfig tiny_without_ttt = tiny.without_ttt();
+inline constexpr MoshiConfig tiny_lora = tiny.with_lora(8);
 
 }  // namespace mttt::presets

@@ -302,10 +302,15 @@ struct TttBackward {
       scan.store(team, dXbar, head, m, n, dq);
       // 3. Back through the closed-form gradients g_1 ... g_L, then through the keys' layers.
       inner_gradients(team, n, W, dW, pass, d, wide);
-      const A *z_last = pass.Z[last], *dg_last = d.G[last];
+      const A* z_last = pass.Z[last];
+      A* dg_last = d.G[last];
       A* shares = dXbar;  // which has served
+      const A clip = static_cast<A>(model.clip);
       team.rows(n, [=](auto part, Index r) {
         const Index at = r * F;
+        if (clip > 0)
+          detail::inner_clip_backward(part, z_last + at, target + at, gamma, beta, dg_last + at, F, eps,
+                                      clip);
         detail::inner_loss_gradient_backward(part, z_last + at, target + at, gamma, beta, dg_last + at,
                                              wide + at, dtarget_here + at, shares + at, F, eps);
       });

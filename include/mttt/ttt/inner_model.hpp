@@ -4,7 +4,9 @@
 //          net(x; W) = z_L             L = 1 is TTT-Linear, L = 2 to 5 TTT-MLP
 //          out(x; W) = x + LN(net(x; W); gamma, beta)
 //          loss        l(W; s) = 1/2 |LN(net(k_s; W); gamma, beta) - target_s|^2
-//          gradients   g_L = dl / dz_L in closed form,  g_l = (g_(l+1) W_(l+1)^T) * gelu_tanh'(z_l);
+//          gradients   g_L = dl / dz_L in closed form, of every token shortened to `clip` where it is longer
+//                      (clip 0: never): g_L <- g_L min(1, clip / |g_L|);
+//                      g_l = (g_(l+1) W_(l+1)^T) * gelu_tanh'(z_l);
 //                      then dl / dW_l = x_l^T g_l,  dl / db_l = g_l,  x_1 = k_s,  x_(l+1) = gelu_tanh(z_l)
 // Shapes:  x, k, target (n, width); W_l (in, out); g_l, z_l (n, out of layer l). One head's weights lie in
 //          one flat array W_1 b_1 W_2 b_2 ..., so that a session's fast weights are copied, saved and forked
@@ -23,9 +25,10 @@ namespace mttt {
 
 /// Widths of the layers and where each lies in a head's flat array. Layer indices start at 0.
 struct InnerModel {
-  Index width;   // of a head
-  Index hidden;  // of the layers in between
-  Index layers;  // 1 is TTT-Linear
+  Index width;     // of a head
+  Index hidden;    // of the layers in between
+  Index layers;    // 1 is TTT-Linear
+  float clip = 0;  // the longest gradient of a token's loss by the inner model's output; 0: any
 
   MTTT_HD constexpr Index in(Index l) const { return l == 0 ? width : hidden; }
   MTTT_HD constexpr Index out(Index l) const { return l == layers - 1 ? width : hidden; }
@@ -94,20 +97,46 @@ MTTT_HD void inner_norm_backward(Team team, const A* z, const A* gamma, const A*
   });
 }
 
-/// g = d/dz of 1/2 |LN(z) - target|^2
+/// g = d/dz of 1/2 |LN(z) - target|^2, shortened to `clip` where that is above 0 and g is longer
 template <class A, class Team>
 MTTT_HD void inner_loss_gradient(Team team, const A* z, const A* target, const A* gamma, const A* beta, A* g,
-                                 Index F, A eps) {
+                                 Index F, A eps, A clip = 0) {
   const auto m = moments(team, z, F, eps);
   const auto hat = [=](Index i) { return (z[i] - m.mean) * m.rstd; };
   const auto h = [=](Index i) { return (gamma[i] * hat(i) + beta[i] - target[i]) * gamma[i]; };
   const A mean_h = team.template sum<A>(F, h) / static_cast<A>(F);
   const A mean_hx = team.template sum<A>(F, [=](Index i) { return h(i) * hat(i); }) / static_cast<A>(F);
-  team.for_each(F, [=](Index i) { g[i] = m.rstd * (h(i) - mean_h - hat(i) * mean_hx); });
+  const auto of = [=](Index i) { return m.rstd * (h(i) - mean_h - hat(i) * mean_hx); };
+  if (clip > 0) {
+    const A norm = std::sqrt(team.template sum<A>(F, [=](Index i) { return of(i) * of(i); }));
+    const A factor = norm > clip ? clip / norm : A(1);
+    team.for_each(F, [=](Index i) { g[i] = factor * of(i); });
+  } else {
+    team.for_each(F, [=](Index i) { g[i] = of(i); });
+  }
 }
 
-/// inner_loss_gradient backwards: from dg to dz, dtarget and the row's share of dgamma; that of dbeta is -dtarget.
-/// With x = hat(z), e = gamma x + beta - target, h = e gamma:  g = rstd (h - mean(h) - x mean(h x)).
+/// dg of the shortened gradient to that of the whole one, in place: with u = g / |g|, where |g| > clip
+///   dg <- clip / |g| (dg - u (u . dg))
+template <class A, class Team>
+MTTT_HD void inner_clip_backward(Team team, const A* z, const A* target, const A* gamma, const A* beta, A* dg,
+                                 Index F, A eps, A clip) {
+  const auto m = moments(team, z, F, eps);
+  const auto hat = [=](Index i) { return (z[i] - m.mean) * m.rstd; };
+  const auto h = [=](Index i) { return (gamma[i] * hat(i) + beta[i] - target[i]) * gamma[i]; };
+  const A mean_h = team.template sum<A>(F, h) / static_cast<A>(F);
+  const A mean_hx = team.template sum<A>(F, [=](Index i) { return h(i) * hat(i); }) / static_cast<A>(F);
+  const auto of = [=](Index i) { return m.rstd * (h(i) - mean_h - hat(i) * mean_hx); };
+  const A square = team.template sum<A>(F, [=](Index i) { return of(i) * of(i); });
+  const A along = team.template sum<A>(F, [=](Index i) { return of(i) * dg[i]; });
+  if (!(square > clip * clip)) return;
+  const A factor = clip / std::sqrt(square);
+  team.for_each(F, [=](Index i) { dg[i] = factor * (dg[i] - of(i) * along / square); });
+}
+
+/// inner_loss_gradient backwards: from dg to dz, dtarget and the row's share of dgamma; that of dbeta is
+/// -dtarget. With x = hat(z), e = gamma x + beta - target, h = e gamma:  g = rstd (h - mean(h) - x mean(h
+/// x)).
 template <class A, class Team>
 MTTT_HD void inner_loss_gradient_backward(Team team, const A* z, const A* target, const A* gamma,
                                           const A* beta, const A* dg, A* dz, A* dtarget, A* dgamma, Index F,
@@ -201,8 +230,9 @@ MTTT_HD void descend(Team team, InnerModel model, Index n, const A* weights, con
   const A* z_last = pass.Z[last];
   A* g_last = pass.G[last];
   const Index F = model.width;
+  const A clip = static_cast<A>(model.clip);
   team.rows(n, [=](auto part, Index r) {
-    inner_loss_gradient(part, z_last + r * F, target + r * F, gamma, beta, g_last + r * F, F, eps);
+    inner_loss_gradient(part, z_last + r * F, target + r * F, gamma, beta, g_last + r * F, F, eps, clip);
   });
   team.sync();
   for (Index l = last - 1; l >= 0; --l) {

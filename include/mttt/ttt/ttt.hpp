@@ -14,15 +14,15 @@
 // Formula: y = post_norm(o) Wo, with q, k, v = x Wq, x Wk, x Wv before preparation. net is one linear layer
 //          (layers = 1: TTT-Linear) or a GELU network (layers = 2 to 5: TTT-MLP).
 //          A segment of a long recording may start from the State that the one before it left, and leave its
-//          own (core/carry.hpp); gradients go back through both. A State is one for streams too: `step` goes on
-//          from it, at any place.
+//          own (core/carry.hpp); gradients go back through both. A State is one for streams too: `step` goes
+//          on from it, at any place.
 // Shapes:  x, y (B, T, dim). State per session: fast weights and accumulated gradients (H, size), position.
 //          Its size is constant for any length of stream. The learned start (Params) is never written by a
 //          stream.
 // Units:   positions in tokens.
-// Errors:  a config that contradicts itself fails to compile; carried states of another batch; forward from a State
-//          inside of a mini-batch (on a GPU its numbers become NaN, unless check_carry is asked first); a
-//          gradient of what an unfinished mini-batch left.
+// Errors:  a config that contradicts itself fails to compile; carried states of another batch; forward from a
+//          State inside of a mini-batch (on a GPU its numbers become NaN, unless check_carry is asked first);
+//          a gradient of what an unfinished mini-batch left.
 // Not supported: bidirectional mini-batches; segments that start inside of a mini-batch.
 // Source:  Sun et al. 2024; ttt-lm-pytorch ttt.py: TTTLinear, TTTMLP; ttt-video-dit ttt_layer.py. Different
 //          from the latter: both masks of the dual form are lower triangular here.
@@ -48,9 +48,12 @@ struct TttConfig {
   double rope_theta = 10000;
   double base_lr = 1;  // initial value of the parameter of that name
   double inner_eps = 1e-6;
+  double inner_clip = 0;  // the longest inner gradient of a token, see ttt/inner_model.hpp; 0: any
 
   constexpr Index head_dim() const { return dim / num_heads; }
-  constexpr InnerModel model() const { return {head_dim(), expansion * head_dim(), layers}; }
+  constexpr InnerModel model() const {
+    return {head_dim(), expansion * head_dim(), layers, static_cast<float>(inner_clip)};
+  }
 };
 
 /// The learned start of the inner model. Tensors of layers that the config does without have no elements.
@@ -329,7 +332,8 @@ struct Ttt {
     start(be, p, state.weights.data(), state.position.extent(0), mask);
   }
 
-  /// What the inner loop of a stream that stands at `position` reads of x, for those who look (ttt/probe.hpp).
+  /// What the inner loop of a stream that stands at `position` reads of x, for those who look
+  /// (ttt/probe.hpp).
   static Inputs inputs_of(B& be, const Params& p, Sequence<const T, in> x, const std::int64_t* position) {
     Inputs inputs = project(be, p, x, nullptr);
     prepare_inputs(be, p, position, inputs);
@@ -341,7 +345,7 @@ struct Ttt {
 
   /// Whether the backend has kernels for this layer's scans. They keep the weights of every 16th mini-batch
   /// and compute those between again, where the composed scans of ttt/dual.hpp keep them all.
-  static constexpr bool fused = requires {
+  static constexpr bool fused = C.inner_clip == 0 && requires {
     requires B::template fuses_ttt<F, model.hidden, C.layers, C.mini_batch_size>;
   };
   static constexpr Index group = fused ? 16 : 1;
@@ -405,7 +409,8 @@ struct Ttt {
                                Sequence<T, C.dim> scan_out, Mask mask) {
     const Index batch = x.extent(0), steps = x.extent(1);
     Inputs inputs = project(be, p, x, nullptr);
-    if constexpr (requires { requires B::template steps_ttt<F, model.hidden, C.layers>; }) {
+    if constexpr (C.inner_clip == 0 &&
+                  requires { requires B::template steps_ttt<F, model.hidden, C.layers>; }) {
       const TttStreamStep<C.variant, T, A> step{batch,
                                                 steps,
                                                 H,

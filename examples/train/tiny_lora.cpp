@@ -1,0 +1,4 @@
+#include "mttt/presets/tiny.hpp"
+#include "train.hpp"
+
+int train_tiny_lora(const Options& options) { return train<mttt::presets::tiny_lora, float>(options); }
