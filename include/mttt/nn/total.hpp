@@ -14,7 +14,7 @@ namespace mttt {
 
 namespace detail {
 
-struct AddTotal {
+struct AddScaledTotal {
   const double* numbers;
   double* total;
   Index n;
@@ -31,7 +31,7 @@ struct AddTotal {
 
 template <class B>
 void add_total(B& be, const double* numbers, Index n, double scale, double* total) {
-  be.rows(1, detail::AddTotal{numbers, total, n, scale}, 0, n);
+  be.rows(1, detail::AddScaledTotal{numbers, total, n, scale}, 0, n);
 }
 
 }  // namespace mttt
