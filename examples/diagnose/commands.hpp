@@ -103,7 +103,7 @@ inline Fluency fluency_of(const std::vector<std::int32_t>& said, const Facts& fa
 
 /// Of several conversations, weighted with their frames.
 inline Fluency fluency_of_all(const std::vector<std::vector<std::int32_t>>& talks, const Facts& facts,
-                          double frame_rate) {
+                              double frame_rate) {
   double frames = 0;
   for (const auto& said : talks) frames += static_cast<double>(said.size());
   Fluency mean;

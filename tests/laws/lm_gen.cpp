@@ -4,6 +4,7 @@
 #include <set>
 
 #include "moshi_small.hpp"
+#include "mttt/lm/listen.hpp"
 
 namespace {
 using namespace mttt;
@@ -188,4 +189,67 @@ TEST_CASE_METHOD(Fixture, "Foreign codes and tensors of another batch are refuse
   CHECK_THROWS_WITH(step(state, {}, {.forced = forced}), contains("code -3 in session 0, stream 0"));
   Store<Gen::State, B> another(be, batch + 1);
   CHECK_THROWS_WITH(step(another), contains("LMGen: heard: found 3 sessions; expected 4"));
+}
+
+TEST_CASE_METHOD(Fixture,
+                 "Listening: losses of a stream are those of a pass over all frames, in chunks of any size") {
+  const auto all = random_codes(be, 1, steps, rng);
+  const std::vector<std::int32_t> codes(all.data(), all.data() + all.size());
+  Model::Saved saved;
+  const auto offline = Model::forward(be, *params, all, saved);
+  const auto loss = [&](const float* logits, Index card, std::int32_t target) {
+    double sum = 0;
+    for (Index c = 0; c < card; ++c) sum += std::exp(static_cast<double>(logits[c]));
+    return std::log(sum) - static_cast<double>(logits[target]);
+  };
+  const auto whole = listen<Model>(be, *params, codes, {.chunk = steps, .probe = true});
+  for (Index t = 0; t < steps; ++t) {
+    const auto i = static_cast<std::size_t>(t);
+    const bool text = t + moshi_small.delays.of[0] < steps && all(0, 0, t) >= 0;
+    CHECK(std::isnan(whole.text_loss[i]) == !text);
+    if (text)
+      CHECK(whole.text_loss[i] ==
+            Approx(loss(&offline.text_logits(0, t, 0), moshi_small.text_card, all(0, 0, t))).epsilon(1e-4));
+    double sum = 0, count = 0;
+    for (Index k = 0; k < Gen::K; ++k) {
+      if (t + moshi_small.delays.of[1 + k] >= steps || all(0, 1 + k, t) < 0) continue;
+      sum += loss(&offline.logits(k, t, 0), moshi_small.card, all(0, 1 + k, t)), ++count;
+    }
+    CHECK(std::isnan(whole.audio_loss[i]) == (count == 0));
+    if (count > 0) CHECK(whole.audio_loss[i] == Approx(sum / count).epsilon(1e-4));
+  }
+  // In pieces; and what training sees of the same frames.
+  const auto pieces = listen<Model>(be, *params, codes, {.chunk = 3, .probe = true});
+  const auto means = inner_losses<Model>(be, *params, all);
+  REQUIRE(whole.layers.size() == 1);
+  REQUIRE(means.size() == 1);
+  const auto summary = summary_of(whole.layers[0]);
+  CHECK(means[0].layer == 1);
+  CHECK(means[0].at_start == Approx(summary.at_start).epsilon(1e-4));
+  CHECK(means[0].before == Approx(summary.before).epsilon(1e-4));
+  CHECK(means[0].after == Approx(summary.after).epsilon(1e-4));
+  CHECK(means[0].violations == Approx(summary.violations));
+  for (std::size_t t = 0; t < steps; ++t)
+    CHECK(pieces.layers[0].after[t] == Approx(whole.layers[0].after[t]).epsilon(1e-4));
+  // Starting anew is as if nothing had been heard.
+  const auto anew = listen<Model>(be, *params, codes, {.reset_ttt_every = 5, .probe = true}).layers[0];
+  CHECK(anew.drift[4] != Approx(anew.drift[5]));
+  for (const std::size_t t : {0u, 5u, 10u}) CHECK(anew.before[t] == Approx(anew.at_start[t]));
+  CHECK(whole.layers[0].before[5] != Approx(whole.layers[0].at_start[5]));
+}
+
+TEST_CASE_METHOD(Fixture, "Inner losses of training are those of the first sessions, where these go on") {
+  const auto codes = random_codes(be, batch, 6, rng);
+  Store<Model::Carried, B> carried(be, batch);
+  Model::Saved saved;
+  Model::forward(be, *params, random_codes(be, batch, 6, rng), saved, nullptr, {nullptr, &*carried, {}});
+  const std::vector<std::byte> before(carried.data(), carried.data() + carried.bytes());
+  const auto fresh = inner_losses<Model>(be, *params, codes, {}, {}, batch);
+  const auto gone_on = inner_losses<Model>(be, *params, codes, {&*carried, &*carried, {}}, {}, batch);
+  const auto first = inner_losses<Model>(be, *params, codes, {&*carried, &*carried, {}});
+  CHECK(std::equal(before.begin(), before.end(), carried.data()));
+  REQUIRE(fresh.size() == 1);
+  CHECK(fresh[0].before != Approx(gone_on[0].before));
+  CHECK(first[0].before != Approx(gone_on[0].before));  // one session against the mean of three
+  CHECK(fresh[0].at_start == Approx(gone_on[0].at_start));
 }
