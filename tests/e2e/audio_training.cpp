@@ -129,8 +129,8 @@ TEST_CASE(
   staged.replace(staged.find("first_step: 2"), 13, "first_step: 0");
   refused(staged, "'data.stages[0].first_step': found 0, expected at least 1");
   std::string strict = yaml;
-  strict.insert(strict.find("data: {") + 7, "filter: {max_silence: 0}, ");
-  refused(strict, "of silence; max_silence is 0");
+  strict.insert(strict.find("data: {") + 7, "filter: {min_duration_sec: 100}, ");
+  refused(strict, "s; min_duration_sec is 100");
   REQUIRE(run(train + " --data x").status != 0);  // the file says it all
 }
 
