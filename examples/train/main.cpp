@@ -70,6 +70,7 @@ void take_config(const std::string& path, Options& options, bool preset_given) {
                       .order = c.data.shuffle ? mttt::Order::random : mttt::Order::sequential};
   options.train = c.options();
   options.loss = c.loss();
+  options.inner_loss_freq = c.inner_loss_freq();
 }
 
 }  // namespace
@@ -108,6 +109,9 @@ int main(int argc, char** argv) {
   training("--first-codebook-weight", options.loss.first_codebook_weight_multiplier, "in the audio loss");
   training("--text-padding-weight", options.loss.text_padding_weight, "in the text loss");
   training("--log-freq", options.train.log_freq, "steps between two lines of metrics.jsonl");
+  training(
+      "--inner-loss-freq", options.inner_loss_freq,
+      "steps between two looks at the inner losses of the TTT layers; 0: as their guard needs, 20 or more");
   training("--ckpt-freq", options.train.ckpt_freq, "steps between two checkpoints; 0: at the end only");
   training("--num-ckpt-keep", options.train.num_ckpt_keep, "checkpoints that are kept; 0: all");
   training("--seed", options.train.seed, "of the first weights and of the order of the data");

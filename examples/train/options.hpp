@@ -15,6 +15,7 @@ struct Options {
   mttt::TrainOptions train{.max_steps = 300, .lr = 2e-3, .pct_start = 0.1, .seed = 1};
   mttt::LossConfig loss;
   bool resume = false;
+  std::int64_t inner_loss_freq = 0;       // steps between two looks at the inner losses; 0: 20 or more
   std::optional<mttt::TrainFile> config;  // what --config says, beside what it put into the members above
 };
 

@@ -42,7 +42,7 @@ struct Studio {
   }
   const std::string small =
       "--preset tiny --data codes --max-steps 6 --batch-size 2 --segment-frames 40 --ckpt-freq 3 --log-freq "
-      "2";
+      "2 --inner-loss-freq 2";
 };
 
 const Studio& studio() {
@@ -152,5 +152,122 @@ TEST_CASE("programs end with a clear error and write nothing", "[e2e]") {
     INFO(s.log());
     CHECK(s.log().find(words) != std::string::npos);
     CHECK(!std::filesystem::exists(s.scratch / "reply.wav"));
+  }
+}
+
+TEST_CASE("train: the inner losses of every TTT layer are in the metrics", "[e2e]") {
+  const Studio& s = studio();
+  std::istringstream lines(content_of(s.scratch / "ttt/metrics.jsonl"));
+  int looked = 0;
+  for (std::string line; std::getline(lines, line);) {
+    const auto json = nlohmann::json::parse(line);
+    if (!json.contains("inner_loss_0_layer_1")) continue;
+    ++looked;
+    for (const std::string layer : {"_layer_1", "_layer_2", "_layer_3"}) {
+      CHECK(json.at("inner_loss_0" + layer).get<double>() >
+            json.at("inner_loss_after" + layer).get<double>());
+      CHECK(json.at("inner_loss_prev" + layer).get<double>() > 0);
+      CHECK(json.at("inner_violations" + layer).get<double>() <= 0.5);
+    }
+  }
+  CHECK(looked == 4);  // of steps 1, 2, 4 and 6
+  CHECK(s.run("report", "--run ttt=ttt/metrics.jsonl --output training.html") == 0);
+  CHECK(content_of(s.scratch / "training.html").find("inner losses, layer 3") != std::string::npos);
+}
+
+namespace {
+
+/// Lines of a file of comma separated values.
+std::vector<std::string> lines_of(const std::string& path) {
+  std::istringstream file(content_of(path));
+  std::vector<std::string> lines;
+  for (std::string line; std::getline(file, line);) lines.push_back(line);
+  return lines;
+}
+
+/// A command of diagnose; its page.
+std::string diagnosed(const std::string& command, const std::string& arguments, int status = 0) {
+  const Studio& s = studio();
+  const int found = s.run("diagnose", command + " --model ttt --output d " + arguments);
+  INFO(s.log());
+  REQUIRE(found == status);
+  const std::string page = content_of(s.scratch / ("d/" + command + ".html"));
+  REQUIRE(page.find("class=\"note\"") != page.npos);  // the verdict
+  CHECK(page.find("http:") == page.npos);
+  CHECK(page.find("https:") == page.npos);
+  return page;
+}
+
+}  // namespace
+
+TEST_CASE("diagnose figure5: losses, verdicts, figures and numbers", "[e2e]") {
+  const Studio& s = studio();
+  const std::string page = diagnosed("figure5", "--max-frames 40 codes");
+  CHECK(page.find("Layer 3: inner losses") != page.npos);
+  const auto lines = lines_of(s.scratch / "d/figure5.csv");
+  REQUIRE(lines.size() == 1 + 5 * 3 * 40);  // recordings, layers, frames
+  CHECK(lines[0] ==
+        "recording,layer,frame,l_w0,l_prev,l_after,drift,base_norm,ttt_norm,gated_norm,mean_abs_tanh_alpha");
+  CHECK(content_of(s.scratch / "d/figure5.txt").find("Layer 2: ") != std::string::npos);
+  for (const char* name : {"losses", "improvement", "benefit", "drift", "norms"}) {
+    const std::string stem = s.scratch / (std::string("d/figure5_layer_1_") + name);
+    CHECK(content_of(stem + ".svg").starts_with("<svg "));
+    CHECK(content_of(stem + ".png").starts_with("\x89PNG"));
+  }
+  // A sound, coded here, is a recording like any other.
+  diagnosed("figure5", "--max-frames 32 --codec mimi.safetensors '" + assets + "/question.flac'");
+  CHECK(lines_of(s.scratch / "d/figure5.csv").size() == 1 + 3 * 32);
+}
+
+TEST_CASE("diagnose gates: openings and shares", "[e2e]") {
+  diagnosed("gates", "--max-frames 40 codes");
+  const auto lines = lines_of(studio().scratch / "d/gates.csv");
+  REQUIRE(lines.size() == 4);
+  for (std::size_t l = 1; l < 4; ++l) {
+    CHECK(lines[l].starts_with(std::to_string(l) + ",0."));
+    CHECK(std::stod(lines[l].substr(2)) == Approx(0.1).epsilon(0.2));
+  }
+}
+
+TEST_CASE("diagnose sweep: what it says with its gates forced", "[e2e]") {
+  const std::string page =
+      diagnosed("sweep", "codes --max-frames 40 --alpha 0 2 --temp-text 0.5 1 --tokenizer '" + assets +
+                             "/tokenizer.model' --codec mimi.safetensors");
+  CHECK(page.find("0: the base model") != page.npos);
+  const auto lines = lines_of(studio().scratch / "d/sweep.csv");
+  REQUIRE(lines.size() >= 1 + 3 * 2);
+  CHECK(lines[0].starts_with("alpha,text temp.,text loss,audio loss,"));
+}
+
+TEST_CASE("diagnose context: the loss by position, with and without memory", "[e2e]") {
+  diagnosed("context", "--max-frames 48 --window 16 --reset-every 20 codes");
+  const auto lines = lines_of(studio().scratch / "d/context.csv");
+  REQUIRE(lines.size() == 1 + 4 * 3);
+  for (std::size_t i = 1; i <= 3; ++i)  // as trained, over itself
+    CHECK(lines[i].ends_with(",0,0"));
+  CHECK(lines[4].starts_with("TTT frozen at W_0,0,16,5,"));
+  CHECK(!lines[4].ends_with(",0,0"));
+}
+
+TEST_CASE("diagnose stream: a long conversation stays as it was", "[e2e]") {
+  diagnosed("stream", "--minutes 0.2 codes");
+  const auto lines = lines_of(studio().scratch / "d/stream.csv");
+  CHECK(lines[0] == "frame,ms,memory_mb,drift_layer_1,drift_layer_2,drift_layer_3");
+  CHECK(lines.back().starts_with("150,"));
+}
+
+TEST_CASE("diagnose causality: proved on data", "[e2e]") {
+  const std::string page = diagnosed("causality", "--trials 6 --frames 40 codes");
+  CHECK(page.find("Causal: ") != page.npos);
+}
+
+TEST_CASE("diagnose ends with a clear error", "[e2e]") {
+  const Studio& s = studio();
+  for (const auto& [arguments, words] : {std::pair{"gates --model nowhere codes", "nowhere"},
+                                         {"gates --model mimi.safetensors codes", "compiled presets"},
+                                         {"gates --model ttt mimi.safetensors", "mimi.safetensors"}}) {
+    INFO(arguments);
+    CHECK(s.run("diagnose", arguments) == 1);
+    CHECK(s.log().find(words) != std::string::npos);
   }
 }

@@ -119,6 +119,8 @@ struct TrainConfig {
     double alpha_pull = 0;           // towards initial_gating_alpha, see pull_gates; 0: none
     bool override_gating_alpha_on_resume = false;
     LayerChoice unfrozen_attention_layers;
+    bool log_inner_loop_losses = false, enable_training_diagnostics = false;  // one or the other
+    std::int64_t inner_loop_log_interval = 100, training_diagnostic_frequency = 100;  // steps between looks
     // What the preset decides.
     std::optional<LayerChoice> layers;
     std::optional<std::string> placement, variant;
@@ -153,10 +155,12 @@ struct TrainConfig {
       f("rope_theta", c.rope_theta, above(0));
       f("inner_clip", c.inner_clip, at_least(0));
       f("target_output_norm", Elsewhere{"post_norm and the gate set how loud TTT is"});
-      for (const char* key :
-           {"log_inner_loop_losses", "inner_loop_log_interval", "save_inner_loop_plots",
-            "inner_loop_plot_dir", "enable_training_diagnostics", "training_diagnostic_frequency"})
-        f(key, Elsewhere{"a training here does not watch the inner loop"});
+      f("log_inner_loop_losses", c.log_inner_loop_losses);
+      f("inner_loop_log_interval", c.inner_loop_log_interval, at_least(1));
+      f("enable_training_diagnostics", c.enable_training_diagnostics);
+      f("training_diagnostic_frequency", c.training_diagnostic_frequency, at_least(1));
+      for (const char* key : {"save_inner_loop_plots", "inner_loop_plot_dir"})
+        f(key, Elsewhere{"inner losses are in metrics.jsonl, and `report` draws them"});
       for (const char* key : {"optimize_chunk_size", "chunk_size", "max_chunk_size", "prefer_efficiency"})
         f(key, Elsewhere{"a stream is the same function in any chunks"});
     }
@@ -217,6 +221,16 @@ struct TrainConfig {
     f("wandb", Elsewhere{"curves are in metrics.jsonl, and `report` draws them"});
   }
 
+  /// Steps between two looks at the inner losses; 0: the file does not say.
+  std::int64_t inner_loss_freq() const {
+    std::int64_t steps = 0;
+    const auto add = [&](bool wanted, std::int64_t every) {
+      if (wanted) steps = steps == 0 ? every : std::min(steps, every);
+    };
+    add(ttt.log_inner_loop_losses, ttt.inner_loop_log_interval);
+    add(ttt.enable_training_diagnostics, ttt.training_diagnostic_frequency);
+    return steps;
+  }
   /// Checkpoints hold what trains, TTT layers and adapters, and the base is where moshi_path says.
   bool saves_adapters() const { return save_adapters && !full_finetuning; }
   /// Lengths of segments, as the data's frame rate has them.
