@@ -1,5 +1,8 @@
-// The tiny Moshi, with and without TTT: a frame of a conversation, and a training step with loss and AdamW.
+// The tiny Moshi, with and without TTT: a frame of a conversation, and a training step with loss and AdamW;
+// what it costs to watch the TTT layers in either. Not watched, a step has a null pointer to test in each of
+// them.
 #include "language_model.hpp"
+#include "mttt/lm/probes.hpp"
 #include "mttt/presets/tiny.hpp"
 #include "mttt/train/moshi_loss.hpp"
 #include "mttt/train/trainer.hpp"
@@ -30,7 +33,38 @@ void train(bench::Suite& suite, const std::string& name, Index batch, Index fram
     std::snprintf(text, sizeof text, "%s, %d thread(s): %.0f frames a second in training", name.c_str(),
                   threads, static_cast<double>(batch * frames) / suite.last().seconds);
     suite.note(text);
+    if constexpr (C.temporal.num_ttt_layers() > 0) {
+      const double step = suite.last().seconds;
+      suite.run(name + " look at inner losses, 1 x " + std::to_string(frames) + " frames",
+                {.threads = threads}, [&] { bench::keep(inner_losses<Model>(be, *params, codes)); });
+      std::snprintf(text, sizeof text,
+                    "%s, %d thread(s): a look every 100 steps costs %.2f %% of the training", name.c_str(),
+                    threads, suite.last().seconds / step);
+      suite.note(text);
+    }
   }
+}
+
+/// A frame of the transformer alone, watched or not.
+template <MoshiConfig C>
+void watch(bench::Suite& suite, const std::string& name) {
+  using Transformer = typename Moshi<C, B>::Transformer;
+  B be(1);
+  Store<typename Transformer::Params, B> params(be);
+  Rng rng(1);
+  Transformer::init(*params, rng);
+  Store<typename Transformer::State, B> state(be);
+  Transformer::reset(be, *params, *state, Mask{});
+  const auto x = be.make<float, dyn, dyn, Transformer::dim>(1, 1),
+             y = be.make<float, dyn, dyn, Transformer::dim>(1, 1);
+  bench::fill_uniform(x.data(), x.size());
+  suite.run(name + " transformer, a frame, not watched", {},
+            [&] { Transformer::step(be, *params, *state, x, y, Mask{}); });
+  StreamProbe<Transformer, B> probe(be);
+  suite.run(name + " transformer, a frame, watched", {}, [&] {
+    probe.step(*params, *state, x, y);
+    for (auto& curves : probe.curves) curves = {curves.layer};
+  });
 }
 
 template <MoshiConfig C>
@@ -49,6 +83,7 @@ void measure(bench::Suite& suite, const std::string& name) {
 int main(int argc, char** argv) {
   bench::Suite suite("moshi", argc, argv);
   measure<presets::tiny>(suite, "tiny");
+  watch<presets::tiny>(suite, "tiny");
   measure<presets::tiny_without_ttt>(suite, "tiny_without_ttt");
   return suite.finish();
 }
