@@ -96,8 +96,9 @@ class SubjectOf : public Subject {
     Talked all;
     all.state_mb = static_cast<double>(talk.state.bytes()) * 1e-6;
     const Index frames = options.frames > 0 ? options.frames : recording.frames;
-    all.said.reserve(static_cast<std::size_t>(frames * spoken));
-    all.seconds.reserve(static_cast<std::size_t>(frames));
+    // What is kept here must not look like memory that the model takes: all of it is touched before.
+    all.said.assign(static_cast<std::size_t>(frames * spoken), 0), all.said.clear();
+    all.seconds.assign(static_cast<std::size_t>(frames), 0), all.seconds.clear();
     std::vector<std::int32_t> said(static_cast<std::size_t>(spoken));
     for (Index t = 0; t < frames; ++t) {
       if (reset_every_ > 0 && t > 0 && t % reset_every_ == 0)
