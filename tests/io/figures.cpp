@@ -1,6 +1,7 @@
 // The parts of a report page that are drawn: PNG pictures, spectrograms, line charts.
 #include <numbers>
 
+#include "mttt/io/plot_file.hpp"
 #include "mttt/io/svg_plot.hpp"
 #include "scratch.hpp"
 
@@ -265,4 +266,33 @@ TEST_CASE("a recording is drawn from its loudest samples", "[io]") {
   CHECK(count(picture, "data:image/png;base64,iVBORw0KGgo") == 1);
   for (const char* label : {"8 kHz", "1 kHz", "500 Hz", "dB", ">seconds<"})
     CHECK(picture.find(label) != picture.npos);
+}
+
+TEST_CASE("A chart as a file: lines where the data are, in SVG and in PNG") {
+  using namespace mttt;
+  const std::vector<Series> rising = {{"a < b", {0, 1}, {0, 1}}}, falling = {{"a < b", {0, 1}, {1, 0}}},
+                            gap = {{"gap", {0, 1, 2, 3}, {0, NAN, NAN, 1}}};
+  const ChartOptions options{.title = "Title; 100 %", .x_label = "frame"};
+  const std::string svg = plot_svg(rising, options);
+  CHECK(svg.starts_with("<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 960 420\""));
+  CHECK(svg.find("d=\"M86.0 368.0L940.0 66.0\"") != svg.npos);
+  CHECK(svg.find(">a &lt; b</text>") != svg.npos);
+  CHECK(svg.find(">Title; 100 %</text>") != svg.npos);
+  CHECK(plot_svg(falling, options).find("d=\"M86.0 66.0L940.0 368.0\"") != svg.npos);
+  CHECK(svg.find("stroke-width=\"2\"") != svg.npos);
+  CHECK(plot_svg(gap, options).find("stroke-width=\"2\"") == svg.npos);  // two points that no line joins
+
+  // Rows of one byte a pixel lie in stored blocks of 65535 bytes: the corner pixels of the area tell.
+  const auto pixel = [](const std::string& png, std::size_t x, std::size_t y) {
+    const std::size_t at = y * 961 + 1 + x, idat = png.find("IDAT") + 4;
+    return static_cast<unsigned char>(png[idat + 2 + at + 5 * (at / 65535 + 1)]);
+  };
+  const std::string up = plot_png(rising, options), down = plot_png(falling, options);
+  CHECK(up.starts_with("\x89PNG"));
+  CHECK(pixel(up, 88, 366) > 0);  // the first colour has shades 1 to 30
+  CHECK(pixel(up, 88, 366) <= 30);
+  CHECK(pixel(up, 938, 67) > 0);
+  CHECK(pixel(up, 500, 100) == 0);
+  CHECK(pixel(down, 938, 366) > 0);
+  CHECK(pixel(down, 88, 366) == 0);
 }
