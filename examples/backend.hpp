@@ -1,6 +1,8 @@
 // The backend that train and stream are compiled for: MTTT_EXAMPLES_BACKEND of CMake decides.
 #pragma once
 
+#include <sys/resource.h>
+
 #include <string>
 
 #include "mttt/backend/cpu/cpu.hpp"
@@ -23,6 +25,15 @@ std::string name_of(const mttt::Cuda<T>& be) {
   return cudaGetDeviceProperties(&properties, be.device()) == cudaSuccess ? properties.name : "a GPU";
 }
 
+/// A square product that keeps the device busy.
+inline constexpr mttt::Index product_size = 8192;
+
+/// Of the GPU, other programs' included.
+inline double megabytes_in_use() {
+  std::size_t free = 0, total = 0;
+  return cudaMemGetInfo(&free, &total) == cudaSuccess ? 1e-6 * static_cast<double>(total - free) : 0;
+}
+
 #else
 
 template <mttt::StorageType T>
@@ -31,6 +42,15 @@ using Device = mttt::Cpu<T>;
 template <mttt::StorageType T>
 std::string name_of(const mttt::Cpu<T>& be) {
   return "the CPU, " + std::to_string(be.threads()) + (be.threads() == 1 ? " thread" : " threads");
+}
+
+inline constexpr mttt::Index product_size = 1024;
+
+/// At its most so far.
+inline double megabytes_in_use() {
+  rusage usage{};
+  ::getrusage(RUSAGE_SELF, &usage);
+  return 1024e-6 * static_cast<double>(usage.ru_maxrss);
 }
 
 #endif

@@ -2,70 +2,18 @@
 // second, TFLOP/s by count, memory, and what a checkpoint costs.
 //
 // A token is moshi-finetune's: a prediction, of which a frame has 1 + dep_q (text and the spoken codebooks,
-// 9). Counted, for F frames and weights W that frames are multiplied with: forward 2 W F; backward to the
-// inputs 2 F of all weights between the loss and the first layer that trains; weight gradients 2 F of those
-// that train; attention by its keys, half the frames of a sequence, 4 of them forward and 8 backward x width.
-// The layers that are recomputed run forward a second time: counted apart, as work and not as use. TTT's
-// inner loops are not counted. The share is of 790 TFLOP/s, what cuBLAS reaches on an H200 in bf16 products
-// of 8192^3.
+// 9). FLOPs are counted as train/work.hpp says. The share is of 790 TFLOP/s, what cuBLAS reaches on an H200
+// in bf16 products of 8192^3.
 #pragma once
 
 #include <filesystem>
 #include <string>
 
 #include "mttt/io/checkpoint.hpp"
-#include "mttt/lm/gates.hpp"
+#include "mttt/train/work.hpp"
 #include "train.cuh"
 
 namespace bench {
-
-/// Multiplications of a step, in FLOPs: what a step is for, and what recomputing adds.
-struct Work {
-  double use = 0, again = 0;
-};
-
-template <MoshiConfig C, class P>
-Work work_of(const P& params, const std::vector<ParamGroup>& groups, Index batch, Index frames) {
-  const double n = static_cast<double>(batch * frames);
-  Index first = C.temporal.num_layers;  // the first layer of the transformer in which something trains
-  std::size_t number = 0;
-  for_each_tensor(
-      [&](std::string_view name, const auto&) {
-        const bool trains = !groups[number++].frozen;
-        if (!trains) return;
-        first = std::min(first, name.starts_with("transformer.") ? mttt::detail::layer_in(name)
-                                : name.find("emb") != name.npos  ? Index{0}
-                                                                 : first);
-      },
-      params);
-  Work work;
-  number = 0;
-  for_each_tensor(
-      [&](std::string_view name, const auto& t) {
-        const bool trains = !groups[number++].frozen;
-        if (t.rank < 2 || name.find("emb") != name.npos) return;
-        const double product = 2 * n * static_cast<double>(t.size());
-        const bool in_reach = !name.starts_with("transformer.") || mttt::detail::layer_in(name) >= first;
-        const bool recomputed = (C.temporal.recompute && name.starts_with("transformer.")) ||
-                                (C.depformer.recompute && name.starts_with("depformer.layers."));
-        work.use += product * (1 + in_reach + trains);
-        if (in_reach && recomputed) work.again += product;
-      },
-      params);
-  const double keys = C.temporal.context < frames ? static_cast<double>(C.temporal.context)
-                                                  : 0.5 * static_cast<double>(frames + 1);
-  const auto attention = [&](double count, Index width, Index layers) {
-    return 4 * n * count * static_cast<double>(width * layers);
-  };
-  const double whole = attention(keys, C.temporal.dim, C.temporal.num_layers),
-               reached = attention(keys, C.temporal.dim, C.temporal.num_layers - first),
-               depth = attention(0.5 * static_cast<double>((C.dep_q + 1) * C.dep_q), C.depformer.dim,
-                                 C.depformer.num_layers);
-  work.use += whole + 2 * reached + 3 * depth;
-  if (C.temporal.recompute) work.again += reached;
-  if (C.depformer.recompute) work.again += depth;
-  return work;
-}
 
 inline double gigabytes_in_use() {
   std::size_t free = 0, total = 0;
@@ -129,7 +77,7 @@ void finetune(const char* name, Index batch, Index frames, int micro_batches, in
     trainer.step([](std::int64_t, M&) { return MicroBatch{0, 0}; });
   });
 
-  const Work work = work_of<C>(*params, trainer.groups, batch, frames);
+  const TrainWork work = train_work<C>(*params, trainer.groups, batch, frames);
   const double n = static_cast<double>(micro_batches * batch * frames),
                m = static_cast<double>(micro_batches);
   const auto tera = [&](double flops) { return 1e-12 * flops * m / (1e-3 * ms); };

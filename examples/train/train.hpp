@@ -15,6 +15,7 @@
 #include "mttt/lm/probes.hpp"
 #include "mttt/train/guard.hpp"
 #include "mttt/train/moshi_loss.hpp"
+#include "mttt/train/work.hpp"
 #include "options.hpp"
 
 /// What a model has beside a published one: TTT layers, gates, adapters.
@@ -269,7 +270,15 @@ int train(const Options& options) {
       options.config
           ? options.config->config.ttt.initial_gating_alpha.value_or(C.temporal.initial_gating_alpha)
           : 0;
+  const double peak = ranks.size() * product_peak(be, product_size);
   MoshiLoss losses{};
+  std::vector<double> streams;  // the losses of the last micro-batch of a logged step, text first
+  Index frames = segments.frames;
+  const auto will_be_logged = [&](std::int64_t index) {
+    const std::int64_t step = trainer.adam.step + 1;
+    return index + 1 == trainer.micro_batches + trainer.options.num_microbatches &&
+           (step == 1 || step % trainer.options.log_freq == 0 || step == trainer.options.max_steps);
+  };
   InnerLossWatch<Model> watch(options.inner_loss_freq, trainer.options.log_freq, has_ttt);
   double seconds = 0;
   Loader loader(batches, carries ? 1 + C.max_delay() : 0, [](Index k) { return C.initial().of(k); });
@@ -286,31 +295,33 @@ int train(const Options& options) {
     if (index == trainer.micro_batches && watch.due(trainer.adam.step + 1))
       watch.look(be, *params, codes, segment);
     if (alpha_pull > 0) pull_gates(be, *params, grad, alpha_start, alpha_pull);  // before it may be complete
-    losses = moshi_loss<Model>(be, *params, codes, options.loss, &grad, segment, ranks);
-    return MicroBatch{losses.total(), segments.batch * loaded.frames};
+    frames = loaded.frames;
+    losses = moshi_loss<Model>(be, *params, codes, options.loss, &grad, segment, ranks,
+                               will_be_logged(index) ? &streams : nullptr);
+    return MicroBatch{losses.total(), segments.batch * frames};
   };
   const bool keeps = !options.config || options.config->config.do_ckpt;
-  const bool finished = trainer.run(
-      loss_and_gradient, {.log =
-                              [&](const StepReport& report) {
-                                nlohmann::json more = {{"text_loss", ranks.sum(losses.text_loss)},
-                                                       {"audio_loss", ranks.sum(losses.audio_loss)},
-                                                       {"loader_wait", loader.seconds_waited() /
-                                                                           std::max(report.seconds, 1e-9)}};
-                                const auto open = openings();
-                                for (const auto& gate : open)
-                                  more["gate_layer_" + std::to_string(gate.layer)] = gate.opening;
-                                const std::vector<InnerLosses> inner = watch.found();
-                                watch.tell(more);
-                                seconds = report.seconds;
-                                run.log(report, more);
-                                check_gates(gates_at_start, open);
-                                check_inner_loops(inner);
-                              },
-                          .checkpoint =
-                              [&] {
-                                if (keeps) run.save(be, trainer, config, kept, base_elsewhere);
-                              }});
+  const auto log = [&](const StepReport& report) {
+    const TrainWork work = train_work<C>(*params, trainer.groups, 1, frames);
+    nlohmann::json more = {{"text_loss", ranks.sum(losses.text_loss)},
+                           {"audio_loss", ranks.sum(losses.audio_loss)},
+                           {"loader_wait", loader.seconds_waited() / std::max(report.seconds, 1e-9)},
+                           {"memory_mb", megabytes_in_use()}};
+    more["share_of_peak"] = work.use / static_cast<double>(frames) * report.frames_per_second / peak;
+    for (std::size_t k = 1; k < streams.size(); ++k) more["audio_loss_" + std::to_string(k - 1)] = streams[k];
+    const auto open = openings();
+    for (const auto& gate : open) more["gate_layer_" + std::to_string(gate.layer)] = gate.opening;
+    const std::vector<InnerLosses> inner = watch.found();
+    watch.tell(more);
+    seconds = report.seconds;
+    run.log(report, more);
+    check_gates(gates_at_start, open);
+    check_inner_loops(inner);
+  };
+  const auto checkpoint = [&] {
+    if (keeps) run.save(be, trainer, config, kept, base_elsewhere);
+  };
+  const bool finished = trainer.run(loss_and_gradient, {.log = log, .checkpoint = checkpoint});
   watch.print(seconds);
   if (!finished) {
     std::printf("stopped in good order; go on with --resume\n");

@@ -54,4 +54,5 @@
 #include "mttt/train/loss.hpp"
 #include "mttt/train/moshi_loss.hpp"
 #include "mttt/train/trainer.hpp"
+#include "mttt/train/work.hpp"
 #include "mttt/ttt/verdict.hpp"

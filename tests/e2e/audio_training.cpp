@@ -81,7 +81,8 @@ TEST_CASE(
   scratch.put(
       "start.yaml",
       "max_steps: 2\nfull_finetuning: true\nbatch_size: 2\nduration_sec: 1.28\ndata: {train_data: " + data +
-          ", filter: {min_duration_sec: 4}, stages: [{first_step: 1, duration_sec: 2.56}]}\nttt: {enable: true, gating: fixed, initial_gating_alpha: 0.25, base_lr: 0.5}\n"
+          ", filter: {min_duration_sec: 4}, stages: [{first_step: 1, duration_sec: 2.56}]}\nttt: {enable: "
+          "true, gating: fixed, initial_gating_alpha: 0.25, base_lr: 0.5}\n"
           "do_ckpt: false\nsave_adapters: false\nparam_dtype: float32\n");
   const Ran started = run(bin + "/train --config " + folder + "/start.yaml --output " + folder + "/start");
   INFO(started.output);
@@ -90,7 +91,9 @@ TEST_CASE(
   CHECK(started.says("wav_b.safetensors: 3.04 s; min_duration_sec is 4"));
   CHECK(started.says("2 recordings are left out"));
   CHECK(!std::filesystem::exists(scratch / "start/step_000002.safetensors"));
-  CHECK(content_of(scratch / "start/metrics.jsonl").find("loader_wait") != std::string::npos);
+  const std::string metrics = content_of(scratch / "start/metrics.jsonl");
+  for (const char* field : {"loader_wait", "audio_loss_7", "share_of_peak", "memory_mb"})
+    CHECK(metrics.find(field) != std::string::npos);
   const SafetensorsFile model(scratch / "start/model.safetensors");
   for (const auto& [name, value] : {std::pair("gating_alpha", 0.25f), std::pair("ttt.base_lr", 0.5f)}) {
     const TensorEntry& entry = model.at("transformer.layers.2." + std::string(name));

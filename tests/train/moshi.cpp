@@ -5,6 +5,7 @@
 #include "laws/moshi_small.hpp"
 #include "mttt/train/moshi_loss.hpp"
 #include "mttt/train/trainer.hpp"
+#include "mttt/train/work.hpp"
 
 namespace {
 using namespace mttt;
@@ -176,4 +177,45 @@ TEST_CASE("A foreign code is reported before the parameters change") {
   codes(1, 2, 3) = 0;
   step();
   CHECK_FALSE(same(before, setup.params));
+}
+
+TEST_CASE("The work of a step, by count: of all weights, of those that train, and of what runs twice") {
+  using B = Cpu<float>;
+  B be;
+  Store<Moshi<deep, B>::Params, B> params(be);
+  constexpr Index batch = 2, frames = 9;
+  double weights = 0, behind = 0, last_layer = 0;  // behind: the transformer
+  for_each_tensor(
+      [&](std::string_view name, const auto& t) {
+        if (t.rank < 2 || name.find("emb") != name.npos) return;
+        const double size = static_cast<double>(t.size());
+        weights += size;
+        if (!name.starts_with("transformer.")) behind += size;
+        if (name.starts_with("transformer.layers.5.")) last_layer += size;
+      },
+      *params);
+  const double n = batch * frames, keys = std::min<double>(deep.temporal.context, 0.5 * (frames + 1)),
+               attention = 4 * n * keys * 32,  // a layer forward
+      depth =
+          4 * n * 0.5 *
+          static_cast<double>((deep.dep_q + 1) * deep.dep_q * deep.depformer.dim * deep.depformer.num_layers);
+  const auto all = make_groups(*params, 0);
+  CHECK(train_work<deep>(*params, all, batch, frames).use ==
+        Approx(n * 6 * weights + 18 * attention + 3 * depth));
+  CHECK(train_work<deep>(*params, all, batch, frames).again == 0);
+  const auto last = make_groups(*params, 0,
+                                {{.says = "all", .matches = name_contains(""), .frozen = true},
+                                 {.says = "the last layer", .matches = name_contains("layers.5.gating")}});
+  double trained = 0;
+  for_each_tensor(
+      [&](std::string_view name, const auto& t) {
+        if (t.rank > 1 && name.starts_with("transformer.layers.5.gating"))
+          trained += static_cast<double>(t.size());
+      },
+      *params);
+  CHECK(train_work<deep>(*params, last, batch, frames).use ==
+        Approx(n * (2 * weights + 2 * (behind + last_layer) + 2 * trained) + 8 * attention + 3 * depth));
+  CHECK(train_work<deep_recomputed>(*params, last, batch, frames).again ==
+        Approx(n * 2 * last_layer + attention));
+  CHECK(product_peak(be, 64) > 0);
 }
