@@ -222,7 +222,7 @@ TEST_CASE(
   }
   REQUIRE(restarted > 0);
   REQUIRE(restarted < card);
-  CHECK(survey->use(1).restarts == restarted);
+  CHECK(survey->use(1).restarts == static_cast<double>(restarted));
   CHECK(survey->use(1).usage == Approx(mean * card));
   CHECK(std::equal(others.begin(), others.end(), untouched.embedding_sum.data()));
 
