@@ -133,7 +133,7 @@ TEST_CASE(
   refused(staged, "'data.stages[0].first_step': found 0, expected at least 1");
   std::string strict = yaml;
   strict.insert(strict.find("data: {") + 7, "filter: {min_duration_sec: 100}, ");
-  refused(strict, "s; min_duration_sec is 100");
+  refused(strict, "encode them first (encode --data " + data + "), or let the filters take more");
   REQUIRE(run(train + " --data x").status != 0);  // the file says it all
 }
 
