@@ -282,7 +282,7 @@ inline std::string line_chart(std::span<const Series> lines, const ChartOptions&
 
     const double reach = detail::smoothing_reach(line.y.size());
     const bool two = options.smooth && line.y.size() >= 30;
-    const auto add = [&](const Series& drawn, std::string_view kind) {
+    const auto add = [&, &x = x, &y = y](const Series& drawn, std::string_view kind) {  // for clang++ 14
       paths.append("<path class=\"").append(kind).append("\" style=\"stroke:" + colour + "\" d=\"");
       paths += detail::path_data(drawn, x, y, options.most_points) + "\"/>";
     };
