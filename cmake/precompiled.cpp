@@ -1,0 +1,1 @@
+// Nothing: headers cannot be precompiled without a program that uses them.
