@@ -1,12 +1,15 @@
-// The program encode, from sound files to codes: what it writes, leaves alone, makes again and refuses.
+// The program encode, from sound files to codes: what it writes, leaves alone, makes again and refuses. And the
+// program make_data, whose recordings it reads.
 #include <sys/wait.h>
 
 #include <cmath>
 #include <cstdio>
 
 #include "../io/scratch.hpp"
+#include "mttt/io/alignment.hpp"
 #include "mttt/io/audio.hpp"
 #include "mttt/io/codes.hpp"
+#include "mttt/io/manifest.hpp"
 
 namespace {
 using namespace mttt;
@@ -120,4 +123,80 @@ TEST_CASE("encode: what cannot be encoded is refused, and nothing is written for
   std::filesystem::remove(shop.scratch / "b.json");
   refused(shop.run(shop.at("b.flac")), "b.json: found no such file");
   CHECK(std::distance(std::filesystem::directory_iterator(shop.scratch / "codes"), {}) == 1);
+}
+
+TEST_CASE("make_data: spoken conversations, the same each time, that encode reads") {
+  if (!std::filesystem::exists(MTTT_BIN_DIR "/make_data")) {
+    WARN("make_data was not built, for want of flite (flite1-dev): left out");
+    return;
+  }
+  const Workshop shop;
+  const auto make = [&](const std::string& arguments) {
+    const std::string command = MTTT_BIN_DIR "/make_data " + arguments + " --hours 0.001 >" + shop.at("log");
+    INFO(command);
+    REQUIRE(std::system(command.c_str()) == 0);
+  };
+  const std::string memory = "memory --delays 5 --facts 1 --values 8 --seed 4 --output ";
+  make(memory + shop.at("memory"));
+  make(memory + shop.at("again") + " --jobs 1");
+  make("dialogue --length 10 --test --held-out-voices --output " + shop.at("dialogue"));
+  for (const char* file : {"train.jsonl", "train/000000.wav", "train/000000.json"})
+    CHECK(content_of(shop.scratch / "memory" / file) == content_of(shop.scratch / "again" / file));
+  CHECK(content_of(shop.scratch / "dialogue/test/000000.json").find("\"voice\": \"awb") != std::string::npos);
+
+  for (const char* name : {"memory/train", "dialogue/test"}) {
+    const auto entries = read_manifest(shop.scratch / (std::string(name) + ".jsonl"));
+    REQUIRE(entries.size() == 1);
+    const Audio audio = read_audio(entries[0].recording);
+    CHECK(audio.channels == 2);
+    CHECK(audio.sample_rate == 24000);
+    CHECK(audio.seconds() == Approx(entries[0].duration).margin(0.001));
+    double power[2] = {}, samples[2] = {}, rest[2] = {}, highest = 0;
+    std::vector<char> spoken(audio.samples.size());
+    const auto words = read_alignment(sidecar_of(entries[0].recording));
+    REQUIRE(words.size() > 8);
+    for (const Word& word : words) {
+      INFO(word.text);
+      CHECK(word.end < audio.seconds());
+      for (auto t = static_cast<std::size_t>(word.start * 24000); static_cast<double>(t) < word.end * 24000;
+           ++t)
+        spoken[2 * t + (word.speaker != main_speaker)] = 1;
+    }
+    for (std::size_t i = 0; i < spoken.size(); ++i) {
+      const double x = static_cast<double>(audio.samples[i]);
+      highest = std::max(highest, std::abs(x));
+      (spoken[i] ? power : rest)[i % 2] += x * x;
+      samples[i % 2] += spoken[i];
+    }
+    CHECK(highest < 0.95);
+    // A voice is where its words are, and as loud as the other.
+    for (const int c : {0, 1}) {
+      CHECK(power[c] > 20 * rest[c]);
+      CHECK(10 * std::log10(power[c] / samples[c]) == Approx(-23).margin(1.5));
+    }
+  }
+
+  const auto json = nlohmann::json::parse(content_of(shop.scratch / "memory/train/000000.json"));
+  REQUIRE(json.at("questions").size() == 1);
+  const auto& question = json["questions"][0];
+  const auto& answer = json["alignments"].at(question.at("answer_word").get<std::size_t>());
+  CHECK(answer[0] == question.at("value"));
+  CHECK(answer[1] == question.at("answer"));
+  CHECK(answer[2] == "SPEAKER_MAIN");
+  const double delay = question.at("delay");
+  CHECK(delay ==
+        Approx(question["answer"][0].get<double>() - question["heard"][1].get<double>()).margin(0.002));
+  CHECK(delay == Approx(5).margin(2));
+  CHECK(question["told"][1] <= question["heard"][1]);
+  CHECK(question.at("held_out") == false);
+
+  const std::string encode = MTTT_BIN_DIR "/encode --codec " + shop.at("codec.safetensors") +
+                             " --tokenizer " + MTTT_SOURCE_DIR +
+                             "/assets/tokenizer.model --init-codec 3 --data " +
+                             shop.at("memory/train.jsonl") + " >" + shop.at("log");
+  REQUIRE(std::system(encode.c_str()) == 0);
+  std::vector<std::string> skipped;
+  const auto sources = load_data_sources(shop.at("memory/train.jsonl"), skipped);
+  CHECK(skipped.empty());
+  CHECK(sources.at(0).recordings.at(0).activity->user > 0.2);
 }
