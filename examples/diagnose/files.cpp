@@ -11,6 +11,7 @@
 #include "mttt/io/model_config.hpp"
 #include "mttt/io/published.hpp"
 #include "mttt/io/run_folder.hpp"
+#include "mttt/presets/moshi_small.hpp"
 #include "mttt/presets/tiny.hpp"
 #ifdef MTTT_HAS_AUDIO
 #include "../encode/recordings.hpp"
@@ -23,17 +24,22 @@ namespace {
 struct Preset {
   const char* name;
   const char* dtype;
-  nlohmann::json (*config)();
+  nlohmann::json config;
   std::unique_ptr<Subject> (*load)(const fs::path&);
 };
+template <mttt::MoshiConfig C>
+Preset preset(const char* name, const char* dtype, decltype(Preset::load) load) {
+  return {name, dtype, mttt::config_json<C>(name), load};
+}
 const std::array presets{
-    Preset{"tiny", "f32", [] { return mttt::config_json<mttt::presets::tiny>("tiny"); }, subject_tiny},
+    preset<mttt::presets::tiny>("tiny", "f32", subject_tiny),
+    preset<mttt::presets::tiny_without_ttt>("tiny_without_ttt", "f32", subject_tiny_without_ttt),
+    preset<mttt::presets::moshi_small>("moshi_small", "f32", subject_moshi_small),
 #ifdef MTTT_EXAMPLES_CUDA
-    Preset{"tiny", "bf16", [] { return mttt::config_json<mttt::presets::tiny>("tiny"); }, subject_tiny_bf16},
+    preset<mttt::presets::tiny>("tiny", "bf16", subject_tiny_bf16),
+    preset<mttt::presets::moshi_small>("moshi_small", "bf16", subject_moshi_small_bf16),
 #endif
-    Preset{"tiny_without_ttt", "f32",
-           [] { return mttt::config_json<mttt::presets::tiny_without_ttt>("tiny_without_ttt"); },
-           subject_tiny_without_ttt}};
+};
 
 fs::path checkpoint_of(const fs::path& model) {
   if (!fs::is_directory(model)) return model;
@@ -55,7 +61,7 @@ std::unique_ptr<Subject> load_subject(const fs::path& model, const std::string& 
   std::string names;
   for (const Preset& preset : presets) {
     if (dtype == preset.dtype && !config.is_discarded() &&
-        mttt::detail::config_problems(config, preset.config()).count() == 0)
+        mttt::detail::config_problems(config, preset.config).count() == 0)
       return preset.load(checkpoint);
     names += (names.empty() ? "" : ", ") + std::string(preset.name) + " in " + preset.dtype;
   }

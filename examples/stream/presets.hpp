@@ -7,6 +7,7 @@
 #include "mttt/io/model_config.hpp"
 #include "mttt/io/run_folder.hpp"
 #include "mttt/presets/moshi.hpp"
+#include "mttt/presets/moshi_small.hpp"
 #include "mttt/presets/tiny.hpp"
 #include "options.hpp"
 
@@ -41,16 +42,22 @@ mttt::detail::Problems problems_of(const nlohmann::json& config) {
 inline constexpr std::array ways_of_moshi_7b{Way{"bf16", stream_moshi_7b_half},
                                              Way{"int8", stream_moshi_7b_int8},
                                              Way{"int4", stream_moshi_7b_int4}, Way{"f32", stream_moshi_7b}};
-#else  // bf16 saves memory there, not time
+#elif defined(MTTT_EXAMPLES_7B)  // bf16 saves memory there, not time
 inline constexpr std::array ways_of_moshi_7b{Way{"int8", stream_moshi_7b_int8},
                                              Way{"int4", stream_moshi_7b_int4},
                                              Way{"bf16", stream_moshi_7b_half}, Way{"f32", stream_moshi_7b}};
+#else
+inline constexpr std::array ways_of_moshi_7b{Way{"f32", stream_moshi_7b}, Way{}, Way{}, Way{}};
 #endif
 
 /// The first is that of a published model without config.json.
 inline constexpr std::array presets{
     Preset{"moshi_7b", problems_of<mttt::presets::moshi_7b>,
            [] { return mttt::config_json<mttt::presets::moshi_7b>("moshi_7b"); }, ways_of_moshi_7b},
+    Preset{"moshi_small",
+           problems_of<mttt::presets::moshi_small>,
+           [] { return mttt::config_json<mttt::presets::moshi_small>("moshi_small"); },
+           {Way{"int8", stream_moshi_small_int8}, Way{"f32", stream_moshi_small}}},
     Preset{"tiny_without_ttt",
            problems_of<mttt::presets::tiny_without_ttt>,
            [] { return mttt::config_json<mttt::presets::tiny_without_ttt>("tiny_without_ttt"); },

@@ -28,6 +28,7 @@ constexpr Way ways[] = {{"tiny", "f32", train_tiny},
 #ifdef MTTT_EXAMPLES_CUDA
                         {"tiny", "bf16", train_tiny_bf16},
                         {"tiny_without_ttt", "bf16", train_tiny_without_ttt_bf16},
+                        {"moshi_small", "bf16", train_moshi_small_bf16},
                         {"moshi_7b_lora", "bf16", train_moshi_7b_lora_bf16},
                         {"moshi_7b_ttt", "bf16", train_moshi_7b_ttt_bf16}
 #endif

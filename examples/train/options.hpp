@@ -25,5 +25,6 @@ int train_tiny_lora(const Options&);
 // On CUDA:
 int train_tiny_bf16(const Options&);
 int train_tiny_without_ttt_bf16(const Options&);
+int train_moshi_small_bf16(const Options&);
 int train_moshi_7b_lora_bf16(const Options&);
 int train_moshi_7b_ttt_bf16(const Options&);

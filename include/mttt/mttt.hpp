@@ -48,6 +48,7 @@
 #include "mttt/nn/sequential.hpp"
 #include "mttt/presets/mimi.hpp"
 #include "mttt/presets/moshi.hpp"
+#include "mttt/presets/moshi_small.hpp"
 #include "mttt/train/codec_loss.hpp"
 #include "mttt/train/divergence.hpp"
 #include "mttt/train/guard.hpp"

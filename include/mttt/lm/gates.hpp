@@ -28,6 +28,17 @@ double gate_opening(const std::vector<T>& alpha) {
   for (const T a : alpha) opening += std::abs(std::tanh(static_cast<double>(a)));
   return opening / static_cast<double>(alpha.size());
 }
+
+/// What the forward pass kept of its TTT layer number `place`; a recomputed layer runs forward once more.
+template <class Transformer, class B>
+auto saved_of_learning(B& be, const typename Transformer::Params& params,
+                       const typename Transformer::Saved& saved, std::size_t place) {
+  if constexpr (requires { Transformer::Learning::recomputes; }) {
+    return Transformer::Learning::again(be, params.learning[place], saved.learning[place]);
+  } else {
+    return saved.learning[place];
+  }
+}
 }  // namespace detail
 
 struct TttContribution {
@@ -51,13 +62,7 @@ std::vector<TttContribution> ttt_contributions(B& be, const typename Transformer
   for (Index layer = 0; layer < 64 && place < params.learning.size(); ++layer) {
     if (!layers.contains(layer)) continue;
     const auto scope = be.scope();
-    const auto layer_saved = [&] {
-      if constexpr (requires { Transformer::Learning::recomputes; }) {
-        return Transformer::Learning::again(be, params.learning[place], saved.learning[place]);
-      } else {
-        return saved.learning[place];
-      }
-    }();
+    const auto layer_saved = detail::saved_of_learning<Transformer>(be, params, saved, place);
     const auto& kept = layer_saved.ttt;
     const auto& gate = params.learning[place++].ttt.alpha;
     if (kept.t.size() == 0) continue;  // instead_of_attention: no gate, and no memory for one

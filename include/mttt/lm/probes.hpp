@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "mttt/core/store.hpp"
+#include "mttt/lm/gates.hpp"
 #include "mttt/lm/moshi.hpp"
 #include "mttt/ttt/probe.hpp"
 
@@ -131,13 +132,7 @@ std::vector<LayerCurves> inner_curves(B& be, const typename Transformer::Params&
     using Learner = typename TemporalLayer<Transformer::config, true, B>::Learner;
     detail::for_each_ttt_layer<Transformer>([&](Index layer, std::size_t place) {
       const auto scope = be.scope();
-      const auto layer_saved = [&] {
-        if constexpr (requires { Transformer::Learning::recomputes; }) {
-          return Transformer::Learning::again(be, params.learning[place], saved.learning[place]);
-        } else {
-          return saved.learning[place];
-        }
-      }();
+      const auto layer_saved = detail::saved_of_learning<Transformer>(be, params, saved, place);
       const auto& kept = layer_saved.ttt.inner;
       const auto numbers = be.template make<typename B::Accum, dyn, dyn, Learner::H, inner_numbers>(
           kept.inputs.v.extent(0), kept.inputs.v.extent(1));

@@ -111,8 +111,5 @@ inline constexpr int ttt_step_tokens = 4;
 /// whose registers then spill: 2.19; backward 7.9 against 8.8).
 constexpr int ttt_mlp_forward_warps(int mini_batch) { return mini_batch == 64 ? 16 : 8; }
 constexpr int ttt_mlp_backward_warps(int mini_batch) { return mini_batch == 64 ? 16 : 8; }
-/// Whether heads that do not go evenly into the GPU take turns, a group of mini-batches at a time. Faster on an
-/// H200 (ttt/mlp.cuh), but off until tests/cuda/ttt_fused_mlp_wide has held it to heads alone there.
-inline constexpr bool ttt_mlp_rounds = false;
 
 }  // namespace mttt::tuning

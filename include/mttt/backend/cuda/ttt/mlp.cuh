@@ -290,8 +290,7 @@ Index groups_of(const Scan& scan) {
 /// 128, 2048 tokens, forward: 0.96 instead of 1.11 ms in mini-batches of 64, 1.63 instead of 1.95 of 16.
 inline bool in_rounds(Index heads, Index groups, Index at_once) {
   const auto rounds = [&](Index n) { return (n + at_once - 1) / at_once; };
-  return tuning::ttt_mlp_rounds && groups > 1 && heads > at_once &&
-         10 * rounds(heads * groups) <= 9 * rounds(heads) * groups;
+  return groups > 1 && heads > at_once && 10 * rounds(heads * groups) <= 9 * rounds(heads) * groups;
 }
 
 }  // namespace mttt::detail::mlp

@@ -1,0 +1,7 @@
+#include "mttt/presets/moshi_small.hpp"
+#include "subject_define.hpp"
+
+std::unique_ptr<Subject> subject_moshi_small(const std::filesystem::path& checkpoint) {
+  return std::make_unique<diagnose::SubjectOf<mttt::presets::moshi_small, Device<float>>>(checkpoint,
+                                                                                          "moshi_small");
+}

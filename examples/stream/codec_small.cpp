@@ -1,0 +1,3 @@
+#include "codec_define.hpp"
+
+template struct Codec<mttt::presets::mimi_small>;
