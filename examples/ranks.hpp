@@ -3,10 +3,7 @@
 #pragma once
 
 #include "backend.hpp"
-#include "mttt/train/ranks.hpp"
-#ifdef MTTT_HAS_MPI
-#include "mttt/io/mpi.hpp"
-#endif
+#include "processes.hpp"
 #if defined(MTTT_EXAMPLES_CUDA) && defined(MTTT_HAS_NCCL)
 #include "mttt/backend/cuda/nccl.cuh"
 #endif
@@ -18,7 +15,7 @@ using Ranks = mttt::NcclRanks;
 /// The GPU of this process.
 template <mttt::StorageType T>
 Device<T> open_device() {
-  return Device<T>(mttt::device_of(mttt::MpiRanks()));
+  return Device<T>(mttt::device_of(Processes()));
 }
 template <class B>
 Ranks ranks_of(B& be) {
@@ -30,11 +27,9 @@ Ranks ranks_of(B& be) {
 using Ranks = mttt::OneRank;
 template <mttt::StorageType T>
 Device<T> open_device() {
-#ifdef MTTT_HAS_MPI
-  if (mttt::MpiRanks().size() > 1)
+  if (Processes().size() > 1)
     mttt::fail("this program", "no NCCL when it was compiled", "it, for several GPUs",
                "install NCCL or set NCCL_ROOT, and compile again");
-#endif
   return Device<T>();
 }
 template <class B>
@@ -45,11 +40,7 @@ Ranks ranks_of(B&) {
 #endif
 #else
 
-#ifdef MTTT_HAS_MPI
-using Ranks = mttt::MpiRanks;
-#else
-using Ranks = mttt::OneRank;
-#endif
+using Ranks = Processes;
 template <mttt::StorageType T>
 Device<T> open_device() {
   return Device<T>();

@@ -1,7 +1,8 @@
 // Training of moshi_1b with TTT on several GPUs, in bf16: mpirun -n 2 bench_cuda_train_1b_ranks [segments a GPU].
 //
-// Frames a second of all GPUs together: moments and weights shared out or not, sums beside the backward pass or after
-// it; what the sums alone take; and how far the gradient of the ranks' shares is from that of one rank with all rows.
+// Frames and tokens (9 a frame) a second of all GPUs together, and the memory of each, for each Sharding; sums beside
+// the backward pass or after it; what the sums alone take; and how far the gradient of the ranks' shares is from that of
+// one rank with all rows. Each starts anew: with two GPUs the losses after as many steps are the same.
 //
 // Seen on two H200 (NVLink, NCCL 2.28), 64 segments of 256 frames each: one GPU 282.2 ms a step; two 290.7, with all
 // moments on both 300.5. Sums beside backward and after it: at 720 GB/s 294.3 and 290.7 ms, they take processors from
@@ -33,6 +34,9 @@ Streams<std::int32_t> draw_codes(B& be, Index from, Index batch) {
   return codes;
 }
 
+/// On this GPU, beside activations.
+double gigabytes(B& be) { return 1e-9 * static_cast<double>(CudaMemory::held() - be.arena_bytes()); }
+
 /// The longest of the ranks' means: they wait for each other.
 template <class F>
 double slowest_ms(B& be, const MpiRanks& mpi, int runs, const F& f) {
@@ -43,16 +47,18 @@ double slowest_ms(B& be, const MpiRanks& mpi, int runs, const F& f) {
   return longest;
 }
 
-void measure_steps(B& be, const MpiRanks& mpi, const NcclRanks& ranks, Store<P, B>& params, Index batch,
-                   bool shard, bool beside) {
-  TrainOptions options{.max_steps = 1000, .lr = 1e-4};
-  options.shard_optimizer = shard;
+void measure_steps(B& be, const MpiRanks& mpi, const NcclRanks& ranks, Index batch, Sharding sharding,
+                   bool beside) {
+  const double before = gigabytes(be);
+  Store<P, B> params(be);
+  bench::draw_start<C>(be, *params);
+  TrainOptions options{.max_steps = 1000, .lr = 1e-4, .sharding = sharding};
   if (!beside) options.bucket = Index{1} << 60;
   Training trainer(be, params, options, {}, ranks);
   const auto scope = be.scope();
   const auto codes = draw_codes(be, ranks.rank() * batch, batch);
   MoshiSegment<Model> segment;
-  segment.complete_from = [&](const void* first) { trainer.complete_from(first); };
+  segment.hooks = trainer.hooks();
   double loss = 0;
   const auto step = [&] {
     loss = trainer
@@ -64,17 +70,15 @@ void measure_steps(B& be, const MpiRanks& mpi, const NcclRanks& ranks, Store<P, 
   };
   step(), step();
   const double ms = slowest_ms(be, mpi, 5, step);
-  const double optimiser = slowest_ms(be, mpi, 3, [&] {
-    trainer.step([](std::int64_t, M&) { return MicroBatch{0, 0}; });
-  });
-  const double kept = 1e-9 * static_cast<double>(trainer.adam.m.last() - trainer.adam.m.first());
+  const double kept = gigabytes(be) - before;
   if (ranks.rank() == 0) {
+    const double speed = 1e3 * static_cast<double>(batch * frames * ranks.size()) / ms;
     std::printf(
-        "  %d GPU, %td x %td frames each, %s, %s: %.0f frames/s, %.2f ms a step (loss %.4f); sums and "
-        "optimiser "
-        "alone %.2f ms; %.2f GB a moment\n",
-        ranks.size(), batch, frames, shard ? "shared out" : "copied", beside ? "beside backward" : "after it",
-        1e3 * static_cast<double>(batch * frames * ranks.size()) / ms, ms, loss, optimiser, kept);
+        "  %d GPU, %td x %td frames each, %s, sums %s: %.0f frames/s, %.0f tokens/s, %.2f ms a step, loss "
+        "%.9g; "
+        "%.2f GB of parameters, gradients and moments, %.2f of activations\n",
+        ranks.size(), batch, frames, name_of(sharding).c_str(), beside ? "beside backward" : "after it",
+        speed, speed * C.spoken_streams(), ms, loss, kept, 1e-9 * static_cast<double>(be.arena_bytes()));
     std::fflush(stdout);
   }
 }
@@ -92,14 +96,22 @@ void measure_sums(B& be, const MpiRanks& mpi, const NcclRanks& ranks) {
   const double bytes = static_cast<double>(grad.bytes());
   report("all_reduce_sum of the gradient", bytes, [&] { ranks.all_reduce_sum(be, x, n), ranks.wait(be); });
   report("reduce_scatter of the gradient", bytes,
-         [&] { ranks.reduce_scatter(be, x, parts), ranks.wait(be); });
-  report("all_gather of the weights in bf16", bytes / 2,
-         [&] { ranks.all_gather(be, reinterpret_cast<bf16*>(x), parts), ranks.wait(be); });
+         [&] { ranks.reduce_scatter(be, x, x, parts), ranks.wait(be); });
+  report("all_gather of the weights in bf16", bytes / 2, [&] {
+    auto* const weights = reinterpret_cast<bf16*>(x);
+    ranks.all_gather(be, weights, weights, parts), ranks.wait(be);
+  });
 }
 
 /// |sum of the ranks' gradients - gradient of one| / |gradient of one|, 8 segments, over an eighth of the weights.
-void compare_gradients(B& be, const MpiRanks& mpi, const NcclRanks& ranks, const Store<P, B>& params) {
+void compare_gradients(B& be, const MpiRanks& mpi, const NcclRanks& ranks) {
   const auto scope = be.scope();
+  Store<P, B> params(be);
+  bench::draw_start<C>(be, *params);
+  if (ranks.rank() == 0) {
+    const auto million = 1e-6 * static_cast<double>(count_elements(*params));
+    std::printf("moshi_1b, %.1f M parameters, %d GPU\n", million, ranks.size());
+  }
   const RankPart own = even_parts(8, ranks.size())[static_cast<std::size_t>(ranks.rank())];
   Store<M, B> whole(be), shares(be);
   moshi_loss<Model>(be, *params, draw_codes(be, 0, 8), {}, &*whole);
@@ -132,16 +144,12 @@ int main(int argc, char** argv) {
     B be(device_of(mpi));
     const NcclRanks ranks(be);
     const Index batch = argc > 1 ? std::atoi(argv[1]) : 64;
-    Store<P, B> params(be);
-    bench::draw_start<C>(be, *params);
-    if (ranks.rank() == 0)
-      std::printf("moshi_1b, %.1f M parameters, %d GPU\n",
-                  1e-6 * static_cast<double>(count_elements(*params)), ranks.size());
-    if (ranks.size() == 1) return measure_steps(be, mpi, ranks, params, batch, true, true);
-    compare_gradients(be, mpi, ranks, params);
+    if (ranks.size() == 1) return measure_steps(be, mpi, ranks, batch, Sharding::none, true);
+    compare_gradients(be, mpi, ranks);
     measure_sums(be, mpi, ranks);
-    for (const bool shard : {true, false})
-      for (const bool beside : {true, false}) measure_steps(be, mpi, ranks, params, batch, shard, beside);
+    for (const auto sharding : {Sharding::none, Sharding::optimizer, Sharding::gradients, Sharding::full})
+      measure_steps(be, mpi, ranks, batch, sharding, true);
+    measure_steps(be, mpi, ranks, batch, Sharding::optimizer, false);
   });
   if (status != 0) session.abort(status);
   return status;

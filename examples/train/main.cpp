@@ -115,6 +115,14 @@ int main(int argc, char** argv) {
       "steps between two looks at the inner losses of the TTT layers; 0: as their guard needs, 20 or more");
   training("--ckpt-freq", options.train.ckpt_freq, "steps between two checkpoints; 0: at the end only");
   training("--num-ckpt-keep", options.train.num_ckpt_keep, "checkpoints that are kept; 0: all");
+  const auto shard = [&](const std::string& name) {
+    options.train.sharding = mttt::sharding_named(name).value();
+  };
+  app.add_option_function<std::string>("--sharding", shard,
+                                       "what several processes share out: none, optimizer, gradients or full")
+      ->check(CLI::IsMember(mttt::sharding_names))
+      ->default_str("optimizer")
+      ->excludes(by_config);
   training("--seed", options.train.seed, "of the first weights and of the order of the data");
   CLI11_PARSE(app, argc, argv);
 

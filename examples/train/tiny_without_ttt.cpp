@@ -1,4 +1,5 @@
 #include "mttt/presets/tiny.hpp"
+#include "passes_define.hpp"
 #include "train.hpp"
 
 int train_tiny_without_ttt(const Options& options) {

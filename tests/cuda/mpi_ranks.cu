@@ -59,7 +59,7 @@ struct Shared {
         be.template make<std::int32_t, dyn, dyn, dyn>(own.count, train_small.streams(), train_steps);
     be.to_device(all.data() + own.from * each, codes.data(), codes.size());
     MoshiSegment<Model> segment;
-    segment.complete_from = [&](const void* first) { trainer.complete_from(first); };
+    segment.hooks = trainer.hooks();
     std::vector<double> numbers;
     for (int i = 0; i < n; ++i) {
       const auto report = trainer.step([&](std::int64_t, M& grad) {
@@ -97,7 +97,7 @@ TEST_CASE("NCCL: two GPUs with half of the batch each give the gradients of one,
   Cuda<float> be(device_of(processes()));
   const NcclRanks ranks(be);
   TrainOptions options{.max_steps = 4, .lr = 1e-3};
-  options.shard_optimizer = false;
+  options.sharding = Sharding::none;
   Shared<float, OneRank> one(be, {}, options);
   Shared<float, NcclRanks> two(be, ranks, options);
   const auto expected = one.steps(1), got = two.steps(1);
@@ -128,18 +128,19 @@ TEMPLATE_TEST_CASE("NCCL: shared out or not, sums beside the backward pass or af
   using Two = Shared<TestType, NcclRanks>;
   std::vector<double> numbers;
   std::vector<float> weights;
-  for (const bool shard : {true, false}) {
+  for (const auto sharding : {Sharding::none, Sharding::optimizer, Sharding::gradients, Sharding::full}) {
     for (const Index bucket : {Index{1}, Index{1} << 40}) {
-      TrainOptions options{.max_steps = 6, .lr = 1e-3};
-      options.shard_optimizer = shard;
-      options.bucket = bucket;
+      const TrainOptions options{.max_steps = 6, .lr = 1e-3, .sharding = sharding, .bucket = bucket};
+      INFO(name_of(sharding));
       Two training(be, ranks, options);
       const auto losses = training.steps(4);
+      CHECK(training.trainer.grad.whole() == (sharding <= Sharding::optimizer));
+      CHECK(training.params.whole() == (sharding != Sharding::full));
       const auto all = training.trainer.read_weights([&](const auto& w) { return training.host(w); });
       if (weights.empty()) numbers = losses, weights = all;
       CHECK(losses == numbers);
       CHECK(all == weights);
-      CHECK(training.trainer.adam.m.whole() == !shard);
+      CHECK(training.trainer.adam.m.whole() == (sharding == Sharding::none));
     }
   }
   CHECK(numbers[6] < numbers[0]);

@@ -40,7 +40,7 @@ struct Steps {
   explicit Steps(const Store<M, Cpu<float>>& start, const Store<M, Cpu<float>>& gradient) {
     be.to_device(start.data(), weights.data(), start.bytes());
     be.to_device(gradient.data(), grad.data(), gradient.bytes());
-    table.round(be, weights, params);
+    table.round(be, weights, params, table.all());
     auto groups = make_groups(*params, 0.1, {{"frozen", name_contains("frozen"), 1, {}, true}});
     for (int i = 0; i < 2; ++i) {
       norms.push_back(gradient_norm(be, table, grad, groups, 0.5));

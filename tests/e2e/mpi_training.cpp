@@ -52,19 +52,22 @@ struct Job {
                                                                         : rng.below(512)));
       save_codes(scratch / ("codes/" + std::to_string(frames) + ".safetensors"), recording);
     }
-    scratch.put("train.yaml", "preset: tiny\nrun_dir: " + folder + "/run\ndata: {train_data: " + folder +
-                                  "/codes, shuffle: false}\nduration_sec: 1.28\nbatch_size: 3\nlog_freq: 1\n"
-                                  "full_finetuning: true\nttt: {enable: true, weight_lr_multiplier: 1, "
-                                  "alpha_lr_multiplier: 1}\nseed: 3\noptim: {lr: 1e-3}\n" +
-                                  more);
+    const std::string keys = "preset: tiny\nrun_dir: " + folder + "/run\ndata: {train_data: " + folder +
+                             "/codes, shuffle: false}\nduration_sec: 1.28\nbatch_size: 3\nlog_freq: 1\n"
+                             "full_finetuning: true\nttt: {enable: true, weight_lr_multiplier: 1, "
+                             "alpha_lr_multiplier: 1, alpha_pull: 0.01}\nseed: 3\noptim: {lr: 1e-3}\n" +
+                             more;
+    scratch.put("train.yaml", keys);
+    scratch.put("full.yaml", keys + "sharding: full\n");
   }
-  std::string into(const std::string& name) const {
-    return train + folder + "/train.yaml --output " + folder + "/" + name;
+  std::string into(const std::string& name, const std::string& file = "train.yaml") const {
+    return train + folder + "/" + file + " --output " + folder + "/" + name;
   }
 };
 }  // namespace
 
-TEST_CASE("two processes train as one does, and either goes on from the other's checkpoint") {
+TEST_CASE(
+    "two processes train as one does; either goes on from the other's checkpoint, whatever is shared out") {
   const Job job("max_steps: 6\nckpt_freq: 3\n");
   const Ran alone = run(job.into("one")), both = run(job.two + job.into("two"));
   INFO(alone.output << both.output);
@@ -85,7 +88,8 @@ TEST_CASE("two processes train as one does, and either goes on from the other's 
   for (const char* by : {"by_one", "by_two"}) {
     for (const char* file : {"step_000006", "carried_000006", "model"})
       REQUIRE(std::filesystem::remove(job.scratch / (std::string(by) + "/" + file + ".safetensors")));
-    const Ran resumed = run((by == std::string("by_two") ? job.two : "") + job.into(by) + " --resume");
+    const bool two = by == std::string("by_two");
+    const Ran resumed = run((two ? job.two + job.into(by, "full.yaml") : job.into(by)) + " --resume");
     INFO(resumed.output);
     REQUIRE(resumed.status == 0);
     CHECK(resumed.says("resumed at step 3"));

@@ -116,6 +116,9 @@ TEST_CASE("yaml: all problems of a file at once, with their lines") {
        "'ttt.gating': found 'open', expected one of 'learned', 'fixed'"});
   check_problems("max_norm: .nan\nduration_sec: 0\nttt: {enable: true}\n",
                  {"line 1, 'max_norm': found .nan, expected at least 0", "found 0, expected above 0"});
+  check_problems(
+      "seed: 1\nsharding: half\n",
+      {"line 2, 'sharding': found 'half', expected one of 'none', 'optimizer', 'gradients', 'full'"});
   check_problems("a: [1\n", {"line 2"});
   check_problems("", {"found nothing"});
   check_problems("- 1\n", {"found no keys"});

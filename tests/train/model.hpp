@@ -19,6 +19,7 @@ struct Classifier {
     typename First::Params first;
     typename Second::Params second;
     static void visit(auto&& f, auto&&... p) { f("first", p.first...), f("second", p.second...); }
+    static void visit_units(auto&& f, auto& p) { f(p.first), f(p.second); }
   };
   static void init(Params& p, Rng& rng) { First::init(p.first, rng), Second::init(p.second, rng); }
 
@@ -26,7 +27,7 @@ struct Classifier {
   /// several ranks these are one's own, and so is its share of the loss over the rows of all.
   template <class R = OneRank>
   static MicroBatch loss_and_gradient(B& be, const Params& p, Index from, Index rows, auto& grad,
-                                      const R& ranks = {}) {
+                                      const R& ranks = {}, const UnitHooks& hooks = {}) {
     const auto scope = be.scope();
     auto x = be.template make<T, dyn, dyn, in>(1, rows), dx = be.template make<T, dyn, dyn, in>(1, rows);
     auto h = be.template make<T, dyn, dyn, hidden>(1, rows), a = h, da = h, dh = h;
@@ -43,13 +44,19 @@ struct Classifier {
     }
     typename First::Saved first;
     typename Second::Saved second;
+    hooks.read(0);
     First::forward(be, p.first, x, h, first);
     be.map(h.size(), detail::Activate<Silu>{}, a.data(), h.data());
+    hooks.read(1);
     Second::forward(be, p.second, a, y, second);
     const auto result = cross_entropy(be, y, targets, weights, dy, 1, {}, ranks);
+    hooks.read_and_add(1);
     Second::backward(be, p.second, second, dy, da, grad.second);
+    hooks.added(1);
     be.map(h.size(), detail::ActivateBackward<Silu>{}, dh.data(), h.data(), da.data());
+    hooks.read_and_add(0);
     First::backward(be, p.first, first, dh, dx, grad.first);
+    hooks.added(0);
     return {result.loss, rows};
   }
 };

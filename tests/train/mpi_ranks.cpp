@@ -32,6 +32,11 @@ struct EndAll {
   }
 };
 
+TrainOptions with(TrainOptions options, Sharding sharding) {
+  options.sharding = sharding;
+  return options;
+}
+
 template <class S>
 bool same(const S& a, const S& b) {
   return std::memcmp(a.data(), b.data(), static_cast<std::size_t>(a.bytes())) == 0;
@@ -68,7 +73,7 @@ struct Training {
       const RankPart own =
           even_parts(24, trainer.ranks().size())[static_cast<std::size_t>(trainer.ranks().rank())];
       return Model::loss_and_gradient(be, *params, static_cast<Index>(i) * 24 + own.from, own.count, grad,
-                                      trainer.ranks());
+                                      trainer.ranks(), trainer.hooks());
     };
   }
   std::vector<double> steps(int n) {
@@ -79,10 +84,11 @@ struct Training {
     }
     return numbers;
   }
-  /// Weights and moments, all of them.
+  /// All weights as they are trained, and as the model reads them.
   Store<M, B> whole() {
     return trainer.read_weights([&](const Store<M, B>& all) { return Store<M, B>(be, all); });
   }
+  Store<P, B> read() { return Store<P, B>(be, trainer.whole_params()); }
 };
 }  // namespace
 
@@ -102,12 +108,19 @@ TEST_CASE("Sums over ranks go in their order, whoever owns them; parts go where 
   ranks.all_reduce_sum(be, all.data(), n);
   CHECK(all == first);
   const RankParts parts{{0, 5, 1}, {5, n - 9, 0}, {n - 4, 4, 1}};
-  ranks.reduce_scatter(be, part.data(), parts);
+  std::vector<float> elsewhere(n);
+  ranks.reduce_scatter(be, part.data(), elsewhere.data(), parts);
+  CHECK(part == mine);
+  ranks.reduce_scatter(be, part.data(), part.data(), parts);
   for (const RankPart& p : parts) {
-    if (p.owner == ranks.rank()) CHECK(std::equal(&part[p.from], &part[p.from] + p.count, &first[p.from]));
+    if (p.owner != ranks.rank()) continue;
+    CHECK(std::equal(&part[p.from], &part[p.from] + p.count, &first[p.from]));
+    CHECK(std::equal(&elsewhere[p.from], &elsewhere[p.from] + p.count, &first[p.from]));
   }
-  ranks.all_gather(be, part.data(), parts);
+  ranks.all_gather(be, elsewhere.data(), part.data(), parts);
   CHECK(part == first);
+  ranks.all_gather(be, elsewhere.data(), elsewhere.data(), parts);
+  CHECK(elsewhere == first);
   CHECK(ranks.sum(ranks.rank() + 0.5) == 2);
 
   const RankParts bytes{{0, 3, 0}, {3, 5, 1}};
@@ -121,10 +134,8 @@ TEST_CASE("Sums over ranks go in their order, whoever owns them; parts go where 
 TEST_CASE("Two ranks with half of the rows each train as one with all: losses, norms, weights") {
   const EndAll end;
   const TrainOptions options{.max_steps = 6, .lr = 1e-2, .num_microbatches = 2};
-  auto unshared = options;
-  unshared.shard_optimizer = false;
   Training<double, OneRank> one(options);
-  Training<double, MpiRanks> sharded(options, two()), copied(unshared, two());
+  Training<double, MpiRanks> sharded(options, two()), copied(with(options, Sharding::none), two());
   const auto expected = one.steps(6), got = sharded.steps(6);
   CHECK(got == copied.steps(6));  // the same bits
   CHECK(same(sharded.params, copied.params));
@@ -144,42 +155,74 @@ TEST_CASE("Two ranks with half of the rows each train as one with all: losses, n
   CHECK(two().sum(static_cast<double>(m.last() - m.first())) == static_cast<double>(m.bytes()));
   CHECK(m.last() - m.first() < m.bytes());
   CHECK(copied.trainer.adam.m.whole());
+
+  // Where gradients are shared out too, ranks are added up in each micro-batch, not at the end.
+  Training<double, MpiRanks> gradients(with(options, Sharding::gradients), two()),
+      full(with(options, Sharding::full), two());
+  const auto summed_early = gradients.steps(6);
+  CHECK(summed_early == full.steps(6));
+  for (std::size_t i = 0; i < got.size(); ++i) CHECK(summed_early[i] == Approx(got[i]).epsilon(1e-12));
+  CHECK(same(gradients.params, full.read()));
 }
 
 TEST_CASE(
     "Mixed precision on two ranks: shared out or not, the same bits; weights are read and written whole") {
   const EndAll end;
   const TrainOptions options{.max_steps = 20, .lr = 1e-2};
-  auto unshared = options;
-  unshared.shard_optimizer = false;
-  Training<bf16, MpiRanks> sharded(options, two()), copied(unshared, two());
-  CHECK_FALSE(sharded.trainer.weights().whole());
-  CHECK(sharded.steps(10) == copied.steps(10));
-  CHECK(same(sharded.params, copied.params));
-  CHECK(same(sharded.whole(), copied.whole()));
-
-  for (auto* trainer : {&sharded, &copied}) {
-    trainer->trainer.edit_weights([](auto& weights) {
+  const auto edit = [](auto& training) {
+    training.trainer.edit_weights([](auto& weights) {
       weights->first.weight.data()[0] = 1.0f / 3, weights->second.bias(2) = 2.0f / 3;
     });
+  };
+  using Two = Training<bf16, MpiRanks>;
+  Two copied(with(options, Sharding::none), two());
+  const auto before = copied.steps(10);
+  const Store<Two::P, Two::B> read_before = copied.read();
+  const Store<Two::M, Two::B> whole_before = copied.whole();
+  edit(copied);
+  const auto after = copied.steps(5);
+  for (const Sharding sharding : {Sharding::optimizer, Sharding::gradients, Sharding::full}) {
+    INFO(name_of(sharding));
+    Two sharded(with(options, sharding), two());
+    CHECK_FALSE(sharded.trainer.weights().whole());
+    CHECK(sharded.steps(10) == before);
+    CHECK(sharded.params.whole() == (sharding != Sharding::full));
+    CHECK(sharded.trainer.grad.whole() == (sharding == Sharding::optimizer));
+    CHECK(same(sharded.whole(), whole_before));
+    sharded.trainer.read_weights(name_contains("bias"), [&](const auto& some) {
+      CHECK(left_out(some->first.weight));
+      CHECK(some->first.bias(1) == whole_before->first.bias(1));
+      CHECK(some->second.bias(2) == whole_before->second.bias(2));
+    });
+    CHECK(same(sharded.read(), read_before));
+
+    edit(sharded);
+    CHECK(static_cast<float>(sharded.params->first.weight.data()[0]) == 0.333984375f);
+    CHECK(static_cast<float>(sharded.params->second.bias(2)) == 0.66796875f);
+    CHECK(sharded.whole()->second.bias(2) == 2.0f / 3);
+    CHECK(sharded.steps(5) == after);
+    CHECK(same(sharded.whole(), copied.whole()));
   }
-  CHECK(static_cast<float>(sharded.params->first.weight.data()[0]) == 0.333984375f);
-  CHECK(static_cast<float>(sharded.params->second.bias(2)) == 0.66796875f);
-  CHECK(sharded.whole()->second.bias(2) == 2.0f / 3);
-  CHECK(sharded.steps(5) == copied.steps(5));
-  CHECK(same(sharded.whole(), copied.whole()));
+}
+
+TEST_CASE("A pass that does not say which units it uses is refused where these are shared out") {
+  const EndAll end;
+  using Two = Training<float, MpiRanks>;
+  Two training({.sharding = Sharding::gradients}, two());
+  CHECK_THROWS_WITH(training.trainer.step([&](std::int64_t, Two::M& grad) {
+    return Two::Model::loss_and_gradient(training.be, *training.params, 0, 12, grad, two());
+  }),
+                    contains("sharding: gradients") && contains("unit 0") && contains("hooks()"));
 }
 
 TEST_CASE("What is frozen has no share: the others' are the same bits, shared out or not, and it stays") {
   const EndAll end;
   const TrainOptions options{.max_steps = 20, .lr = 1e-2};
-  auto unshared = options;
-  unshared.shard_optimizer = false;
   // A tensor between others that train: what is sent of the weights has a gap.
   const std::vector<GroupRule> frozen{
       {.says = "second.weight", .matches = name_contains("second.weight"), .frozen = true}};
   using Two = Training<bf16, MpiRanks, Spare>;
-  Two sharded(options, two(), frozen), copied(unshared, two(), frozen);
+  Two sharded(options, two(), frozen), copied(with(options, Sharding::none), two(), frozen);
   const Store<Two::P, Two::B> before(sharded.be, sharded.params);
   CHECK(left_out(sharded.trainer.grad->second.weight));
   CHECK_FALSE(sharded.trainer.adam.m.whole());
@@ -189,6 +232,18 @@ TEST_CASE("What is frozen has no share: the others' are the same bits, shared ou
   CHECK_FALSE(same(sharded.params, before));
   const auto bytes = static_cast<std::size_t>(before->second.weight.size()) * sizeof(bf16);
   CHECK(std::memcmp(sharded.params->second.weight.data(), before->second.weight.data(), bytes) == 0);
+  for (const Sharding sharding : {Sharding::gradients, Sharding::full}) {
+    Two more(with(options, sharding), two(), frozen);
+    more.steps(8);
+    CHECK(same(more.whole(), copied.whole()));
+    CHECK(same(more.read(), copied.params));
+  }
+  // All that trains lies in one rank's part of what the model reads.
+  const std::vector<GroupRule> last{
+      {.says = "but the last", .matches = [](auto name) { return name != "second.bias"; }, .frozen = true}};
+  Two lopsided(with(options, Sharding::full), two(), last), even(with(options, Sharding::none), two(), last);
+  CHECK(lopsided.steps(3) == even.steps(3));
+  CHECK(same(lopsided.read(), even.params));
 }
 
 TEST_CASE("Moshi: two ranks with half of the batch each give the gradients of one with the whole") {
@@ -208,35 +263,41 @@ TEST_CASE("Moshi: two ranks with half of the batch each give the gradients of on
   for (Index k = 0; k < moshi_small.streams(); ++k)
     for (Index t = 5; t < steps; ++t) codes(1, k, t) = -1;
 
-  const auto train = [&](const auto& ranks, Store<P, B>& params, int step_count, Index bucket) {
+  struct Trained {
+    std::vector<double> numbers;
+    Store<P, B> gradient, weights;
+    Index bytes;  // that the training held beside activations
+  };
+  const auto train = [&](const auto& ranks, int step_count, TrainOptions options) {
     using R = std::remove_cvref_t<decltype(ranks)>;
-    const TrainOptions options{.max_steps = 3, .lr = 1e-3, .bucket = bucket};
-    Trainer<P, B, P, R> trainer(be, params, options, {}, ranks);
     const RankPart own = even_parts(batch, ranks.size())[static_cast<std::size_t>(ranks.rank())];
     const Streams<const std::int32_t> mine(codes[own.from].data(), {own.count, codes.extent(1), steps});
+    const Index before = CpuMemory::held() - be.arena_bytes();
+    auto params = Store<P, B>(be, start);
+    options.max_steps = 3, options.lr = 1e-3;
+    Trainer<P, B, P, R> trainer(be, params, options, {}, ranks);
+    const UnitHooks hooks = trainer.hooks();
     int told = 0;
     std::vector<double> numbers;
     for (int i = 0; i < step_count; ++i) {
       const auto report = trainer.step([&](std::int64_t, P& grad) {
         MoshiSegment<Model> segment;
-        segment.complete_from = [&](const void* first) { ++told, trainer.complete_from(first); };
+        segment.hooks.call = [&](UnitMoment moment, Index unit) {
+          told += moment == UnitMoment::added;
+          if (hooks.call) hooks.call(moment, unit);
+        };
         const auto loss = moshi_loss<Model>(be, *params, mine, {}, &grad, segment, ranks);
         return MicroBatch{loss.total(), own.count * steps};
       });
       numbers.push_back(report.loss), numbers.push_back(report.gradient_norm);
     }
-    CHECK(told == step_count * (1 + moshi_small.temporal.num_layers));
-    return std::pair(numbers, Store<P, B>(be, trainer.grad));
+    CHECK(told == step_count * (Model::linears_unit + 1));
+    const Index bytes = CpuMemory::held() - be.arena_bytes() - before;
+    const auto& whole = trainer.has_whole(trainer.adam.m) ? trainer.grad : start;
+    return Trained{numbers, Store<P, B>(be, whole), Store<P, B>(be, trainer.whole_params()), bytes};
   };
-  auto options_alone = Store<P, B>(be, start), shared = Store<P, B>(be, start),
-       early = Store<P, B>(be, start);
-  const auto [expected, gradient] = train(OneRank{}, options_alone, 1, 1);
-  Trainer<P, B, P, MpiRanks> unshared(be, shared, {.shard_optimizer = false}, {}, two());
-  const RankPart own = even_parts(batch, 2)[static_cast<std::size_t>(two().rank())];
-  const Streams<const std::int32_t> mine(codes[own.from].data(), {own.count, codes.extent(1), steps});
-  unshared.step([&](std::int64_t, P& grad) {
-    return MicroBatch{moshi_loss<Model>(be, *shared, mine, {}, &grad, {}, two()).total(), own.count * steps};
-  });
+  const Trained one = train(OneRank{}, 1, {});
+  const Trained none = train(two(), 1, {.sharding = Sharding::none});
   double difference = 0, norm = 0;
   for_each_tensor(
       [&](std::string_view, const auto& a, const auto& b) {
@@ -245,17 +306,37 @@ TEST_CASE("Moshi: two ranks with half of the batch each give the gradients of on
           norm += std::pow(static_cast<double>(b.data()[i]), 2);
         }
       },
-      *unshared.grad, *gradient);
+      *none.gradient, *one.gradient);
   INFO(std::sqrt(difference / norm));
   CHECK(std::sqrt(difference / norm) < 2e-6);  // float32, sums of some hundred products cut in two
 
-  // Sums that go on beside the backward pass, of whatever size, have the same bits as those after it.
-  auto late = Store<P, B>(be, start);
-  const auto beside = train(two(), early, 3, 1).first, after = train(two(), late, 3, 1 << 30).first;
-  CHECK(beside == after);
-  CHECK(same(early, late));
-  CHECK(beside[0] == Approx(expected[0]).epsilon(1e-6));
-  CHECK(beside[1] == Approx(expected[1]).epsilon(1e-5));
+  // Sums that go on beside the backward pass, of whatever size, and of whatever is shared out, have the same bits.
+  const Trained after = train(two(), 3, {.sharding = Sharding::none, .bucket = 1 << 30});
+  CHECK(after.numbers[0] == Approx(one.numbers[0]).epsilon(1e-6));
+  CHECK(after.numbers[1] == Approx(one.numbers[1]).epsilon(1e-5));
+  std::array<double, 4> bytes{};  // of both ranks
+  for (const Sharding sharding : {Sharding::none, Sharding::optimizer, Sharding::gradients, Sharding::full}) {
+    INFO(name_of(sharding));
+    const Trained beside = train(two(), 3, {.sharding = sharding, .bucket = 1});
+    CHECK(beside.numbers == after.numbers);
+    CHECK(same(beside.weights, after.weights));
+    bytes[static_cast<std::size_t>(sharding)] = two().sum(static_cast<double>(beside.bytes));
+  }
+
+  // And what is shared out is held once, beside the slots.
+  const auto all = static_cast<double>(start.bytes());
+  double slots = 0;
+  const auto units = detail::unit_ranges(start);
+  for (std::size_t slot = 0; slot < 2; ++slot) {
+    Index most = 0;
+    for (std::size_t u = slot; u < units.size(); u += 2)
+      most = std::max(most, units[u].last - units[u].first);
+    slots += static_cast<double>(most);
+  }
+  CHECK(bytes[0] - bytes[1] == 2 * all);          // two moments
+  CHECK(bytes[1] - bytes[2] == all - 2 * slots);  // gradients
+  CHECK(bytes[2] - bytes[3] == all - 2 * slots);  // what the model reads
+  CHECK(units.back().last == start.bytes());
 }
 
 TEMPLATE_TEST_CASE("A checkpoint of two ranks is one file, from which one or two go on", "", float, bf16) {
@@ -284,6 +365,19 @@ TEMPLATE_TEST_CASE("A checkpoint of two ranks is one file, from which one or two
   CHECK(through.steps(4) == resumed.steps(4));
   CHECK(same(through.whole(), resumed.whole()));
   CHECK(same(through.params, resumed.params));
+
+  // So they do with all shared out, from a checkpoint of either.
+  Two full(with(options, Sharding::full), ranks), other(options, ranks);
+  REQUIRE(files.resume(full.be, full.trainer));
+  full.steps(2);
+  RunFolder files_of_full(folder + "/full", 3, ranks);
+  files_of_full.save(full.be, full.trainer);
+  ranks.barrier();
+  REQUIRE(files_of_full.resume(other.be, other.trainer));
+  CHECK(full.steps(2) == other.steps(2));
+  CHECK(same(full.whole(), through.whole()));
+  CHECK(same(other.whole(), through.whole()));
+  CHECK(same(full.read(), through.params));
 
   // One reads the weights and moments of both; from its checkpoint two go on again.
   One alone(options);

@@ -22,7 +22,6 @@
 // Source:  truncated back-propagation through time: Williams and Peng 1990.
 #pragma once
 
-#include <functional>
 #include <string>
 #include <vector>
 
@@ -43,20 +42,6 @@ struct CarryGradient {
   const G* from =
       nullptr;  // overwritten with that of the state it started from; null: not wanted. It may be *to
 };
-
-/// What a backward pass calls, if it is given: the gradients of the parameter at this place of their Store, and of
-/// all behind it, are complete.
-using CompleteFrom = std::function<void(const void* first)>;
-
-/// Where the first tensor lies that has memory; null: none has.
-const void* first_place(const auto&... gradients) {
-  const void* first = nullptr;
-  const auto look = [&](std::string_view, const auto& tensor) {
-    if (first == nullptr) first = tensor.data();
-  };
-  (for_each_tensor(look, gradients), ...);
-  return first;
-}
 
 template <class Block>
 concept Carries = requires {

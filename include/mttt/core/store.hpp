@@ -8,16 +8,19 @@
 // extents and have no memory, their data() is null.
 //
 // A Store may hold a window of its bytes: all tensors have their places, and only those within it memory. It is
-// what one of several processes keeps of numbers whose rest the others keep.
+// what one of several processes keeps of numbers whose rest the others keep. Its tensors may be placed elsewhere,
+// several in the same memory, for who uses them one after the other (train/sharding.hpp).
 //
 // Shapes:  a tensor whose first extent is `dyn` gets `batch` there; all other extents must be static.
 // Units:   bytes.
 // Errors:  what the backend's memory throws when it is exhausted; assign, upload and download refuse a store
 //          of another size.
-// Not supported: growing.
+// Not supported: growing beyond all bytes.
 // Source:  none.
 #pragma once
 
+#include <algorithm>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -37,7 +40,7 @@ class Store {
         held_(std::move(held)),
         bytes_(layout(nullptr)),
         last_(bytes_),
-        memory_(be, bytes_, of_sessions_ ? MemoryUse::sessions : MemoryUse::parameters) {
+        memory_(std::in_place, be, bytes_, use()) {
     layout(data());
   }
   /// The window [first, last) of such a store, in bytes.
@@ -47,7 +50,7 @@ class Store {
         bytes_(layout(nullptr)),
         first_(first),
         last_(last),
-        memory_(be, last - first, MemoryUse::parameters) {
+        memory_(std::in_place, be, window_bytes(first, last), MemoryUse::parameters) {
     layout(data());
   }
   Store(B& be, const Store& other)
@@ -56,7 +59,7 @@ class Store {
         bytes_(layout(nullptr)),
         first_(other.first_),
         last_(other.last_),
-        memory_(be, last_ - first_, of_sessions_ ? MemoryUse::sessions : MemoryUse::parameters) {
+        memory_(std::in_place, be, window_bytes(first_, last_), use()) {
     layout(data());
     assign(be, other);
   }
@@ -65,6 +68,7 @@ class Store {
         held_(std::move(other.held_)),
         of_sessions_(other.of_sessions_),
         aggregate_(other.aggregate_),
+        places_(std::move(other.places_)),
         bytes_(other.bytes_),
         first_(other.first_),
         last_(other.last_),
@@ -83,6 +87,24 @@ class Store {
     be.copy(other.data() + first_, data() + first_, last_ - first_);
   }
 
+  /// Holds the window [first, last) from now on: what it held of it, zeros elsewhere. Tensors move.
+  void hold(B& be, Index first, Index last) {
+    typename B::Memory memory(be, window_bytes(first, last), use());
+    const Index from = std::max(first, first_), to = std::min(last, last_);
+    if (from < to) be.copy(data() + from, static_cast<std::byte*>(memory.data()) + (from - first), to - from);
+    if constexpr (requires { be.synchronize(); }) be.synchronize();  // before what was copied from goes
+    memory_.emplace(std::move(memory));
+    first_ = first, last_ = last;
+    layout(data());
+  }
+  /// Tensors from now on: byte `at` of the store, where a tensor starts, lies at base_of(at) + at.
+  template <class F>
+  void place(const F& base_of) {
+    lay(base_of);
+  }
+  /// Where tensor t starts, in bytes, those that are left out at 0.
+  Index place_of(std::size_t t) const { return places_[t]; }
+
   P& operator*() { return aggregate_; }
   const P& operator*() const { return aggregate_; }
   P* operator->() { return &aggregate_; }
@@ -96,8 +118,8 @@ class Store {
   Index last() const { return last_; }
   bool whole() const { return first_ == 0 && last_ == bytes_; }
   /// Where the first byte is, or would be.
-  std::byte* data() { return static_cast<std::byte*>(memory_.data()) - first_; }
-  const std::byte* data() const { return static_cast<const std::byte*>(memory_.data()) - first_; }
+  std::byte* data() { return static_cast<std::byte*>(memory_->data()) - first_; }
+  const std::byte* data() const { return static_cast<const std::byte*>(memory_->data()) - first_; }
 
   /// All elements as one array, padding included; for aggregates of one element type.
   template <class T>
@@ -110,9 +132,18 @@ class Store {
   }
 
  private:
+  MemoryUse use() const { return of_sessions_ ? MemoryUse::sessions : MemoryUse::parameters; }
+  /// An empty window has an address too: where tensors would be is not null, which says that they are left out.
+  static Index window_bytes(Index first, Index last) { return std::max(last - first, alignment); }
+
   Index layout(std::byte* base) {
+    return lay([=](Index) { return base; });
+  }
+  template <class F>
+  Index lay(const F& base_of) {
     Index offset = 0;
     std::size_t number = 0;
+    places_.clear();
     for_each_tensor(
         [&](std::string_view, auto& tensor) {
           using Tens = std::remove_cvref_t<decltype(tensor)>;
@@ -122,10 +153,13 @@ class Store {
             extents[0] = batch_;
             of_sessions_ = true;
           }
-          if (!held_.empty() && !held_.at(number++)) {
+          const bool held = held_.empty() || held_.at(number++);
+          places_.push_back(held ? offset : 0);
+          if (!held) {
             tensor = Tens(nullptr, extents);
             return;
           }
+          std::byte* const base = base_of(offset);
           tensor = Tens(reinterpret_cast<T*>(base == nullptr ? nullptr : base + offset), extents);
           const Index end = offset + counted_bytes(extents, sizeof(T), MemoryUse::sessions);
           offset = (end + alignment - 1) / alignment * alignment;
@@ -138,9 +172,10 @@ class Store {
   std::vector<bool> held_;
   bool of_sessions_ = false;  // found by layout
   P aggregate_{};
+  std::vector<Index> places_;
   Index bytes_;
   Index first_ = 0, last_ = 0;
-  typename B::Memory memory_;
+  std::optional<typename B::Memory> memory_;
 };
 
 namespace detail {

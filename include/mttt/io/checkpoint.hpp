@@ -160,47 +160,70 @@ void save_params(const std::filesystem::path& path, B& be, const Store<P, B>& pa
 }
 
 namespace detail {
-/// All of a store that ranks share out, in the host's memory of the first; nothing, where this rank has all
-/// itself.
+/// All of a store that ranks share out, in elements of such a size, in the host's memory of the first.
 template <class M, class B, class R>
-std::optional<Store<M, Cpu<float>>> gathered(B& be, const Store<M, B>& own, const R& ranks,
-                                             RankParts shares) {
-  if (own.whole()) return {};
+std::optional<Store<M, Cpu<float>>> gathered(B& be, const Store<M, B>& own, const R& ranks, RankParts shares,
+                                             std::size_t element) {
   std::vector<std::byte> mine(static_cast<std::size_t>(own.last() - own.first()));
   be.to_host(own.data() + own.first(), mine.data(), own.last() - own.first());
   Cpu<float> host;
   std::optional<Store<M, Cpu<float>>> all;
   if (ranks.rank() == 0) all.emplace(host, 1, own.held());
-  for (RankPart& part : shares)
-    part.from *= sizeof(typename B::Accum), part.count *= sizeof(typename B::Accum);
+  const auto each = static_cast<Index>(element);
+  for (RankPart& part : shares) part.from *= each, part.count *= each;
   ranks.gather(mine.data(), all ? all->data() : nullptr, shares);
   return all;
+}
+
+/// The weights of a training, as far as ranks share them out, in the host's memory of the first.
+template <class P, class M>
+struct GatheredWeights {
+  std::optional<Store<M, Cpu<float>>> trained;
+  std::optional<Store<P, Cpu<float>>> read;
+};
+/// weights() or a moment.
+template <class B, class P, class M, class R>
+std::optional<Store<M, Cpu<float>>> gathered(B& be, const Trainer<P, B, M, R>& trainer,
+                                             const Store<M, B>& own, const RankParts& shares) {
+  if (trainer.has_whole(own)) return {};
+  return gathered(be, own, trainer.ranks(), shares, sizeof(typename B::Accum));
+}
+/// What the model reads, if something does not train, which in mixed precision is there alone.
+template <class B, class P, class M, class R>
+std::optional<Store<P, Cpu<float>>> gathered_frozen(B& be, const Trainer<P, B, M, R>& trainer) {
+  const auto& held = trainer.grad.held();
+  const bool frozen = std::find(held.begin(), held.end(), false) != held.end();
+  if (!Trainer<P, B, M, R>::mixed || !frozen || trainer.params.whole()) return {};
+  return gathered(be, trainer.params, trainer.ranks(), trainer.param_shares(), sizeof(typename B::Scalar));
+}
+template <class B, class P, class M, class R>
+GatheredWeights<P, M> gathered_weights(B& be, const Trainer<P, B, M, R>& trainer) {
+  return {gathered(be, trainer, trainer.weights(), trainer.weight_shares()), gathered_frozen(be, trainer)};
 }
 
 /// Adds the weights of a training as they are trained, those that do not train as the model reads them.
 /// Returns how many were left out.
 template <class B, class P, class M, class R>
 std::size_t add_weights(B& be, SafetensorsWriter& writer, const Trainer<P, B, M, R>& trainer,
-                        const std::optional<Store<M, Cpu<float>>>& whole, const std::string& prefix,
+                        const GatheredWeights<P, M>& whole, const std::string& prefix,
                         std::optional<DType> dtype, const LeaveOut& leave_out,
                         std::vector<std::vector<std::byte>>& kept) {
   std::size_t absent = 0;
-  const auto add = [&](auto& where, const auto& trained_weights) {
-    for_each_tensor(
-        [&](std::string_view name, const auto& read, const auto& trained) {
-          const std::string full = prefix + std::string(name);
-          if (leave_out && leave_out(name)) {
-            ++absent;
-          } else if (left_out(trained)) {
-            add_tensor(be, writer, read, full, dtype, true, kept);
-          } else {
-            add_tensor(where, writer, trained, full, dtype, true, kept);
-          }
-        },
-        *trainer.params, trained_weights);
-  };
   Cpu<float> host;
-  whole ? add(host, **whole) : add(be, *trainer.weights());
+  for_each_tensor(
+      [&](std::string_view name, const auto& read, const auto& trained) {
+        const std::string full = prefix + std::string(name);
+        if (leave_out && leave_out(name)) {
+          ++absent;
+        } else if (left_out(trained)) {
+          whole.read ? add_tensor(host, writer, read, full, dtype, true, kept)
+                     : add_tensor(be, writer, read, full, dtype, true, kept);
+        } else {
+          whole.trained ? add_tensor(host, writer, trained, full, dtype, true, kept)
+                        : add_tensor(be, writer, trained, full, dtype, true, kept);
+        }
+      },
+      whole.read ? **whole.read : *trainer.params, whole.trained ? **whole.trained : *trainer.weights());
   return absent;
 }
 }  // namespace detail
@@ -224,7 +247,7 @@ LeaveOut frozen_base(const Trainer<P, B, M, R>& trainer, const LeaveOut& is_base
 template <class P, class B, class M, class R>
 void save_weights(const std::filesystem::path& path, B& be, const Trainer<P, B, M, R>& trainer,
                   const SaveOptions& options = {}, const LeaveOut& leave_out = {}) {
-  const auto weights = detail::gathered(be, trainer.weights(), trainer.ranks(), trainer.shares());
+  const auto weights = detail::gathered_weights(be, trainer);
   if (trainer.ranks().rank() != 0) return;
   SafetensorsWriter writer;
   std::vector<std::vector<std::byte>> kept;
@@ -238,7 +261,7 @@ void save_weights(const std::filesystem::path& path, B& be, const Trainer<P, B, 
 template <class P, class B, class M, class R>
 void load_weights(const std::filesystem::path& path, B& be, Trainer<P, B, M, R>& trainer,
                   const LoadOptions& options = {}) {
-  load_params(path, be, trainer.params, options);
+  load_params(path, be, trainer.whole_params(), options);
   if constexpr (Trainer<P, B, M, R>::mixed) {
     auto& all = trainer.room_for(trainer.weights());
     load_params(path, be, all, options);
@@ -254,11 +277,9 @@ void load_weights(const std::filesystem::path& path, B& be, Trainer<P, B, M, R>&
 template <class P, class B, class M, class R>
 void save_training(const std::filesystem::path& path, B& be, const Trainer<P, B, M, R>& trainer,
                    const nlohmann::json& config = {}, const LeaveOut& leave_out = {}) {
-  const auto gathered = [&](const auto& store) {
-    return detail::gathered(be, store, trainer.ranks(), trainer.shares());
-  };
-  const auto weights = gathered(trainer.weights()), m = gathered(trainer.adam.m),
-             v = gathered(trainer.adam.v);
+  const auto weights = detail::gathered_weights(be, trainer);
+  const auto m = detail::gathered(be, trainer, trainer.adam.m, trainer.moment_shares()),
+             v = detail::gathered(be, trainer, trainer.adam.v, trainer.moment_shares());
   if (trainer.ranks().rank() != 0) return;
   SafetensorsWriter writer;
   std::vector<std::vector<std::byte>> kept;
@@ -301,6 +322,7 @@ void load_training(const std::filesystem::path& path, B& be, Trainer<P, B, M, R>
   matcher.check(*trainer.adam.m, "adam.m.");
   matcher.check(*trainer.adam.v, "adam.v.");
   matcher.finish("");
+  trainer.whole_params();
   const auto load = [&](auto& own, const char* prefix) {
     auto& all = trainer.room_for(own);
     matcher.load(be, *all, prefix);

@@ -88,30 +88,33 @@ class MpiRanks {
   template <class B, class T>
   void all_reduce_sum(B& be, T* x, Index n) const {
     const RankParts parts = even_parts(n, size_);
-    reduce_scatter(be, x, parts);
-    all_gather(be, x, parts);
+    reduce_scatter(be, x, x, parts);
+    all_gather(be, x, x, parts);
   }
 
   template <class B, class T>
-  void reduce_scatter(B&, T* x, const RankParts& parts) const {
+  void reduce_scatter(B&, const T* x, T* to, const RankParts& parts) const {
     static_assert(std::same_as<typename B::Memory, CpuMemory>, "on a GPU use NcclRanks");
     if (size_ == 1) return;
     std::vector<T> all;
     for (const RankPart& part : parts) {
       for (Index at = 0; at < part.count; at += piece)
-        add_piece(x + part.from + at, std::min(piece, part.count - at), part.owner, all);
+        add_piece(x + part.from + at, to + part.from + at, std::min(piece, part.count - at), part.owner, all);
     }
   }
 
   template <class B, class T>
-  void all_gather(B&, T* x, const RankParts& parts) const {
+  void all_gather(B&, const T* x, T* to, const RankParts& parts) const {
     static_assert(std::same_as<typename B::Memory, CpuMemory>, "on a GPU use NcclRanks");
-    for (const RankPart& part : parts)
-      broadcast(x + part.from, part.count * static_cast<Index>(sizeof(T)), part.owner);
+    for (const RankPart& part : parts) {
+      if (part.owner == rank_ && x != to) std::copy_n(x + part.from, part.count, to + part.from);
+      broadcast(to + part.from, part.count * static_cast<Index>(sizeof(T)), part.owner);
+    }
   }
 
+  static constexpr Index mark() { return 0; }
   template <class B>
-  void wait(B&) const {}  // nothing goes on beside a CPU's work
+  void wait(B&, Index = 0) const {}  // nothing goes on beside a CPU's work
 
   double sum(double x) const {
     if (size_ == 1) return x;
@@ -156,15 +159,15 @@ class MpiRanks {
 
   /// The owner gets what all have and adds it up.
   template <class T>
-  void add_piece(T* x, Index n, int owner, std::vector<T>& all) const {
+  void add_piece(const T* x, T* to, Index n, int owner, std::vector<T>& all) const {
     const auto count = static_cast<std::size_t>(n);
     const int bytes = static_cast<int>(count * sizeof(T));
     if (rank_ == owner) all.resize(count * static_cast<std::size_t>(size_));
     MPI_Gather(x, bytes, MPI_BYTE, all.data(), bytes, MPI_BYTE, owner, MPI_COMM_WORLD);
     if (rank_ != owner) return;
-    std::copy_n(all.begin(), count, x);
+    std::copy_n(all.begin(), count, to);
     for (std::size_t from = count; from < all.size(); from += count) {
-      for (std::size_t i = 0; i < count; ++i) x[i] += all[from + i];
+      for (std::size_t i = 0; i < count; ++i) to[i] += all[from + i];
     }
   }
 

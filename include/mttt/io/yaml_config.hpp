@@ -119,7 +119,7 @@ struct TrainConfig {
     double alpha_pull = 0;           // towards initial_gating_alpha, see pull_gates; 0: none
     bool override_gating_alpha_on_resume = false;
     LayerChoice unfrozen_attention_layers;
-    bool log_inner_loop_losses = false, enable_training_diagnostics = false;  // one or the other
+    bool log_inner_loop_losses = false, enable_training_diagnostics = false;          // one or the other
     std::int64_t inner_loop_log_interval = 100, training_diagnostic_frequency = 100;  // steps between looks
     // What the preset decides.
     std::optional<LayerChoice> layers;
@@ -180,6 +180,7 @@ struct TrainConfig {
   std::int64_t max_steps = 100, log_freq = 1, ckpt_freq = 0, seed = 0;
   bool do_ckpt = true, save_adapters = true, overwrite_run_dir = false;
   std::optional<int> num_ckpt_keep = 3;  // null: all
+  std::string sharding = "optimizer";    // what several processes share out, train/sharding.hpp
   bool full_finetuning = false, gradient_checkpointing = true;
   std::string param_dtype = "bfloat16";
   bool rope_continuous = false, rope_reset_on_new_file = true;
@@ -208,6 +209,7 @@ struct TrainConfig {
     f("save_adapters", c.save_adapters);
     f("overwrite_run_dir", c.overwrite_run_dir);
     f("num_ckpt_keep", c.num_ckpt_keep, at_least(1));
+    f("sharding", c.sharding, OneOf{sharding_names});
     f("full_finetuning", c.full_finetuning);
     f("gradient_checkpointing", c.gradient_checkpointing);
     f("param_dtype", c.param_dtype, OneOf{{"bfloat16", "float32"}});
@@ -256,6 +258,7 @@ struct TrainConfig {
     o.log_freq = log_freq, o.ckpt_freq = do_ckpt ? ckpt_freq : 0;
     o.num_ckpt_keep = num_ckpt_keep.value_or(0);
     o.seed = static_cast<std::uint64_t>(seed);
+    o.sharding = sharding_named(sharding).value();
     return o;
   }
 };

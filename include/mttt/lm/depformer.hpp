@@ -13,6 +13,7 @@
 //          `apply_weights_per_step`.
 #pragma once
 
+#include "mttt/core/units.hpp"
 #include "mttt/lm/delays.hpp"
 #include "mttt/nn/attention.hpp"
 #include "mttt/nn/embedding.hpp"
@@ -266,10 +267,11 @@ struct Depformer {
     for (auto& one : p.depformer_layers) Layer::init(one, rng);
   }
 
-  /// y (K, N, dim); z and codes outlive Saved.
+  /// y (K, N, dim); z and codes outlive Saved. `hooks`: unit 0 is what makes x, 1 + l layer l.
   static void forward(B& be, const Params& p, Sequence<const T, in> z, Streams<const std::int32_t> codes,
-                      Sequence<T, out> y, Saved& saved) {
+                      Sequence<T, out> y, Saved& saved, const UnitHooks& hooks = {}) {
     const Index n = y.extent(1);
+    hooks.read(0);
     saved.z = z;
     saved.codes = codes;
     auto x = be.template make<T, dyn, dyn, C.dim>(K, n);
@@ -279,6 +281,7 @@ struct Depformer {
       add_codes(be, p, k, stream(codes, k), x[k].data());
     }
     for (std::size_t l = 0; l < layers; ++l) {
+      hooks.read(1 + static_cast<Index>(l));
       const auto next = l + 1 == layers ? y : be.template make<T, dyn, dyn, C.dim>(K, n);
       Kept::forward(be, p.depformer_layers[l], x, next, saved.layer[l]);
       x = next;
@@ -287,16 +290,20 @@ struct Depformer {
 
   /// Adds to dz (B, T, in_dim).
   static void backward(B& be, const Params& p, const Saved& saved, Sequence<const T, out> dy,
-                       Sequence<T, in> dz, auto& grad) {
+                       Sequence<T, in> dz, auto& grad, const UnitHooks& hooks = {}) {
     const auto scope = be.scope();
     const auto a = be.template make<T, dyn, dyn, C.dim>(K, dy.extent(1));
     const auto b = be.template make<T, dyn, dyn, C.dim>(K, dy.extent(1));
     auto d = dy;
     for (std::size_t l = layers; l-- > 0;) {
       const auto dx = d.data() == a.data() ? b : a;
+      const auto unit = 1 + static_cast<Index>(l);
+      hooks.read_and_add(unit);
       Kept::backward(be, p.depformer_layers[l], saved.layer[l], d, dx, grad.depformer_layers[l]);
+      hooks.added(unit);
       d = dx;
     }
+    hooks.read_and_add(0);
     for (Index k = 0; k < K; ++k) {
       const auto i = static_cast<std::size_t>(k);
       const auto dx = like(dz, d[k].data());
@@ -308,6 +315,7 @@ struct Depformer {
         AudioEmbedding::backward(be, stream(saved.codes, k), d[k].data(), grad.depformer_emb[i - 1]);
       }
     }
+    hooks.added(0);
   }
 
   static Frame begin_frame(B& be, Index n) {

@@ -141,13 +141,15 @@ struct PullGate {
 };
 }  // namespace detail
 
-/// Adds the gradient of the pull towards `start` to that of the gates that train. A pull in Adam's steps is
+/// Adds the gradient of the pull towards `start` to that of the gates of these layers that train. A pull in Adam's steps is
 /// in proportion to the other gradients: where the loss says little about a gate, it goes back.
 template <class B, class P, class G>
-void pull_gates(B& be, const P& params, G& grad, double start, double weight) {
+void pull_gates(B& be, const P& params, G& grad, double start, double weight,
+                LayerSet layers = LayerSet::range(0, 63)) {
   for_each_tensor(
       [&](std::string_view name, const auto& alpha, auto& g) {
-        if (!name.ends_with("gating_alpha") || left_out(g)) return;
+        if (!name.ends_with("gating_alpha") || left_out(g) || !layers.contains(detail::layer_in(name)))
+          return;
         using A = typename std::remove_cvref_t<decltype(g)>::value_type;
         using T = std::remove_const_t<typename std::remove_cvref_t<decltype(alpha)>::value_type>;
         be.for_each(g.size(), detail::PullGate<T, A>{alpha.data(), g.data(), static_cast<A>(start),

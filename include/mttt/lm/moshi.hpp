@@ -144,7 +144,20 @@ struct Moshi {
       f("", p.depformer...);  // depformer_in, depformer_emb, depformer_text_emb, depformer.layers
       f("linears", p.linears...);
     }
+    static void visit_units(auto&& f, auto& p) {  // core/units.hpp
+      f(std::tie(p.emb, p.text_emb));
+      Transformer::Params::visit([&](std::string_view, auto& layer) { f(layer); }, p.transformer);
+      f(p.out_norm);
+      f(p.text_linear);
+      f(std::tie(p.depformer.depformer_in, p.depformer.depformer_emb, p.depformer.depformer_text_emb));
+      for (auto& layer : p.depformer.depformer_layers) f(layer);
+      f(p.linears);
+    }
   };
+  /// The numbers of the units; 0 are the embeddings.
+  static constexpr Index first_layer = 1, norm_unit = first_layer + C.temporal.num_layers,
+                         text_unit = norm_unit + 1, depth_unit = text_unit + 1,
+                         linears_unit = depth_unit + 1 + C.depformer.num_layers;
   using Carried = typename Transformer::Carried;
   using CarriedGradient = typename Transformer::CarriedGradient;
   static constexpr Index carry_multiple = Transformer::carry_multiple;
@@ -183,7 +196,7 @@ struct Moshi {
   /// and are not checked again; for a session that starts anew, let them be the initial codes.
   static Output forward(B& be, const Params& p, Streams<const std::int32_t> codes, Saved& saved,
                         Index* bad_code = nullptr, const Carry<Carried>& carry = {},
-                        Streams<const std::int32_t> before = {}) {
+                        Streams<const std::int32_t> before = {}, const UnitHooks& hooks = {}) {
     const Index batch = codes.extent(0), steps = codes.extent(2);
     if (codes.extent(1) != C.streams()) {
       fail("Moshi: codes", std::to_string(codes.extent(1)) + " streams", std::to_string(C.streams()),
@@ -207,50 +220,60 @@ struct Moshi {
 
     const auto make = [&] { return be.template make<T, dyn, dyn, dim>(batch, steps); };
     const auto x = make(), h = make(), z = make();
+    hooks.read(0);
     embed(be, p, inputs, x);
-    Transformer::forward(be, p.transformer, x, h, saved.transformer, carry);
+    Transformer::forward(be, p.transformer, x, h, saved.transformer, carry, hooks.from(first_layer));
+    hooks.read(norm_unit);
     OutNorm::forward(be, p.out_norm, h, z, saved.out_norm);
-    const auto y = be.template make<T, dyn, dyn, depth>(K, batch * steps);
-    Depth::forward(be, p.depformer, z, delayed, y, saved.depformer);
-
     Output out;
     out.text_logits = be.template make<T, dyn, dyn, C.text_card>(batch, steps);
+    hooks.read(text_unit);
+    TextLinear::forward(be, p.text_linear, shifted<0, 1>(be, z, batch, +1), out.text_logits,
+                        saved.text_linear);
+    const auto y = be.template make<T, dyn, dyn, depth>(K, batch * steps);
+    Depth::forward(be, p.depformer, z, delayed, y, saved.depformer, hooks.from(depth_unit));
+
     out.logits = be.template make<T, dyn, dyn, C.card>(K, batch * steps);
     out.text_mask = be.template make<std::uint8_t, dyn, dyn, dyn>(1, batch, steps);
     out.mask = be.template make<std::uint8_t, dyn, dyn, dyn>(K, batch, steps);
-    TextLinear::forward(be, p.text_linear, shifted<0, 1>(be, z, batch, +1), out.text_logits,
-                        saved.text_linear);
+    hooks.read(linears_unit);
     Linears::forward(be, p.linears, shifted<1, K>(be, y, batch, +1), out.logits, saved.linears);
     delay_mask(be, codes, C.delays, 0, out.text_mask);
     delay_mask(be, codes, C.delays, 1, out.mask);
     return out;
   }
 
-  /// `complete_from`, if given, is told when the gradients of the parameters behind the transformer, and of
-  /// each of its layers, are complete.
   static void backward(B& be, const Params& p, const Saved& saved,
                        Sequence<const T, C.text_card> dtext_logits, Sequence<const T, C.card> dlogits,
                        auto& grad, const CarryGradient<CarriedGradient>& carry = {},
-                       const CompleteFrom& complete_from = {}) {
+                       const UnitHooks& hooks = {}) {
     const auto scope = be.scope();
     const Index batch = dtext_logits.extent(0), steps = dtext_logits.extent(1);
     const auto make = [&] { return be.template make<T, dyn, dyn, dim>(batch, steps); };
     const auto part = make();
+    hooks.read_and_add(text_unit);
     TextLinear::backward(be, p.text_linear, saved.text_linear, dtext_logits, part, grad.text_linear);
+    hooks.added(text_unit);
     const auto dz = shifted<0, 1>(be, part, batch, -1);
     const auto dys = be.template make<T, dyn, dyn, depth>(K, batch * steps);
+    hooks.read_and_add(linears_unit);
     Linears::backward(be, p.linears, saved.linears, dlogits, dys, grad.linears);
-    Depth::backward(be, p.depformer, saved.depformer, shifted<1, K>(be, dys, batch, -1), dz, grad.depformer);
+    hooks.added(linears_unit);
+    Depth::backward(be, p.depformer, saved.depformer, shifted<1, K>(be, dys, batch, -1), dz, grad.depformer,
+                    hooks.from(depth_unit));
     const bool embeddings = !all_left_out(grad.text_emb) || !all_left_out(grad.emb);
     const auto dh = make(), dx = embeddings ? make() : Sequence<T, dim>{};
+    hooks.read_and_add(norm_unit);
     OutNorm::backward(be, p.out_norm, saved.out_norm, dz, dh, grad.out_norm);
-    if (complete_from) complete_from(first_place(grad.out_norm, grad.text_linear));
+    hooks.added(norm_unit);
     Transformer::backward(be, p.transformer, saved.transformer, dh, dx, grad.transformer, carry,
-                          complete_from);
+                          hooks.from(first_layer));
     if (!embeddings) return;
+    hooks.add(0);
     TextEmbedding::backward(be, stream(saved.inputs, 0), dx.data(), grad.text_emb);
     for (std::size_t k = 0; k < grad.emb.size(); ++k)
       AudioEmbedding::backward(be, stream(saved.inputs, static_cast<Index>(k) + 1), dx.data(), grad.emb[k]);
+    hooks.added(0);
   }
 
   /// x (B, T, dim): the sum of the embeddings of codes (B, 1 + n_q, T).

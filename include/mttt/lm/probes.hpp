@@ -126,12 +126,13 @@ inline Streams<const std::int32_t> first_sessions(Streams<const std::int32_t> co
 /// the first to the last. Recomputed layers run forward once more, one at a time.
 template <class Transformer, class B>
 std::vector<LayerCurves> inner_curves(B& be, const typename Transformer::Params& params,
-                                      const typename Transformer::Saved& saved) {
+                                      const typename Transformer::Saved& saved, const UnitHooks& hooks = {}) {
   std::vector<LayerCurves> all;
   if constexpr (Transformer::with_ttt > 0) {
     using Learner = typename TemporalLayer<Transformer::config, true, B>::Learner;
     detail::for_each_ttt_layer<Transformer>([&](Index layer, std::size_t place) {
       const auto scope = be.scope();
+      hooks.read(layer);
       const auto layer_saved = detail::saved_of_learning<Transformer>(be, params, saved, place);
       const auto& kept = layer_saved.ttt.inner;
       const auto numbers = be.template make<typename B::Accum, dyn, dyn, Learner::H, inner_numbers>(
@@ -151,7 +152,8 @@ template <class Model, class B>
 std::vector<InnerLosses> inner_losses(B& be, const typename Model::Params& params,
                                       Streams<const std::int32_t> codes,
                                       const Carry<typename Model::Carried>& carry = {},
-                                      Streams<const std::int32_t> before = {}, Index sessions = 1) {
+                                      Streams<const std::int32_t> before = {}, Index sessions = 1,
+                                      const UnitHooks& hooks = {}) {
   using Transformer = typename Model::Transformer;
   std::vector<InnerLosses> all;
   if constexpr (Transformer::with_ttt > 0) {
@@ -170,10 +172,12 @@ std::vector<InnerLosses> inner_losses(B& be, const typename Model::Params& param
     const auto x = be.template make<typename B::Scalar, dyn, dyn, Model::dim>(batch, steps),
                y = be.template make<typename B::Scalar, dyn, dyn, Model::dim>(batch, steps);
     delay_codes(be, codes, Model::config.delays, Model::config.initial(), 1, inputs, before);
+    hooks.read(0);
     Model::embed(be, params, inputs, x);
     typename Transformer::Saved saved;
-    Transformer::forward(be, params.transformer, x, y, saved, part);
-    for (const auto& curves : inner_curves<Transformer>(be, params.transformer, saved))
+    const UnitHooks layers = hooks.from(Model::first_layer);
+    Transformer::forward(be, params.transformer, x, y, saved, part, layers);
+    for (const auto& curves : inner_curves<Transformer>(be, params.transformer, saved, layers))
       all.push_back(summary_of(curves));
   }
   return all;

@@ -22,6 +22,7 @@
 
 #include <array>
 
+#include "mttt/core/units.hpp"
 #include "mttt/nn/attention.hpp"
 #include "mttt/nn/gating.hpp"
 #include "mttt/nn/norm.hpp"
@@ -361,10 +362,12 @@ struct Temporal {
     each([&](auto layer, auto member, std::size_t i) { decltype(layer)::Block::init(member(p)[i], rng); });
   }
 
+  /// `hooks`: layer i is unit i.
   static void forward(B& be, const Params& p, Sequence<const T, dim> x, Sequence<T, dim> y, Saved& saved,
-                      const Carry<Carried>& carry = {}) {
+                      const Carry<Carried>& carry = {}, const UnitHooks& hooks = {}) {
     Index left = C.num_layers;
     each([&](auto layer, auto member, std::size_t i) {
+      hooks.read(C.num_layers - left);
       const auto to = --left == 0 ? y : be.template make<T, dyn, dyn, dim>(x.extent(0), x.extent(1));
       using Block = typename decltype(layer)::Block;
       const auto part = [&](auto& all) -> auto& { return member(all)[i]; };
@@ -376,7 +379,7 @@ struct Temporal {
   /// dx may be null, if nobody wants it: the pass then ends at the first layer in which something trains.
   static void backward(B& be, const Params& p, const Saved& saved, Sequence<const T, dim> dy,
                        Sequence<T, dim> dx, auto& grad, const CarryGradient<CarriedGradient>& carry = {},
-                       const CompleteFrom& complete_from = {}) {
+                       const UnitHooks& hooks = {}) {
     const auto scope = be.scope();
     const bool whole = dx.data() != nullptr || carry.to != nullptr || carry.from != nullptr;
     const Index last = whole ? 0 : first_that_trains(grad);
@@ -385,12 +388,13 @@ struct Temporal {
     Index left = C.num_layers;
     each_reversed([&](auto layer, auto member, std::size_t i) {
       if (--left < last) return;
+      hooks.read_and_add(left);
       const auto to = left == 0 && dx.data() != nullptr ? dx : ping[static_cast<std::size_t>(left % 2)];
       using Block = typename decltype(layer)::Block;
       const auto part = [&](auto& all) -> auto& { return member(all)[i]; };
       Block::backward(be, part(p), part(saved), dy, to, part(grad),
                       detail::gradient_part_of<typename Block::CarriedGradient>(carry, part));
-      if (complete_from) complete_from(first_place(part(grad)));
+      hooks.added(left);
       dy = to;
     });
   }

@@ -13,6 +13,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "mttt/backend/backend.hpp"
@@ -96,12 +97,12 @@ struct AdamW {
       : m(be, held, from, to), v(be, held, from, to) {}
 
   /// One step along grad_scale * grad, which clipping and accumulation use instead of a pass of their own.
-  /// `params` receives the rounded weights; it is `weights` itself where the model reads those. `part`: the
-  /// chunks that change; count 0: all.
+  /// `params` receives the rounded weights; it is `weights` itself where the model reads those. `chosen`: the
+  /// chunks that change; none: all.
   template <class P>
   void update(B& be, ChunkTable<P, B, M>& table, Store<M, B>& weights, Store<P, B>& params,
               const Store<M, B>& grad, const std::vector<ParamGroup>& groups, const AdamWOptions& options,
-              double learning_rate, double grad_scale = 1, RankPart part = {}) {
+              double learning_rate, double grad_scale = 1, std::optional<RankPart> chosen = {}) {
     using A = typename B::Accum;
     using T = typename B::Scalar;
     const ParamGroup* device_groups = table.groups(be, groups, "AdamW");
@@ -117,8 +118,9 @@ struct AdamW {
                                     0};
     T* rounded = nullptr;
     if constexpr (!std::same_as<P, M>) rounded = params.template flat<T>().data();
+    const RankPart part = chosen.value_or(table.all());
     be.rows(
-        part.count > 0 ? part.count : table.size(),
+        part.count,
         detail::AdamWChunks<T, A>{table.chunks() + part.from, device_groups, grad.template flat<A>().data(),
                                   weights.template flat<A>().data(), m.template flat<A>().data(),
                                   v.template flat<A>().data(), rounded, rule, learning_rate, correction1},

@@ -82,12 +82,18 @@ class ChunkTable {
     RankParts trained;  // elements of gradient and moments
     RankParts read;     // elements of what the model reads, which frozen tensors may cut into several parts
   };
+  /// What is cut evenly: what trains, or all that the model reads. A rank's part of `read` then is in one piece, frozen
+  /// tensors included.
+  enum class Evenly { trained, read };
 
-  ChunkTable(B& be, const Store<P, B>& params, const Store<M, B>& grad, int ranks = 1)
+  ChunkTable(B& be, const Store<P, B>& params, const Store<M, B>& grad, int ranks = 1,
+             Evenly evenly = Evenly::trained)
       : chunks_(cut(params, grad)), memory_(be, bytes()) {
     be.to_device(chunks_.data(), place<detail::Chunk>(0), size());
     be.to_device(first_.data(), place<Index>(chunk_bytes()), tensors() + 1);
-    shares_ = share(ranks, grad.bytes() / static_cast<Index>(sizeof(Value)));
+    const Index trained = grad.bytes() / static_cast<Index>(sizeof(Value)),
+                read = params.bytes() / static_cast<Index>(sizeof(Stored));
+    shares_ = evenly == Evenly::read ? share_read(ranks, trained, read) : share(ranks, trained);
     chunks_ = {};
     host_sums_.resize(static_cast<std::size_t>(tensors()));
   }
@@ -120,12 +126,14 @@ class ChunkTable {
   /// Room for a number of each tensor in the host's memory.
   std::vector<double>& host_sums() { return host_sums_; }
 
+  RankPart all() const { return {0, size(), 0}; }
+
   /// The weights rounded to what the model reads, and what it reads as weights to go on from: those of the
-  /// chunks in `part`; count 0: all.
-  void round(B& be, const Store<M, B>& weights, Store<P, B>& params, RankPart part = {}) const {
+  /// chunks in `part`.
+  void round(B& be, const Store<M, B>& weights, Store<P, B>& params, RankPart part) const {
     convert<Value, Stored>(be, weights.data(), params.data(), true, part);
   }
-  void widen(B& be, const Store<P, B>& params, Store<M, B>& weights, RankPart part = {}) const {
+  void widen(B& be, const Store<P, B>& params, Store<M, B>& weights, RankPart part) const {
     convert<Stored, Value>(be, params.data(), weights.data(), false, part);
   }
 
@@ -190,9 +198,34 @@ class ChunkTable {
   }
   static Index read_end(const RankPart& part) { return part.from + part.count; }
 
+  /// Cuts where a rank's even part of what the model reads would start, or behind the chunk that lies there.
+  Shares share_read(int ranks, Index trained, Index read) const {
+    constexpr Index line = Store<P, B>::alignment / static_cast<Index>(sizeof(Stored));
+    Shares shares;
+    std::size_t next = 0;
+    Index read_from = 0, trained_from = 0;
+    for (int r = 0; r < ranks; ++r) {
+      const std::size_t begin = next;
+      const bool last = r + 1 == ranks;
+      Index read_to = last ? read : read * (r + 1) / ranks / line * line;
+      while (next < chunks_.size() && (last || chunks_[next].read_at < read_to)) ++next;
+      if (next > begin) {
+        const auto& c = chunks_[next - 1];
+        read_to = std::max(read_to, (c.read_at + c.length + line - 1) / line * line);
+      }
+      read_to = std::max(read_to, read_from);
+      const Index trained_to = next == chunks_.size() ? trained : chunks_[next].at;
+      shares.chunks.push_back({static_cast<Index>(begin), static_cast<Index>(next - begin), r});
+      shares.trained.push_back({trained_from, trained_to - trained_from, r});
+      shares.read.push_back({read_from, read_to - read_from, r});
+      read_from = read_to, trained_from = trained_to;
+    }
+    return shares;
+  }
+
   template <class T, class U>
   void convert(B& be, const std::byte* from, std::byte* to, bool to_rounded, RankPart part) const {
-    be.rows(part.count > 0 ? part.count : size(),
+    be.rows(part.count,
             detail::ConvertChunks<T, U>{chunks() + part.from, reinterpret_cast<const T*>(from),
                                         reinterpret_cast<U*>(to), to_rounded},
             0, length);

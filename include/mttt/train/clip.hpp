@@ -90,7 +90,7 @@ double gradient_norm(B& be, ChunkTable<P, B, M>& table, const Store<M, B>& grad,
                                 partial.data() + own.from},
           0, table.length);
   if (!shares.empty()) {
-    ranks.all_gather(be, partial.data(), shares);
+    ranks.all_gather(be, partial.data(), partial.data(), shares);
     ranks.wait(be);
   }
   be.rows(table.tensors(), detail::SumPartials{partial.data(), table.first(), sums.data()}, 0,

@@ -32,7 +32,7 @@ struct MoshiSegment {
   Carry<typename Model::Carried> carry = {};
   CarryGradient<typename Model::CarriedGradient> gradient = {};
   Streams<const std::int32_t> before = {};
-  CompleteFrom complete_from = {};  // see Moshi::backward and Trainer::complete_from
+  UnitHooks hooks = {};  // Trainer::hooks, where several ranks train
 };
 
 namespace detail {
@@ -72,7 +72,8 @@ MoshiLoss moshi_loss(B& be, const typename Model::Params& params, Streams<const 
   weights.end_of_text_padding = Model::config.existing_text_end_padding_id;
   auto* sums = be.template make<detail::MoshiLossSums, 1>().data();
   typename Model::Saved saved;
-  const auto out = Model::forward(be, params, codes, saved, &sums->bad_code, segment.carry, segment.before);
+  const auto out =
+      Model::forward(be, params, codes, saved, &sums->bad_code, segment.carry, segment.before, segment.hooks);
   const Index n = codes.extent(0) * codes.extent(2);
   const auto targets = be.template make<std::int32_t, dyn>((1 + Model::K) * n);
   const auto row_weights = be.template make<float, dyn>((1 + Model::K) * n);
@@ -104,7 +105,7 @@ MoshiLoss moshi_loss(B& be, const typename Model::Params& params, Streams<const 
   queue_cross_entropy(be, out.logits, part(targets, n, Model::K * n), part(row_weights, n, Model::K * n),
                       &sums->audio, daudio, 1, losses(n, Model::K * n), ranks);
   if (grad != nullptr)
-    Model::backward(be, params, saved, dtext, daudio, *grad, segment.gradient, segment.complete_from);
+    Model::backward(be, params, saved, dtext, daudio, *grad, segment.gradient, segment.hooks);
 
   detail::MoshiLossSums host;
   be.to_host(sums, &host, Index{1});

@@ -2,12 +2,15 @@
 //
 // A class of ranks is a handle that is copied. It has
 //   size(), rank()                  how many there are, and which one this is: 0 writes files and lines
-//   all_reduce_sum(be, x, n)        every rank's x[i] becomes the sum over the ranks
-//   reduce_scatter(be, x, parts)    each part's sum at its owner; what others then hold there is undefined
-//   all_gather(be, x, parts)        every rank gets each part from its owner
-//   wait(be)                        the backend's later work sees what the three have done
-// which work in the backend's memory, behind what the backend was given before and beside what it is given then:
-// that may not touch x before wait. On numbers of the host,
+//   all_reduce_sum(be, x, n)            every rank's x[i] becomes the sum over the ranks
+//   reduce_scatter(be, x, to, parts)    each part's sum in its owner's `to`; if that is x, what others then hold
+//                                       there is undefined
+//   all_gather(be, x, to, parts)        every rank's `to` gets each part from its owner's x, which may be `to`
+//   mark()                              how far the three have come, a number
+//   wait(be, mark)                      the backend's later work sees what they have done until then
+//   wait(be)                            the same, of all that they have done
+// The three work in the backend's memory, behind what the backend was given before and beside what it is given then:
+// that may not touch x or `to` before wait. On numbers of the host,
 //   sum(x)                          the sum over the ranks, the same bits at every rank
 //   gather(mine, all, parts)        bytes: what each rank holds of its own part, at rank 0, where `all` has room
 //                                   for the parts together; elsewhere it is null
@@ -47,11 +50,12 @@ struct OneRank {
   template <class B, class T>
   void all_reduce_sum(B&, T*, Index) const {}
   template <class B, class T>
-  void reduce_scatter(B&, T*, const RankParts&) const {}
+  void reduce_scatter(B&, const T*, T*, const RankParts&) const {}
   template <class B, class T>
-  void all_gather(B&, T*, const RankParts&) const {}
+  void all_gather(B&, const T*, T*, const RankParts&) const {}
+  static constexpr Index mark() { return 0; }
   template <class B>
-  void wait(B&) const {}
+  void wait(B&, Index = 0) const {}
   static constexpr double sum(double x) { return x; }
   void gather(const std::byte*, std::byte*, const RankParts&) const {}
   void barrier() const {}
@@ -63,8 +67,9 @@ concept RanksOf = std::copyable<R> &&
   { ranks.size() } -> std::same_as<int>;
   { ranks.rank() } -> std::same_as<int>;
   ranks.all_reduce_sum(be, x, Index{1});
-  ranks.reduce_scatter(be, x, parts);
-  ranks.all_gather(be, x, parts);
+  ranks.reduce_scatter(be, x, x, parts);
+  ranks.all_gather(be, x, x, parts);
+  ranks.wait(be, ranks.mark());
   ranks.wait(be);
   { ranks.sum(1.0) } -> std::same_as<double>;
   ranks.gather(bytes, bytes, parts);

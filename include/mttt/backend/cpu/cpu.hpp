@@ -13,6 +13,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <concepts>
 #include <cstring>
 #include <memory>
@@ -51,22 +52,34 @@ class CpuMemory {
     if (bytes >= 4 * huge_page) ::madvise(data_, static_cast<std::size_t>(bytes), MADV_HUGEPAGE);
 #endif
     std::memset(data_, 0, static_cast<std::size_t>(bytes));
+    bytes_ = bytes;
+    held_ += bytes;
   }
   template <class B>
   CpuMemory(B&, Index bytes, MemoryUse use = MemoryUse::other) : CpuMemory(bytes, use) {}
   CpuMemory(CpuMemory&& other) noexcept
-      : data_(std::exchange(other.data_, nullptr)), alignment_(other.alignment_) {}
+      : data_(std::exchange(other.data_, nullptr)),
+        alignment_(other.alignment_),
+        bytes_(std::exchange(other.bytes_, 0)) {}
   CpuMemory(const CpuMemory&) = delete;
   CpuMemory& operator=(const CpuMemory&) = delete;
   CpuMemory& operator=(CpuMemory&&) = delete;
-  ~CpuMemory() { ::operator delete(data_, alignment_); }
+  ~CpuMemory() {
+    ::operator delete(data_, alignment_);
+    held_ -= bytes_;
+  }
 
   void* data() { return data_; }
   const void* data() const { return data_; }
 
+  /// Bytes that all objects of this process hold.
+  static Index held() { return held_; }
+
  private:
+  static inline std::atomic<Index> held_ = 0;
   void* data_ = nullptr;
   std::align_val_t alignment_{64};
+  Index bytes_ = 0;
 };
 
 /// A row's team on the CPU: one thread, vectorised loops.

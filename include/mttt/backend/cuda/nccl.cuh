@@ -9,6 +9,7 @@
 
 #include <nccl.h>
 
+#include <array>
 #include <memory>
 #include <string>
 
@@ -53,14 +54,17 @@ namespace detail {
 struct NcclLink {
   ncclComm_t communicator = nullptr;
   cudaStream_t stream = nullptr;
-  cudaEvent_t given = nullptr, done = nullptr;
+  cudaEvent_t given = nullptr;
+  std::array<cudaEvent_t, 16> marks{};  // in turns: whoever waits for an older one waits for a later one
+  Index marked = 0;
 
   NcclLink(int size, int rank, const ncclUniqueId& id) {
     int least = 0, greatest = 0;  // sums first: others wait for them
     check(cudaDeviceGetStreamPriorityRange(&least, &greatest), "asking for priorities");
     check(cudaStreamCreateWithPriority(&stream, cudaStreamNonBlocking, greatest), "making a stream");
     check(cudaEventCreateWithFlags(&given, cudaEventDisableTiming), "making an event");
-    check(cudaEventCreateWithFlags(&done, cudaEventDisableTiming), "making an event");
+    for (cudaEvent_t& mark : marks)
+      check(cudaEventCreateWithFlags(&mark, cudaEventDisableTiming), "making an event");
     check(ncclCommInitRank(&communicator, size, id, rank), "connecting the ranks");
   }
   NcclLink(const NcclLink&) = delete;
@@ -69,7 +73,7 @@ struct NcclLink {
     cudaStreamSynchronize(stream);
     ncclCommDestroy(communicator);
     cudaEventDestroy(given);
-    cudaEventDestroy(done);
+    for (const cudaEvent_t mark : marks) cudaEventDestroy(mark);
     cudaStreamDestroy(stream);
   }
 };
@@ -100,24 +104,31 @@ class NcclRanks {
     });
   }
   template <class B, class T>
-  void reduce_scatter(B& be, T* x, const RankParts& parts) const {
+  void reduce_scatter(B& be, const T* x, T* to, const RankParts& parts) const {
     together(be, parts, "a sum over the ranks, each its part", [&](const RankPart& part) {
-      return ncclReduce(x + part.from, x + part.from, static_cast<std::size_t>(part.count),
+      return ncclReduce(x + part.from, to + part.from, static_cast<std::size_t>(part.count),
                         detail::nccl_type<T>(), ncclSum, part.owner, link_->communicator, link_->stream);
     });
   }
   template <class B, class T>
-  void all_gather(B& be, T* x, const RankParts& parts) const {
+  void all_gather(B& be, const T* x, T* to, const RankParts& parts) const {
     together(be, parts, "sending the ranks' parts to all", [&](const RankPart& part) {
-      return ncclBroadcast(x + part.from, x + part.from, static_cast<std::size_t>(part.count) * sizeof(T),
+      return ncclBroadcast(x + part.from, to + part.from, static_cast<std::size_t>(part.count) * sizeof(T),
                            ncclUint8, part.owner, link_->communicator, link_->stream);
     });
   }
+  Index mark() const {
+    if (size() == 1) return 0;
+    detail::check(cudaEventRecord(event(link_->marked), link_->stream), "recording an event");
+    return link_->marked++;
+  }
+  template <class B>
+  void wait(B& be, Index mark) const {
+    if (size() > 1) detail::check(cudaStreamWaitEvent(be.stream(), event(mark)), "waiting for the ranks");
+  }
   template <class B>
   void wait(B& be) const {
-    if (size() == 1) return;
-    detail::check(cudaEventRecord(link_->done, link_->stream), "recording an event");
-    detail::check(cudaStreamWaitEvent(be.stream(), link_->done), "waiting for the ranks");
+    wait(be, mark());
   }
 
   double sum(double x) const { return ranks_.sum(x); }
@@ -127,6 +138,10 @@ class NcclRanks {
   void barrier() const { ranks_.barrier(); }
 
  private:
+  cudaEvent_t event(Index mark) const {
+    return link_->marks[static_cast<std::size_t>(mark) % link_->marks.size()];
+  }
+
   template <class B, class F>
   void together(B& be, const RankParts& parts, const char* doing, const F& f) const {
     if (size() == 1) return;

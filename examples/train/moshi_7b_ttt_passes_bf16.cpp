@@ -1,0 +1,4 @@
+#include "mttt/presets/moshi.hpp"
+#include "passes_define.hpp"
+
+template struct Passes<mttt::presets::moshi_7b_ttt, mttt::bf16>;
