@@ -308,3 +308,110 @@ TEST_CASE("What is drawn follows seed and pass; a loss that is not finite leaves
   CHECK(!std::isfinite(training(*s.params, s.pcm, 1, &*grad).total));
   CHECK(std::equal(kept.data(), kept.data() + kept.bytes(), s.params.data()));
 }
+
+namespace {
+constexpr DiscriminatorConfig judge_config{.filters = 8, .windows = {32, 16}};
+using Judge = SpectralDiscriminator<judge_config, B>;
+
+/// Noise, other noise for replies, and a discriminator whose weights are all other than at the start.
+struct Trial {
+  Sounds s;
+  Store<Judge::Params, B> params = laws::random_params<Judge>(s.be, {.perturbation = 0.05}, s.rng);
+  Judge::Bases bases{s.be};
+  static constexpr Index sessions = 2, samples = 75, stride = 80;
+  Tensor<double, dyn, dyn> x = s.noise(sessions, stride), y = s.noise(sessions, stride);
+
+  Judge::Sums sums(const Judge::Weights& weights, Judge::Params* grad, double* dy, Index first = 0,
+                   Index count = sessions) {
+    Judge::Sums sums{};
+    const auto some = [&](auto& sound) {
+      return Sounding<const double>{sound.data() + first * stride, count, samples, stride};
+    };
+    Judge::queue(s.be, *params, bases, some(x), some(y), weights, &sums, grad, dy);
+    return sums;
+  }
+  AdversaryLoss losses(Index first = 0, Index count = sessions) {
+    return Judge::losses(sums({}, nullptr, nullptr, first, count), 2);
+  }
+};
+}  // namespace
+
+TEST_CASE("The discriminator: gradients of its own loss and of the codec's by central differences") {
+  Trial t;
+  Store<Judge::Params, B> grad(t.s.be);
+  const auto dy = t.s.be.make<double, dyn, dyn>(Trial::sessions, Trial::stride);
+  t.s.be.fill(dy.data(), dy.size(), 0.25);  // it is added to
+  const Judge::Weights weights{.discriminator = 0.5, .adversarial = 2, .features = 3};
+  t.sums(weights, &*grad, dy.data());
+  for (Index i = 0; i < dy.size(); ++i) dy.data()[i] -= 0.25;
+  const laws::Options options{.tolerance = 1e-5, .checked_elements = 6, .difference = 1e-6};
+  laws::detail::Differences own(options, t.s.rng);
+  for_each_tensor(
+      [&](std::string_view name, auto& p, auto& g) {
+        own.check(name, p.data(), g.data(), p.size(), [&] { return 0.5 * t.losses().discriminator; });
+      },
+      *t.params, *grad);
+  mttt::testing::demand(own.verdict());
+  const laws::Options of_reply{.tolerance = 1e-5, .checked_elements = 60, .difference = 1e-6};
+  laws::detail::Differences reply(of_reply, t.s.rng);
+  reply.check("y", t.y.data(), dy.data(), dy.size(), [&] {
+    const auto loss = t.losses();
+    return 2 * loss.adversarial + 3 * loss.features;
+  });
+  mttt::testing::demand(reply.verdict());
+  for (Index b = 0; b < Trial::sessions; ++b)
+    for (Index i = Trial::samples; i < Trial::stride; ++i) CHECK(dy(b, i) == 0);  // not judged
+}
+
+TEST_CASE("The discriminator: sessions are judged alone, equals have no features apart, and hinges end") {
+  Trial t;
+  const auto both = t.losses(), first = t.losses(0, 1), second = t.losses(1, 1);
+  CHECK(both.discriminator == Approx((first.discriminator + second.discriminator) / 2).epsilon(1e-12));
+  CHECK(both.adversarial == Approx((first.adversarial + second.adversarial) / 2).epsilon(1e-12));
+  CHECK(both.logit_fake == Approx(-both.adversarial));
+  CHECK(both.features > 0.1);
+  t.y = t.x;
+  const auto equal = t.losses();
+  CHECK(equal.features == 0);
+  CHECK(equal.logit_fake == Approx(equal.logit_real));
+  CHECK(equal.discriminator > 1.9);  // nothing tells them apart: 2 or more
+  for (auto& scale : t.params->discriminators) scale.conv_post.bias(0) = 50;  // all are taken for sounds
+  Store<Judge::Params, B> grad(t.s.be);
+  const auto dy = t.s.be.make<double, dyn, dyn>(Trial::sessions, Trial::stride);
+  t.sums({}, &*grad, dy.data());
+  CHECK(grad->discriminators[0].conv_post.bias(0) == Approx(0.5));  // the replies pull down, sounds no more
+}
+
+TEST_CASE("A convolution over time and frequency is the one of its formula") {
+  constexpr Conv2dConfig config{
+      .in = 8, .out = 8, .kernel_time = 3, .kernel_band = 9, .stride = 2, .dilation = 2};
+  using Conv = Conv2d<config, B>;
+  Sounds s;
+  Store<Conv::Params, B> params = laws::random_params<Conv>(s.be, {}, s.rng);
+  const Index steps = 6, slots = 18, bands = slots - 1, out_slots = Conv::out_slots(slots);
+  REQUIRE(out_slots == 10);
+  const auto x = s.be.make<double, dyn, dyn, dyn, 8>(2, steps, slots);
+  const auto y = s.be.make<double, dyn, dyn, dyn, 8>(2, steps, out_slots);
+  laws::fill_normal(x, 1, s.rng);
+  for (Index r = 0; r < 2 * steps; ++r) s.be.fill(x.data() + (r * slots + bands) * 8, 8, 0.0);
+  Conv::Saved saved;
+  Conv::forward(s.be, *params, Conv::derive(s.be, *params), x, y, saved, 0.2);
+  double worst = 0;
+  for (Index t = 0; t < steps; ++t)
+    for (Index f = 0; f < out_slots; ++f)
+      for (Index o = 0; o < 8; ++o) {
+        double sum = params->bias(o), norm = 0;
+        const double* v = params->weight_v.data() + o * 27 * 8;
+        for (Index e = 0; e < 27 * 8; ++e) norm += v[e] * v[e];
+        for (Index k = 0; k < 3; ++k)
+          for (Index l = 0; l < 9; ++l) {
+            const Index tt = t + (k - 1) * 2, p = 2 * f + l - 4;
+            if (tt < 0 || tt >= steps || p < 0 || p >= bands) continue;
+            for (Index i = 0; i < 8; ++i)
+              sum += params->weight_g(o) / std::sqrt(norm) * v[(k * 9 + l) * 8 + i] * x(1, tt, p, i);
+          }
+        const double expected = f + 1 == out_slots ? 0 : std::max(sum, 0.2 * sum);
+        worst = std::max(worst, std::abs(y(1, t, f, o) - expected));
+      }
+  CHECK(worst < 1e-12);
+}

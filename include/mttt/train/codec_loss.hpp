@@ -4,11 +4,12 @@
 //          + commitment * (rvq_training.hpp). SNR = 10 log10(sum x^2 / sum (y - x)^2).
 //          What is drawn depends on the seed and the pass alone, so that a training resumes with its bits:
 //          the number of codebooks, evenly from semantic_q to n_q (`dropout`, else all), and which sessions
-//          are not quantised (each with probability `unquantised`).
+//          are not quantised (each with probability `unquantised`). An adversary (train/adversary.hpp) adds
+//          its two losses by its weights.
 // Shapes:  pcm (B, S, 1), S a multiple of frame_size.
 // Units:   samples within [-1, 1]; dB.
 // Errors:  those of Mimi and SpectralLoss. A loss that is not finite leaves the codebooks as they were.
-// Not supported: stereo codecs; storage in bf16; adversarial losses; distillation of the semantic codebook.
+// Not supported: stereo codecs; storage in bf16; distillation of the semantic codebook.
 // Source:  Defossez et al., "Moshi" (2024), section 3.3 (50% of the sequences are not quantised, quantiser
 //          dropout); see the parts.
 #pragma once
@@ -19,6 +20,7 @@
 
 #include "mttt/codec/mimi.hpp"
 #include "mttt/codec/rvq_training.hpp"
+#include "mttt/train/adversary.hpp"
 #include "mttt/train/spectral_loss.hpp"
 
 namespace mttt {
@@ -36,6 +38,7 @@ struct CodecLossConfig {
 struct CodecLoss {
   double total, spectral, waveform, commitment, snr;
   Index codebooks;
+  AdversaryLoss adversary = {};
 };
 
 namespace detail {
@@ -93,8 +96,11 @@ class CodecTraining {
         books_(be),
         survey_(be) {}
 
-  /// The loss of a pass; with `grad` its gradient is added there, and the codebooks of `params` learn.
-  CodecLoss operator()(Params& params, Sequence<const T, 1> pcm, std::int64_t pass, Params* grad) {
+  /// The loss of a pass; with `grad` its gradient is added there, and the codebooks of `params` learn. Then an
+  /// Adversary, if one is given, takes part.
+  template <class Adversary = NoAdversary>
+  CodecLoss operator()(Params& params, Sequence<const T, 1> pcm, std::int64_t pass, Params* grad,
+                       Adversary* adversary = nullptr) {
     const auto scope = be_.scope();
     const bool learns = grad != nullptr;
     const Index sessions = pcm.extent(0), frames = pcm.extent(1) / Codec::frame_size;
@@ -119,6 +125,11 @@ class CodecTraining {
     const auto dy = learns ? make<1>(sessions, pcm.extent(1)) : decltype(y){};
     if (learns) be_.fill(dy.data(), dy.size(), T(0));
     compare(pcm, y, dy, sums);
+    AdversaryLoss judged;
+    if constexpr (!std::same_as<Adversary, NoAdversary>) {
+      if (learns && adversary != nullptr)
+        judged = (*adversary)(flat(pcm), flat(Sequence<const T, 1>(y)), flat(dy), pass);
+    }
     if (learns) {
       const auto ddecoded = make<Codec::dimension>(sessions, frames),
                  dlatent = make<Codec::dimension>(sessions, frames);
@@ -128,7 +139,14 @@ class CodecTraining {
                           config_.commitment);
       Codec::ToLatent::backward(be_, params.to_latent, heard, dlatent, dpcm, grad->to_latent);
     }
-    const CodecLoss loss = fetch(sums, codebooks);
+    CodecLoss loss = fetch(sums, codebooks);
+    if constexpr (!std::same_as<Adversary, NoAdversary>) {
+      if (learns && adversary != nullptr) {
+        loss.adversary = judged;
+        loss.total += adversary->options().adversarial * judged.adversarial +
+                      adversary->options().features * judged.features;
+      }
+    }
     if (learns && std::isfinite(loss.total)) {
       Quantizer::learn(be_, params.quantizer, quantised, config_.codebooks, config_.seed,
                        static_cast<std::uint64_t>(pass), *survey_);
@@ -150,6 +168,10 @@ class CodecTraining {
   template <Index C>
   Sequence<T, C> make(Index sessions, Index steps) {
     return be_.template make<T, dyn, dyn, C>(sessions, steps);
+  }
+  template <class U>
+  static Tensor<U, dyn, dyn> flat(Sequence<U, 1> sound) {
+    return {sound.data(), {sound.extent(0), sound.extent(1)}};
   }
   static constexpr std::uint64_t draws = 0x636f646563;  // apart from those of restarted codes
 
@@ -184,10 +206,6 @@ class CodecTraining {
     add_total(be_, parts[0].data(), count, mean, &sums->waveform);
     add_total(be_, parts[1].data(), count, 1, &sums->error);
     add_total(be_, parts[2].data(), count, 1, &sums->signal);
-    const auto flat = [](auto sound) {
-      using U = typename decltype(sound)::value_type;
-      return Tensor<U, dyn, dyn>(sound.data(), {sound.extent(0), sound.extent(1)});
-    };
     if (config_.spectral > 0)
       spectra_.queue(flat(x), flat(Sequence<const T, 1>(y)), config_.spectral, &sums->spectral, flat(dy));
   }
