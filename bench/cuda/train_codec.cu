@@ -1,8 +1,11 @@
 // Training of mimi_small on the GPU: seconds of sound a second, milliseconds of a step and of its parts,
 // TFLOP/s by count, memory.
 //
+// Then the same with a discriminator that judges all of a segment, or 1 s of it.
+//
 // Counted: the products of convolutions and transformers, three of each (forward, inputs' and weights'
-// gradient); those of the spectral loss: sound, reply and gradient. Not counted: attention, codebooks,
+// gradient); those of the spectral loss: sound, reply and gradient; of the discriminator's convolutions and spectra
+// of sound and reply 2 forward, 4 for its gradient, 1 for the reply's. Not counted: attention, codebooks,
 // element-wise work. The share is of 67 TFLOP/s, what an H200 does in float32 by its datasheet.
 #include <algorithm>
 #include <cstdio>
@@ -122,6 +125,34 @@ void train(Index batch, Index frames, int runs) {
       100 * speed / peak, 1e-9 * static_cast<double>(be.arena_bytes()),
       1e-6 * static_cast<double>(be.arena_bytes()) / seconds, first.total, loss.total);
   std::fflush(stdout);
+
+  using Judge = Adversary<DiscriminatorConfig{.filters = 16}, Cuda<bf16>>;
+  for (const Index judged : {samples, std::min<Index>(24000, samples)}) {
+    Judge adversary(be, {.adversarial = 1, .features = 1, .samples = judged, .max_steps = 100000});
+    const auto judged_step = [&] {
+      trainer.step([&](std::int64_t pass, Codec::Params& grad) {
+        loss = training(*params, pcm, pass, &grad, &adversary);
+        adversary.update();
+        return MicroBatch{loss.total, batch * frames};
+      });
+    };
+    judged_step();
+    const AdversaryLoss start = loss.adversary;
+    judged_step();
+    const double with = mean_ms(be, runs, judged_step);
+    const double work =
+        7 * 2 * Judge::Discriminator::work(24000) * static_cast<double>(batch * judged) / 24000;
+    std::printf(
+        "  judged (16 filters, bf16), %.1f s of each: %.2f ms a step, %.2f of it the discriminator's (%.0f "
+        "%%), "
+        "%.1f GFLOP a second of sound, %.1f TFLOP/s; activations %.2f GB\n"
+        "    discriminator %.3f, then %.3f; features %.3f, then %.3f; adversarial %.3f, then %.3f\n",
+        static_cast<double>(judged) / 24000, with, with - whole, 100 * (with - whole) / with,
+        14e-9 * Judge::Discriminator::work(24000), 1e-9 * work / (with - whole),
+        1e-9 * static_cast<double>(be.arena_bytes()), start.discriminator, loss.adversary.discriminator,
+        start.features, loss.adversary.features, start.adversarial, loss.adversary.adversarial);
+    std::fflush(stdout);
+  }
 }
 
 }  // namespace

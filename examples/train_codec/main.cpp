@@ -2,11 +2,12 @@
 //
 //   train_codec --preset mimi_tiny --data assets/train --output runs/codec --max-steps 300
 //
-// Data are sound files, folders (every wav and flac in them and below) and manifests (NAME.jsonl); each
-// channel of a recording is a voice, resampled to the codec's rate. The output folder gets metrics.jsonl, a
-// line every --log-freq steps, which the program `report` draws; the newest few training checkpoints, from
-// which --resume goes on to the same bits; and at the end model.safetensors, under the published names, which
-// the program `encode` takes as --codec.
+// Data are sound files, folders (every wav, flac, ogg and opus in them and below) and manifests (NAME.jsonl);
+// each channel of a recording is a voice, resampled to the codec's rate once and kept in memory. The output
+// folder gets metrics.jsonl, a line every --log-freq steps, which the program `report` draws; the newest few
+// training checkpoints, from which --resume goes on to the same bits; and at the end, when it is stopped and
+// every --model-freq steps, model.safetensors, under the published names, which the program `encode` takes as
+// --codec. --adversarial and --features train a discriminator beside the codec and the codec against it.
 #include <CLI/CLI.hpp>
 
 #include "../program.hpp"
@@ -55,9 +56,30 @@ int main(int argc, char** argv) {
   app.add_option("--codebook-restart", loss.codebooks.restart,
                  "codes used less than this share of the mean start anew");
 
+  auto& adversary = options.adversary;
+  app.add_option("--adversarial", adversary.adversarial, "weight of what a discriminator says of the reply")
+      ->check(CLI::NonNegativeNumber);
+  app.add_option("--features", adversary.features, "weight of the distance of the discriminator's features")
+      ->check(CLI::NonNegativeNumber);
+  app.add_option("--adversarial-from-step", adversary.from_step, "the step that these two begin with")
+      ->check(CLI::NonNegativeNumber);
+  app.add_option("--adversarial-every", adversary.every, "the discriminator learns every so many steps")
+      ->check(CLI::PositiveNumber);
+  app.add_option("--adversarial-lr", adversary.lr, "highest learning rate of the discriminator");
+  app.add_option("--adversarial-seconds", options.adversarial_seconds,
+                 "it judges so much of each segment; 0: all of it")
+      ->check(CLI::NonNegativeNumber);
+
+  app.add_option("--gain-db", options.gain_db, "segments get louder or softer by up to so much")
+      ->check(CLI::Range(0.0, 60.0));
   app.add_option("--log-freq", options.train.log_freq, "steps between two lines of metrics.jsonl");
   app.add_option("--ckpt-freq", options.train.ckpt_freq, "steps between two checkpoints; 0: at the end only");
   app.add_option("--num-ckpt-keep", options.train.num_ckpt_keep, "checkpoints that are kept; 0: all");
+  app.add_option("--model-freq", options.model_freq,
+                 "steps between two versions of model.safetensors; 0: at the end only")
+      ->check(CLI::NonNegativeNumber);
+  app.add_option("--model-dtype", options.model_dtype, "what model.safetensors holds")
+      ->check(CLI::IsMember({"f32", "f16", "bf16"}));
   app.add_option("--seed", options.train.seed, "of the first weights and of all that is drawn");
   CLI11_PARSE(app, argc, argv);
 

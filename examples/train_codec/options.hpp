@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "mttt/core/tensor.hpp"
+#include "mttt/train/adversary.hpp"
 #include "mttt/train/codec_loss.hpp"
 #include "mttt/train/trainer.hpp"
 
@@ -23,6 +24,10 @@ struct Options {
                            .log_freq = 50,
                            .seed = 1};
   mttt::CodecLossConfig loss;
+  mttt::AdversaryOptions adversary;
+  double adversarial_seconds = 0, gain_db = 0;
+  std::int64_t model_freq = 0;
+  std::string model_dtype = "f32";
   bool resume = false;
 };
 

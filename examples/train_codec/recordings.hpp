@@ -1,6 +1,8 @@
 // The recordings that a codec is trained on: files, trees of files and manifests.
 #pragma once
 
+#include <algorithm>
+#include <array>
 #include <cstdio>
 #include <set>
 
@@ -9,10 +11,11 @@
 #include "mttt/io/workers.hpp"
 #include "options.hpp"
 
-/// Sound files that a path stands for: itself, the wav and flac files of a folder and those below it, or the
+/// Sound files that a path stands for: itself, the sound files of a folder and those below it, or the
 /// recordings of a manifest.
 inline std::vector<std::filesystem::path> recordings_of(const std::vector<std::string>& paths) {
   namespace fs = std::filesystem;
+  constexpr std::array<std::string_view, 5> endings{".wav", ".flac", ".ogg", ".oga", ".opus"};
   std::set<fs::path> found;  // in order, each once
   for (const fs::path path : paths) {
     const std::size_t before = found.size();
@@ -20,10 +23,11 @@ inline std::vector<std::filesystem::path> recordings_of(const std::vector<std::s
       for (const auto& entry : mttt::read_manifest(path)) found.insert(entry.recording);
     } else if (fs::is_directory(path)) {
       for (const auto& file : fs::recursive_directory_iterator(path))
-        if (file.path().extension() == ".wav" || file.path().extension() == ".flac")
+        if (std::ranges::find(endings, file.path().extension().string()) != endings.end())
           found.insert(file.path());
       if (found.size() == before)
-        mttt::fail(path.string(), "no recordings", "wav or flac files in it or below it", "correct the path");
+        mttt::fail(path.string(), "no recordings", "wav, flac, ogg or opus files in it or below it",
+                   "correct the path");
     } else {
       found.insert(path);
     }

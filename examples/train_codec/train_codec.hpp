@@ -11,6 +11,17 @@
 #include "mttt/train/codec_loss.hpp"
 #include "options.hpp"
 
+/// What the discriminator's activations are stored in: tensor cores multiply bf16.
+#ifdef MTTT_EXAMPLES_CUDA
+using JudgeDevice = Device<mttt::bf16>;
+#else
+using JudgeDevice = Device<float>;
+#endif
+
+inline mttt::DType dtype_named(const std::string& name) {
+  return name == "f16" ? mttt::DType::F16 : name == "bf16" ? mttt::DType::BF16 : mttt::DType::F32;
+}
+
 /// The same random start on every backend, drawn in the host's memory; then codebooks placed where the
 /// sounds' latents are.
 template <class Codec, class B>
@@ -38,7 +49,7 @@ void draw_start(B& be, mttt::Store<typename Codec::Params, B>& params, const mtt
   std::printf("codebooks placed on %td frames\n", batches * rows);
 }
 
-template <mttt::MimiConfig C>
+template <mttt::MimiConfig C, mttt::DiscriminatorConfig D>
 int train_codec(const Options& options) {
   using namespace mttt;
   using B = Device<float>;
@@ -48,10 +59,11 @@ int train_codec(const Options& options) {
   std::printf("training on %s\n", name_of(be).c_str());
 
   // The data: recordings, of which micro-batch i is a function of the seed and i alone.
-  const SoundOptions segments{options.batch, options.segment_frames * Codec::frame_size, options.train.seed};
-  const Sounds sounds(options.voices, segments);
+  SoundOptions segments{options.batch, options.segment_frames * Codec::frame_size, options.train.seed};
   std::optional<Sounds> held_out;
   if (!options.held_out_voices.empty()) held_out.emplace(options.held_out_voices, segments);
+  segments.gain_db = options.gain_db;
+  const Sounds sounds(options.voices, segments);
   const double seconds = static_cast<double>(sounds.total_samples()) / static_cast<double>(C.sample_rate);
   std::printf("%.0f s of sound\n", seconds);
 
@@ -66,10 +78,27 @@ int train_codec(const Options& options) {
   config_of_loss.seed = options.train.seed;
   CodecTraining<Codec, B> training(be, config_of_loss);
 
+  // A discriminator learns beside it, and has a checkpoint of its own.
+  std::optional<Adversary<D, JudgeDevice>> adversary;
+  if (options.adversary.wanted()) {
+    AdversaryOptions more = options.adversary;
+    more.samples = static_cast<Index>(options.adversarial_seconds * static_cast<double>(C.sample_rate));
+    more.max_steps = options.train.max_steps;
+    more.num_microbatches = options.train.num_microbatches;
+    more.seed = options.train.seed;
+    adversary.emplace(be, more);
+    std::printf("discriminator: %.2f million parameters, from step %lld on\n",
+                static_cast<double>(count_elements(*adversary->trainer().params)) * 1e-6,
+                static_cast<long long>(more.from_step));
+  }
+
   RunFolder run(options.output, options.train.num_ckpt_keep);
   const nlohmann::json config = {{"preset", options.preset}};
   if (options.resume && run.resume(be, trainer, config)) {
     std::printf("resumed at step %lld\n", static_cast<long long>(trainer.adam.step));
+    if (adversary &&
+        !run.resume_beside("adversary", trainer.adam.step, adversary->full(), adversary->trainer(), config))
+      std::printf("the discriminator begins anew: the checkpoint has none\n");
   } else if (!options.from.empty()) {
     load_params(options.from, be, params);
     std::printf("started from %s\n", options.from.c_str());
@@ -78,9 +107,13 @@ int train_codec(const Options& options) {
   }
 
   CodecLoss last{};
+  std::optional<StepReport> learnt;
   const auto loss_and_gradient = [&](std::int64_t index, Params& grad) {
     const auto scope = be.scope();
-    last = training(*params, sounds.make(be, index), index, &grad);
+    const bool judged = adversary && trainer.adam.step >= options.adversary.from_step;
+    last = training(*params, sounds.make(be, index), index, &grad, judged ? &*adversary : nullptr);
+    if (judged && adversary->learns(index) && (index + 1) % options.train.num_microbatches == 0)
+      learnt = adversary->update();
     return MicroBatch{last.total, options.batch * options.segment_frames};
   };
   const auto log = [&](const StepReport& report) {
@@ -92,6 +125,14 @@ int train_codec(const Options& options) {
       more[prefix + "snr_db"] = loss.snr;
     };
     terms("", last);
+    if (learnt) {
+      more["adversarial_loss"] = last.adversary.adversarial;
+      more["feature_loss"] = last.adversary.features;
+      more["discriminator_loss"] = last.adversary.discriminator;
+      more["logit_real"] = last.adversary.logit_real;
+      more["logit_fake"] = last.adversary.logit_fake;
+      more["discriminator_grad_norm"] = learnt->gradient_norm;
+    }
     if (held_out) {  // all codebooks, everything quantised
       const auto scope = be.scope();
       const CodecLoss loss = training(*params, held_out->make(be, 0), 0, nullptr);
@@ -107,18 +148,29 @@ int train_codec(const Options& options) {
     more["restarted_codes"] = restarts;  // since the line before
     run.log(report, more);
   };
-  const bool finished =
-      trainer.run(loss_and_gradient, {.log = log, .checkpoint = [&] { run.save(be, trainer, config); }});
-  if (!finished) {
-    std::printf("stopped in good order; go on with --resume\n");
-    return 0;
-  }
   const auto path = run.path() / "model.safetensors";
-  save_params(path, be, params,
-              {.config = config,
-               .metadata = {{"training", detail::cat(trainer.adam.step, " steps on ", std::llround(seconds),
-                                                     " s of sound")},
-                            {"seed", std::to_string(options.train.seed)}}});
+  const auto save_model = [&] {
+    save_params(path, be, params,
+                {.dtype = dtype_named(options.model_dtype),
+                 .config = config,
+                 .metadata = {{"training", detail::cat(trainer.adam.step, " steps on ", std::llround(seconds),
+                                                       " s of sound")},
+                              {"seed", std::to_string(options.train.seed)}}});
+  };
+  const auto loss_gradient_and_model = [&](std::int64_t index, Params& grad) {
+    if (options.model_freq > 0 && trainer.adam.step > 0 && trainer.adam.step % options.model_freq == 0 &&
+        index % options.train.num_microbatches == 0)
+      save_model();
+    return loss_and_gradient(index, grad);
+  };
+  const auto checkpoint = [&] {
+    if (adversary)
+      run.save_beside("adversary", trainer.adam.step, adversary->full(), adversary->trainer(), config);
+    run.save(be, trainer, config);
+  };
+  const bool finished = trainer.run(loss_gradient_and_model, {.log = log, .checkpoint = checkpoint});
+  save_model();
   std::printf("wrote %s\n", path.c_str());
+  if (!finished) std::printf("stopped in good order; go on with --resume\n");
   return 0;
 }

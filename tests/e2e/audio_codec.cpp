@@ -88,9 +88,14 @@ TEST_CASE("train_codec: killed at any moment, it goes on to the same bits") {
   const Workshop w;
   const std::string training =
       "--preset mimi_tiny --data tree --max-steps 12 --ckpt-freq 2 --num-ckpt-keep 0 --log-freq 4 "
-      "--batch-size "
-      "2 --segment-frames 2 --output ";
+      "--batch-size 2 --segment-frames 2 --gain-db 6 --adversarial 1 --features 1 --adversarial-from-step 3 "
+      "--adversarial-seconds 0.1 --adversarial-every 2 --output ";
   REQUIRE(w.run(training + "whole") == 0);
+  const Metrics metrics = read_metrics(w.scratch / "whole/metrics.jsonl", "whole");
+  for (const char* field : {"adversarial_loss", "feature_loss", "discriminator_loss"}) {
+    INFO(field);
+    REQUIRE(metrics.column(field) != nullptr);
+  }
   const pid_t child = ::fork();
   REQUIRE(child >= 0);
   if (child == 0) {
@@ -107,7 +112,7 @@ TEST_CASE("train_codec: killed at any moment, it goes on to the same bits") {
   REQUIRE(w.run(training + "killed --resume") == 0);
   INFO(content_of(w.scratch / "log"));
   CHECK(w.says("resumed at step "));
-  for (const char* file : {"model.safetensors", "step_000012.safetensors"}) {
+  for (const char* file : {"model.safetensors", "step_000012.safetensors", "adversary_000012.safetensors"}) {
     const std::string expected = content_of(w.scratch / ("whole/" + std::string(file)));
     REQUIRE(!expected.empty());
     CHECK((content_of(w.scratch / ("killed/" + std::string(file))) == expected));

@@ -15,6 +15,7 @@
 #pragma once
 
 #include "mttt/codec/windows.hpp"
+#include "mttt/core/lanes.hpp"
 #include "mttt/core/rng.hpp"
 #include "mttt/nn/linear.hpp"
 
@@ -89,6 +90,12 @@ struct NormaliseWeightsBackward {
   }
 };
 
+/// Channels that a thread takes at a time: 16 bytes, where they are whole.
+template <class T, int channels>
+inline constexpr int lanes_of = channels % static_cast<int>(16 / sizeof(T)) == 0
+                                    ? static_cast<int>(16 / sizeof(T))
+                                    : 1;
+
 /// y of a frame: the sum of its taps, bias, activation; the last slot 0. A team a frame.
 template <class P, class T, class A>
 struct SumTaps {
@@ -99,31 +106,36 @@ struct SumTaps {
   A slope;
   template <class Team>
   MTTT_HD void operator()(Team team, Index frame) const {
+    constexpr int W = lanes_of<T, P::out>, packs = P::out / W;
     const auto all = *this;
     const Index t = frame % steps;
     T* to = y + frame * slots * P::out;
-    team.for_each(slots * P::out, [=](Index at) {
-      const int i = static_cast<int>(at), f = i / P::out, o = i % P::out;  // ints: they divide fast
-      if (f + 1 == all.slots) {
-        to[i] = T(0);
-        return;
-      }
-      A total = all.bias[o];
+    team.for_each(slots * packs, [=](Index at) {
+      const int i = static_cast<int>(at), f = i / packs, o = i % packs * W;  // ints: they divide fast
+      A total[W];
+      for (int lane = 0; lane < W; ++lane) total[lane] = f + 1 == all.slots ? A(0) : all.bias[o + lane];
+      const auto add = [&](const T* from) {
+        const auto lanes = load_lanes<W>(from);
+        for (int lane = 0; lane < W; ++lane) total[lane] += wide(lanes.of[lane]);
+      };
       if constexpr (P::unfolds) {
-        total += wide(all.parts[(frame * all.rows + f) * P::columns + o]);
+        if (f + 1 < all.slots) add(all.parts + (frame * all.rows + f) * P::columns + o);
       } else {
         for (int k = 0; k < P::taps_time; ++k) {
           const int away = (k - P::middle) * P::dilation;
-          if (t + away < 0 || t + away >= all.steps) continue;
+          if (t + away < 0 || t + away >= all.steps || f + 1 == all.slots) continue;
           for (int j = 0; j < P::taps_band; ++j) {
             const int p = f + P::least + j;
             if (p < 0 || p >= all.rows) continue;
-            total += wide(all.parts[((frame + away) * all.rows + p) * P::columns +
-                                    (k * P::taps_band + j) * P::out + o]);
+            add(all.parts + ((frame + away) * all.rows + p) * P::columns + (k * P::taps_band + j) * P::out +
+                o);
           }
         }
       }
-      to[i] = static_cast<T>(total > 0 ? total : all.slope * total);
+      Lanes<T, W> result;
+      for (int lane = 0; lane < W; ++lane)
+        result.of[lane] = static_cast<T>(total[lane] > 0 ? total[lane] : all.slope * total[lane]);
+      store_lanes(to + i * W, result);
     });
   }
 };
@@ -136,20 +148,23 @@ struct SpreadTaps {
   Index steps, rows, slots;
   template <class Team>
   MTTT_HD void operator()(Team team, Index frame) const {
+    constexpr int W = lanes_of<T, P::out>, packs = P::columns / W;
     const auto all = *this;
     const Index t = frame % steps;
     T* to = parts + frame * rows * P::columns;
-    team.for_each(rows * P::columns, [=](Index at) {
-      const int i = static_cast<int>(at), p = i / P::columns, column = i % P::columns, o = column % P::out,
+    team.for_each(rows * packs, [=](Index at) {
+      const int i = static_cast<int>(at), p = i / packs, column = i % packs * W, o = column % P::out,
                 tap = column / P::out, k = tap / P::taps_band, f = p - P::least - tap % P::taps_band;
       const int away = (k - P::middle) * P::dilation;
       const bool met = k < P::taps_time && t - away >= 0 && t - away < all.steps && f >= 0 && f < all.slots;
-      to[i] = met ? all.dy[((frame - away) * all.slots + f) * P::out + o] : T(0);
+      Lanes<T, W> lanes{};
+      if (met) lanes = load_lanes<W>(all.dy + ((frame - away) * all.slots + f) * P::out + o);
+      store_lanes(to + i * W, lanes);
     });
   }
 };
 
-/// The windows of a frame's outputs, for inputs of few channels.
+/// The windows of a frame's outputs, for inputs of few channels: of each frame in reach, neighbours in memory.
 template <class P, class T, class A>
 struct UnfoldBands {
   const A* x;  // (B, T, slots, in)
@@ -157,15 +172,21 @@ struct UnfoldBands {
   Index steps, slots;
   template <class Team>
   MTTT_HD void operator()(Team team, Index frame) const {
+    constexpr int W = lanes_of<T, P::rows>, packs = P::rows / W, span = P::taps_band * P::in;
     const auto all = *this;
     const Index t = frame % steps;
     T* to = windows + frame * slots * P::rows;
-    team.for_each(slots * P::rows, [=](Index at) {
-      const int i = static_cast<int>(at), f = i / P::rows, e = i % P::rows, c = e % P::in,
-                l = e / P::in % P::taps_band, k = e / P::in / P::taps_band, p = f + l - P::pad;
-      const int away = (k - P::middle) * P::dilation;
-      const bool met = k < P::taps_time && t + away >= 0 && t + away < all.steps && p >= 0 && p < all.slots;
-      to[i] = met ? static_cast<T>(all.x[((frame + away) * all.slots + p) * P::in + c]) : T(0);
+    team.for_each(slots * packs, [=](Index at) {
+      const int i = static_cast<int>(at), f = i / packs, first = i % packs * W;
+      const int width = static_cast<int>(all.slots) * P::in;
+      Lanes<T, W> lanes;
+      for (int lane = 0; lane < W; ++lane) {
+        const int e = first + lane, k = e / span, q = (f - P::pad) * P::in + e % span;
+        const int away = (k - P::middle) * P::dilation;
+        const bool met = k < P::taps_time && t + away >= 0 && t + away < all.steps && q >= 0 && q < width;
+        lanes.of[lane] = met ? static_cast<T>(all.x[(frame + away) * width + q]) : T(0);
+      }
+      store_lanes(to + i * W, lanes);
     });
   }
 };
@@ -206,8 +227,9 @@ struct Conv2d {
   static_assert(C.kernel_time % 2 == 1 && C.kernel_band % 2 == 1, "mttt: Conv2d: kernels have a middle");
   using T = typename B::Scalar;
   using A = typename B::Accum;
-  using Places = detail::Conv2dPlaces<int{C.in}, int{C.out}, int{C.kernel_time}, int{C.kernel_band},
-                                      int{C.stride}, int{C.dilation}>;
+  using Places = detail::Conv2dPlaces<static_cast<int>(C.in), static_cast<int>(C.out),
+                                      static_cast<int>(C.kernel_time), static_cast<int>(C.kernel_band),
+                                      static_cast<int>(C.stride), static_cast<int>(C.dilation)>;
   static_assert(!Places::unfolds || C.stride == 1, "mttt: Conv2d: few channels, and a stride");
   static constexpr Index in = C.in, out = C.out;
   static constexpr bool unfolds = Places::unfolds;

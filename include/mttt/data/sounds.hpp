@@ -4,11 +4,12 @@
 // Rule:    segment b of micro-batch i draws Philox at counter i * batch + b: a voice with a chance in
 //          proportion to its length, then a first sample after which a whole segment is left. A segment that
 //          nothing is to be heard in (no sample reaches `silence`) is drawn again, up to 8 times. Shorter
-//          voices are followed by silence.
+//          voices are followed by silence. Then a gain, evenly from -gain_db to gain_db, but so that no sample
+//          leaves [-1, 1].
 // Shapes:  voices (samples) each, pcm (batch, samples, 1).
-// Units:   samples within [-1, 1], all of one rate.
+// Units:   samples within [-1, 1], all of one rate; dB.
 // Errors:  no voices; a batch or length below 1.
-// Not supported: changes of level or speed; recordings larger than memory.
+// Not supported: changes of speed; recordings larger than memory.
 // Source:  none.
 #pragma once
 
@@ -27,6 +28,7 @@ struct SoundOptions {
   Index batch, samples;  // segments a micro-batch, samples a segment
   std::uint64_t seed = 0;
   float silence = 1e-3f;
+  double gain_db = 0;
 };
 
 class Sounds {
@@ -51,6 +53,7 @@ class Sounds {
       const auto counter = static_cast<std::uint64_t>(index * options_.batch + b);
       for (std::uint64_t attempt = 0; attempt < 8 && !draw(counter, attempt, to); ++attempt) {
       }
+      if (options_.gain_db > 0) change_level(counter, to);
     }
   }
 
@@ -79,11 +82,20 @@ class Sounds {
     std::fill(to + have, to + options_.samples, 0.0f);
     return std::any_of(to, to + have, [&](float x) { return std::abs(x) >= options_.silence; });
   }
+  void change_level(std::uint64_t counter, float* to) const {
+    const PhiloxBlock random = philox(options_.seed, counter, stream_of_gains);
+    const double db = options_.gain_db * (2 * fraction(random.word[0], random.word[1]) - 1);
+    float peak = 0;
+    for (Index i = 0; i < options_.samples; ++i) peak = std::max(peak, std::abs(to[i]));
+    const float gain = std::min(static_cast<float>(std::pow(10, db / 20)), peak > 0 ? 1 / peak : 1.0f);
+    for (Index i = 0; i < options_.samples; ++i) to[i] *= gain;
+  }
   /// Of [0, 1), in steps of 2^-53.
   static double fraction(std::uint32_t high, std::uint32_t low) {
     return (static_cast<double>(high >> 6) * 0x1p27 + static_cast<double>(low >> 5)) * 0x1p-53;
   }
-  static constexpr std::uint64_t stream_of_numbers = 0x736f756e;  // apart from other draws of the same seed
+  static constexpr std::uint64_t stream_of_numbers = 0x736f756e,  // apart from other draws of the same seed
+      stream_of_gains = 0x6761696e;
 
   const std::vector<std::vector<float>>& voices_;  // outlives this
   SoundOptions options_;

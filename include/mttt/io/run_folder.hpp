@@ -2,7 +2,8 @@
 //
 // Layout:  FOLDER/metrics.jsonl, FOLDER/step_000100.safetensors; where segments go on from each other,
 //          FOLDER/carried_000100.safetensors beside it, which is written first: a training checkpoint that is
-//          there is complete. Several ranks train in one folder, in which the first one writes: what their
+//          there is complete. So are files of other trainings beside it (FOLDER/NAME_000100.safetensors: the
+//          discriminator of a codec), save_beside. Several ranks train in one folder, in which the first one writes: what their
 //          sessions carry is joined in the order of the ranks, so that another number of ranks may go on.
 // Shapes:  none.   Units: those of StepReport.
 // Errors:  a folder that cannot be made; what files and checkpoints throw.
@@ -53,6 +54,21 @@ class RunFolder {
       save_rows(file("carried", trainer.adam.step), be, *carried, trainer.ranks(), config);
     save_training(file("step", trainer.adam.step), be, trainer, config, leave_out);
     if (metrics_) remove_old();
+  }
+
+  /// Another trainer's checkpoint, that belongs to step `step` of the run's own and is saved before it.
+  template <class P, class B, class M, class R>
+  void save_beside(const char* name, std::int64_t step, B& be, const Trainer<P, B, M, R>& other,
+                   const nlohmann::json& config = {}) {
+    save_training(file(name, step), be, other, config);
+  }
+  /// Whether there was one.
+  template <class P, class B, class M, class R>
+  bool resume_beside(const char* name, std::int64_t step, B& be, Trainer<P, B, M, R>& other,
+                     const nlohmann::json& config = {}) {
+    if (!std::filesystem::exists(file(name, step))) return false;
+    load_training(file(name, step), be, other, config);
+    return true;
   }
 
   /// The checkpoint of the highest step; nothing in a fresh folder.
@@ -148,7 +164,9 @@ class RunFolder {
     if (keep_ <= 0) return;
     for (std::size_t i = 0; i + static_cast<std::size_t>(keep_) < all.size(); ++i) {
       std::filesystem::remove(all[i].second);
-      std::filesystem::remove(file("carried", all[i].first));
+      const std::string end = file("", all[i].first).filename().string();  // what is saved beside it
+      for (const auto& item : std::filesystem::directory_iterator(folder_))
+        if (item.path().filename().string().ends_with(end)) std::filesystem::remove(item.path());
     }
   }
 

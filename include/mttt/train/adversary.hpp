@@ -6,11 +6,11 @@
 // by save_training and load_training, a training resumes with its bits.
 //
 // Formula: see train/discriminator.hpp and train/adamw.hpp; the learning rate follows the one-cycle schedule of
-//          the steps that are left from `from_step` on.
+//          the steps that are left from `from_step` on. The discriminator learns in every `every`-th step.
 // Shapes:  x, y, dy (B, S, 1).
 // Units:   samples, steps.
 // Errors:  those of SpectralDiscriminator and Trainer.
-// Not supported: several processes; updates in only some of the steps.
+// Not supported: several processes.
 // Source:  "High fidelity neural audio compression" (2022), section 4: Adam with betas 0.5 and 0.9, 3e-4.
 #pragma once
 
@@ -23,6 +23,7 @@ namespace mttt {
 struct AdversaryOptions {
   double adversarial = 0, features = 0;  // weights in the codec's loss; 0 and 0: no adversary
   std::int64_t from_step = 0;
+  int every = 1;
   double lr = 3e-4;
   AdamWOptions adam = {.beta1 = 0.5, .beta2 = 0.9, .weight_decay = 0};
   Index samples = 0;  // of each segment; 0: all
@@ -62,6 +63,7 @@ class Adversary {
   }
 
   const AdversaryOptions& options() const { return options_; }
+  Full& full() { return full_; }  // of its trainer
   auto& trainer() { return trainer_; }
   const auto& trainer() const { return trainer_; }
 
@@ -78,15 +80,17 @@ class Adversary {
     Discriminator::queue(be_, *params_, bases_, {x.data() + first, x.extent(0), judged, samples},
                          {y.data() + first, x.extent(0), judged, samples},
                          {1.0 / options_.num_microbatches, options_.adversarial, options_.features}, sums,
-                         &*grad_, dy.data() + first);
+                         learns(pass) ? &*grad_ : nullptr, dy.data() + first);
     typename Discriminator::Sums host;
     be_.to_host(sums, &host, Index{1});
     const AdversaryLoss loss = Discriminator::losses(host, Discriminator::scales_of(judged));
-    loss_ += loss.discriminator / options_.num_microbatches;
+    if (learns(pass)) loss_ += loss.discriminator / options_.num_microbatches;
     return loss;
   }
 
-  /// After the passes of a step.
+  /// Whether it learns in the step of this pass.
+  bool learns(std::int64_t pass) const { return pass / options_.num_microbatches % options_.every == 0; }
+  /// After the passes of a step in which it learns.
   StepReport update() {
     const double loss = std::exchange(loss_, 0.0);
     return trainer_.step([&](std::int64_t, Params&) {
@@ -98,7 +102,7 @@ class Adversary {
 
  private:
   static TrainOptions train_options(const AdversaryOptions& o) {
-    return {.max_steps = std::max<std::int64_t>(1, o.max_steps - o.from_step),
+    return {.max_steps = std::max<std::int64_t>(1, (o.max_steps - o.from_step) / o.every),
             .lr = o.lr,
             .adam = o.adam,
             .max_norm = 10,  // of no use but where something goes wrong

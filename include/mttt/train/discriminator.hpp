@@ -41,6 +41,13 @@ struct AdversaryLoss {
 
 namespace detail {
 
+/// Of a pass, in the backend's memory: what the logits say, and of each window and map of features the sum of
+/// their distances and of what sounds have.
+struct JudgeSums {
+  double discriminator, real, fake;
+  double away[8][5], level[8][5];
+};
+
 /// Sums of the losses of logits, and their gradients. A team a piece of the frames.
 template <class T>
 struct JudgeLogits {
@@ -90,9 +97,9 @@ struct CompareFeatures {
     const Index first = p * part, length = part < n - first ? part : n - first;
     const T *x = real + first, *y = fake + first;
     const double away = team.template sum<double>(
-        length, [=](Index i) { return static_cast<double>(std::abs(wide(y[i]) - wide(x[i]))); });
+        length, [](A a, A b) { return static_cast<double>(std::abs(b - a)); }, x, y);
     const double level = team.template sum<double>(
-        length, [=](Index i) { return static_cast<double>(std::abs(A(wide(x[i])))); });
+        length, [](A a) { return static_cast<double>(std::abs(a)); }, x);
     if (team.leader()) parts[p] = away, parts[count + p] = level;
   }
 };
@@ -114,18 +121,19 @@ struct FeatureGradient {
     T* to = dy + first;
     const A pull = given != nullptr && *level > 0 ? static_cast<A>(step / *level) : A(0);
     const A kept = static_cast<A>(slope);
-    team.for_each(slots * channels, [=](Index i) {
-      if (i >= valid) {
-        to[i] = T(0);
-        return;
+    constexpr int W = lanes_of<T, channels>;
+    team.for_each(slots * channels / W, [=](Index i) {
+      Lanes<T, W> result{};
+      if (i * W < valid) {
+        const auto values = load_lanes<W>(out + i * W), above = load_lanes<W>(to + i * W),
+                   reals = load_lanes<W>((given == nullptr ? out : given) + i * W);
+        for (int lane = 0; lane < W; ++lane) {
+          const A value = wide(values.of[lane]), away = value - wide(reals.of[lane]);
+          const A d = wide(above.of[lane]) + pull * static_cast<A>((away > 0) - (away < 0));
+          result.of[lane] = static_cast<T>(value > 0 ? d : kept * d);
+        }
       }
-      const A value = wide(out[i]);
-      A d = wide(to[i]);
-      if (given != nullptr) {
-        const A away = value - wide(given[i]);
-        d += pull * static_cast<A>((away > 0) - (away < 0));
-      }
-      to[i] = static_cast<T>(value > 0 ? d : kept * d);
+      store_lanes(to + i * W, result);
     });
   }
 };
@@ -207,11 +215,7 @@ struct SpectralDiscriminator {
     std::array<Scale, scales> discriminators;
     static void visit(auto&& f, auto&&... p) { f("discriminators", p.discriminators...); }
   };
-  /// Of a pass, in the backend's memory.
-  struct Sums {
-    double discriminator, real, fake;
-    double away[scales][maps], level[scales][maps];
-  };
+  using Sums = detail::JudgeSums;
   struct Weights {
     double discriminator = 1, adversarial = 1, features = 1;
   };
@@ -273,7 +277,7 @@ struct SpectralDiscriminator {
   }
 
   /// Queues the sums of a pass; adds weights.discriminator times the discriminator's gradient to `grad` and the
-  /// weighted gradients of the codec's losses to dy, where grad is given. *sums starts as zero.
+  /// weighted gradients of the codec's losses to dy, where these are given. *sums starts as zero.
   static void queue(B& be, const Params& p, const Bases& bases, Sounding<const A> x, Sounding<const A> y,
                     const Weights& weights, Sums* sums, Params* grad, A* dy) {
     const Index used = scales_of(x.samples);
@@ -359,8 +363,8 @@ struct SpectralDiscriminator {
         add_total(be, parts[2].data(), pieces, mean, &sums->fake);
       }
       compare(std::make_index_sequence<maps>{}, pass, sessions, *sums, k);
-      if (grad == nullptr) return;
-      learn_from(pass, learn, *grad);
+      if (grad != nullptr) learn_from(pass, learn, *grad);
+      if (dy == nullptr) return;
       const auto dspectra = be.template make<A, dyn, dyn, dyn, 2>(sessions, count, slots);
       fool_by(pass, fool, *sums, k, dspectra);
       add_to(dspectra, y, dy);
@@ -424,8 +428,9 @@ struct SpectralDiscriminator {
     void activate(const typename LayerAt<i>::Saved& saved, const T* real, const double* level,
                   Planes<T, n> dy) {
       be.rows(dy.extent(0) * dy.extent(1),
-              detail::FeatureGradient<T, int{n}>{real, saved.y.data(), level, dy.data(), dy.extent(2),
-                                                 weights.features * share / static_cast<double>(maps), slope},
+              detail::FeatureGradient<T, static_cast<int>(n)>{
+                  real, saved.y.data(), level, dy.data(), dy.extent(2),
+                  weights.features * share / static_cast<double>(maps), slope},
               0, 4 * dy.extent(2) * n);
     }
 

@@ -78,7 +78,8 @@ class StopSignals {
     struct sigaction action {};
     action.sa_handler = [](int) { flag() = 1; };
     action.sa_flags = static_cast<int>(SA_RESETHAND | SA_RESTART);
-    ::sigaction(SIGINT, &action, &old_interrupt_);
+    ::sigaction(SIGINT, &action, &old_interrupt_);  // the second Ctrl-C ends it
+    action.sa_flags = SA_RESTART;                   // timeout and mpirun may send these twice
     ::sigaction(SIGTERM, &action, &old_terminate_);
     ::sigaction(SIGUSR1, &action, &old_user_);
   }
