@@ -50,6 +50,7 @@
 #include "mttt/presets/mimi.hpp"
 #include "mttt/presets/moshi.hpp"
 #include "mttt/presets/moshi_small.hpp"
+#include "mttt/train/adversary.hpp"
 #include "mttt/train/codec_loss.hpp"
 #include "mttt/train/discriminator.hpp"
 #include "mttt/train/divergence.hpp"
