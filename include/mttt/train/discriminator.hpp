@@ -27,7 +27,7 @@ namespace mttt {
 struct DiscriminatorConfig {
   Index filters = 32;
   std::array<Index, 8> windows{2048, 1024, 512, 256, 128};  // zeros: no more
-  consteval std::size_t scales() const {
+  constexpr std::size_t scales() const {
     std::size_t n = 0;
     while (n < windows.size() && windows[n] > 0) ++n;
     return n;
