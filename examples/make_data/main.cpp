@@ -4,12 +4,14 @@
 //   make_data memory   ...      a user states facts, talks about other things, asks for them
 //   make_data dialogue ...      greetings, arithmetic, questions and answers
 //   make_data monologue ...     one voice reads texts
+//   make_data speech ...        people speak, from folders of sounds
 //   make_data text              what the grammars say, for a tokenizer
 //
 // OUTPUT/train.jsonl names OUTPUT/train/000000.wav and so on (stereo: the model left, a user right), beside each
 // its words with times, and what is asked. Recording i is a function of the seed and i alone: --first lets
 // several machines share a set. With --split test come other voices and texts: OUTPUT/test.jsonl.
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <exception>
@@ -25,6 +27,7 @@
 #include "memory.hpp"
 #include "monologue.hpp"
 #include "recording.hpp"
+#include "speech.hpp"
 
 namespace {
 namespace fs = std::filesystem;
@@ -40,6 +43,8 @@ struct Options {
   MemoryOptions memory;
   std::string delays = "5:30", facts = "1:4";
   std::vector<fs::path> texts;
+  std::vector<std::string> people, kept;
+  double minutes = 1e6;
 
   Split split() const { return test ? Split::test : Split::train; }
 };
@@ -176,7 +181,7 @@ int make_all(const Options& o, Studio& studio, const std::function<Recording(Rng
     }
     for (std::size_t i = 0; i < wanted; ++i, ++index) {
       if (errors[i]) std::rethrow_exception(errors[i]);
-      manifest += "{\"path\": \"" + names[i] + "\", \"duration\": " + json_number(batch[i].seconds()) + "}\n";
+      manifest += manifest_line(names[i], batch[i]);
       seconds += batch[i].seconds();
       words += batch[i].words.size();
     }
@@ -194,6 +199,36 @@ int make_all(const Options& o, Studio& studio, const std::function<Recording(Rng
   if (studio.seconds_said() > 0)
     std::printf("%.0f s were said, %.0f s of them spoken anew; %zu sentences kept\n", studio.seconds_said(),
                 studio.seconds_new(), studio.sentences());
+  return 0;
+}
+
+/// All that is there, once: a folder for each of those who speak.
+int make_speech(const Options& o) {
+  const std::string split = o.test ? "test" : "train";
+  std::string manifest;
+  double all = 0;
+  for (const std::string& text : o.people) {
+    const Person person = person_of(text);
+    const bool kept = std::find(o.kept.begin(), o.kept.end(), person.name) != o.kept.end();
+    if (kept != o.test) continue;
+    Rng rng(o.seed, text_hash(person.name) << 32);
+    const auto recordings = recordings_of(person, o.length > 0 ? o.length : 20, 60 * o.minutes, rng);
+    mttt::make_folders(o.output / split / person.name);
+    double seconds = 0;
+    for (std::size_t i = 0; i < recordings.size(); ++i) {
+      char number[32];
+      std::snprintf(number, sizeof number, "/%04zu.wav", i);
+      const std::string name = split + "/" + person.name + number;
+      write_recording(o.output / name, recordings[i]);
+      manifest += manifest_line(name, recordings[i]);
+      seconds += recordings[i].seconds();
+    }
+    std::printf("%-20s %4zu recordings, %.1f min\n", person.name.c_str(), recordings.size(), seconds / 60);
+    all += seconds;
+  }
+  if (manifest.empty()) mttt::fail("speech", "nobody of this split", "speakers, some of them kept for tests");
+  mttt::write_file_atomically(o.output / (split + ".jsonl"), manifest);
+  std::printf("%s: %.2f h\n", (o.output / (split + ".jsonl")).c_str(), all / 3600);
   return 0;
 }
 
@@ -271,6 +306,17 @@ int main(int argc, char** argv) {
   CLI::App& read = *app.add_subcommand("monologue", "one voice reads texts; mono");
   common(read, o);
   read.add_option("texts", o.texts, "files of plain text")->required()->check(CLI::ExistingFile);
+  CLI::App& people = *app.add_subcommand("speech", "people speak; mono, without words");
+  people.add_option("--output", o.output, "folder; receives train.jsonl or test.jsonl, and a folder beside")
+      ->required();
+  people.add_option("--seed", o.seed, "another seed, another order")->capture_default_str();
+  people.add_option("--length", o.length, "seconds of a recording; 0: 20")->check(CLI::NonNegativeNumber);
+  people.add_option("--minutes", o.minutes, "of each speaker, at most")->check(CLI::PositiveNumber);
+  people.add_option("--keep", o.kept, "speakers that are kept for tests")
+      ->delimiter(',')
+      ->allow_extra_args(false);
+  people.add_flag("--test", o.test, "these, instead of the others");
+  people.add_option("speakers", o.people, "NAME=FOLDER, NAME=FOLDER:PART")->required();
   CLI::App& text = *app.add_subcommand("text", "what the grammars say");
   text.add_option("--lines", o.lines, "of small talk")->capture_default_str();
   text.add_flag("--values", values, "only the values that memory conversations ask for");
@@ -278,6 +324,7 @@ int main(int argc, char** argv) {
   return run_program("make_data", [&] {
     if (voices) return print_voices();
     if (text) return print_text(o, values);
+    if (people) return make_speech(o);
     Studio studio(static_cast<std::size_t>(o.cache_gb * 1e9));
     if (talk) return make_all(o, studio, [&](Rng& rng) { return dialogue(o, studio, rng); });
     if (read) {

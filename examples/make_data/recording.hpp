@@ -1,4 +1,4 @@
-// A recording on disk: NAME.wav, NAME.json beside it, and its line of the manifest.
+// A recording on disk: NAME.wav, NAME.json beside it where words are known, and its line of the manifest.
 #pragma once
 
 #include <cstdio>
@@ -36,6 +36,11 @@ inline std::string sidecar(const Recording& recording) {
   return json + "\n]" + recording.about + "}\n";
 }
 
+/// Its line of the manifest.
+inline std::string manifest_line(const std::string& name, const Recording& recording) {
+  return "{\"path\": \"" + name + "\", \"duration\": " + json_number(recording.seconds()) + "}\n";
+}
+
 /// 16 bits, no chunk but what a wav must have: equal sound, equal bytes.
 inline std::string wav_header(const Recording& recording) {
   std::string header;
@@ -56,5 +61,6 @@ inline void write_recording(const std::filesystem::path& wav, const Recording& r
     sink.write(std::as_bytes(std::span(header)));
     sink.write(std::as_bytes(std::span(recording.samples)));
   });
-  mttt::write_file_atomically(std::filesystem::path(wav).replace_extension(".json"), sidecar(recording));
+  if (!recording.words.empty())
+    mttt::write_file_atomically(std::filesystem::path(wav).replace_extension(".json"), sidecar(recording));
 }

@@ -28,9 +28,6 @@ extern "C" int rand() noexcept {
 }
 
 namespace {
-constexpr double loudness = 0.07;  // root mean square of a sentence: -23 dB of full scale
-constexpr double highest = 0.9;    // a peak beyond makes the sentence quieter
-
 /// Features are counted references without locks. Those of a voice outlive all threads: they need no count.
 cst_voice* shared(cst_voice* voice) {
   for (cst_featvalpair* pair = voice->features->head; pair != nullptr; pair = pair->next) {
@@ -145,7 +142,7 @@ Spoken speak(const Voice& voice, const std::string& text) {
   double power = 0, peak = 1;
   for (const float x : sound) power += static_cast<double>(x) * x, peak = std::max<double>(peak, std::abs(x));
   const double rms = std::max(1.0, std::sqrt(power / std::max(1.0, static_cast<double>(sound.size()))));
-  const double gain = std::min(loudness * 32768 / rms, highest * 32768 / peak);
+  const double gain = std::min(voice_loudness * 32768 / rms, voice_peak * 32768 / peak);
   const std::size_t fade = sample_rate / 200;  // 5 ms
   spoken.samples.resize(sound.size());
   for (std::size_t t = 0; t < sound.size(); ++t) {

@@ -14,6 +14,8 @@
 #include "mttt/data/alignment.hpp"
 
 inline constexpr int sample_rate = 24000;
+inline constexpr double voice_loudness = 0.07;  // root mean square of a sentence: -23 dB of full scale
+inline constexpr double voice_peak = 0.9;       // a higher one makes the sentence quieter
 
 /// A speaker of flite as someone else: a shorter throat (tract above 1), a pitch, a pace.
 struct Voice {
