@@ -200,3 +200,29 @@ TEST_CASE("make_data: spoken conversations, the same each time, that encode read
   CHECK(skipped.empty());
   CHECK(sources.at(0).recordings.at(0).activity->user > 0.2);
 }
+
+TEST_CASE("make_data: people's sounds become recordings, as loud as other voices") {
+  if (!std::filesystem::exists(MTTT_BIN_DIR "/make_data")) return;  // told above
+  const Workshop shop;
+  const std::string speakers =
+      " anna=" MTTT_SOURCE_DIR "/assets/train bert=" + shop.scratch.folder.string() + ":a.";
+  const std::string command = MTTT_BIN_DIR "/make_data speech --keep bert --output " + shop.at("people");
+  REQUIRE(std::system((command + " --minutes 0.5" + speakers + " >" + shop.at("log")).c_str()) == 0);
+  REQUIRE(std::system((command + " --test" + speakers + " >" + shop.at("log")).c_str()) == 0);
+  const auto train = read_manifest(shop.scratch / "people/train.jsonl"),
+             test = read_manifest(shop.scratch / "people/test.jsonl");
+  REQUIRE(train.size() >= 1);
+  REQUIRE(test.size() == 1);
+  CHECK(train[0].recording.string().find("/train/anna/") != std::string::npos);
+  // A second of sound on the left, a second on the right: both are heard.
+  const Audio audio = read_audio(test[0].recording);
+  CHECK(audio.channels == 1);
+  CHECK(audio.seconds() < 2.8);
+  double sum = 0, peak = 0;
+  for (const float x : audio.samples) {
+    const double wide = static_cast<double>(x);
+    sum += wide * wide, peak = std::max(peak, std::abs(wide));
+  }
+  CHECK(peak < 0.95);
+  CHECK(10 * std::log10(sum / static_cast<double>(audio.samples.size())) == Approx(-24).margin(2));
+}
