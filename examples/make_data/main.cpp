@@ -43,7 +43,7 @@ struct Options {
   MemoryOptions memory;
   std::string delays = "5:30", facts = "1:4";
   std::vector<fs::path> texts;
-  std::vector<std::string> people, kept;
+  std::vector<std::string> people, kept, festival;
   double minutes = 1e6;
 
   Split split() const { return test ? Split::test : Split::train; }
@@ -130,10 +130,20 @@ Recording dialogue(const Options& o, Studio& studio, Rng& rng) {
 }
 
 Recording monologue(const Options& o, const Library& library, Rng& rng) {
+  const double length = o.length > 0 ? o.length : 60;
+  if (!o.festival.empty()) {
+    const std::string& voice = pick(o.festival, rng);
+    return read_aloud(library, o.split(), festival_reader(voice), length,
+                      about(o, "monologue", "festival-" + voice), rng);
+  }
   // Before they listen to a user, models read in any voice; users of tests are no readers of training.
-  Voice voice = rng.below(4) == 0 && !o.held_out_voices ? model_voice() : draw_voice(o, rng);
-  return read_aloud(library, o.split(), voice, o.length > 0 ? o.length : 60,
-                    about(o, "monologue", voice.name()), rng);
+  const Voice voice = rng.below(4) == 0 && !o.held_out_voices ? model_voice() : draw_voice(o, rng);
+  const Reader reader = [&](const std::vector<std::string>& sentences) {
+    std::vector<Spoken> spoken;
+    for (const auto& sentence : sentences) spoken.push_back(speak(voice, sentence));
+    return spoken;
+  };
+  return read_aloud(library, o.split(), reader, length, about(o, "monologue", voice.name()), rng);
 }
 
 /// Makes recordings until they last as long as is asked, as many at once as there are cores.
@@ -305,6 +315,9 @@ int main(int argc, char** argv) {
   common(talk, o);
   CLI::App& read = *app.add_subcommand("monologue", "one voice reads texts; mono");
   common(read, o);
+  read.add_option("--festival", o.festival, "voices of festival instead: kal_diphone,cmu_us_slt_arctic_hts")
+      ->delimiter(',')
+      ->allow_extra_args(false);
   read.add_option("texts", o.texts, "files of plain text")->required()->check(CLI::ExistingFile);
   CLI::App& people = *app.add_subcommand("speech", "people speak; mono, without words");
   people.add_option("--output", o.output, "folder; receives train.jsonl or test.jsonl, and a folder beside")

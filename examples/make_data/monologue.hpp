@@ -3,6 +3,7 @@
 
 #include <cctype>
 #include <filesystem>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -65,22 +66,32 @@ class Library {
   std::vector<std::vector<std::string>> train_, test_;
 };
 
-/// `length` seconds from the middle of a passage, mono, the reader being the model.
-inline Recording read_aloud(const Library& library, Split split, const Voice& voice, double length,
+/// A reader: says sentences, all at once.
+using Reader = std::function<std::vector<Spoken>(const std::vector<std::string>&)>;
+
+/// The voice of the program festival, by its name there: kal_diphone. Needs libsndfile and soxr, which read what it writes.
+Reader festival_reader(const std::string& voice);
+
+/// About `length` seconds from the middle of a passage, mono, the reader being the model.
+inline Recording read_aloud(const Library& library, Split split, const Reader& reader, double length,
                             std::string about, mttt::Rng& rng) {
   Recording recording{std::vector<std::int16_t>(sample_rate / 4), 1, {}, std::move(about)};
   const auto& passages = library.passages(split);
   auto passage = rng.below(passages.size());
   auto sentence = rng.below(passages[passage].size());
-  while (recording.seconds() < length) {
-    const Spoken spoken = speak(voice, passages[passage][sentence]);
+  std::vector<std::string> text;
+  for (double seconds = 0; seconds < length;) {
+    text.push_back(passages[passage][sentence]);
+    seconds += 0.6 + 0.066 * static_cast<double>(text.back().size());
+    if (++sentence == passages[passage].size()) passage = (passage + 1) % passages.size(), sentence = 0;
+  }
+  for (const Spoken& spoken : reader(text)) {
     const double at = recording.seconds();
     for (const auto& word : spoken.words)
       recording.words.push_back({word.text, at + word.start, at + word.end, std::string(mttt::main_speaker)});
     recording.samples.insert(recording.samples.end(), spoken.samples.begin(), spoken.samples.end());
     recording.samples.resize(recording.samples.size() +
                              static_cast<std::size_t>((0.25 + 0.4 * rng.uniform()) * sample_rate));
-    if (++sentence == passages[passage].size()) passage = (passage + 1) % passages.size(), sentence = 0;
   }
   return recording;
 }

@@ -52,16 +52,6 @@ cst_voice* base_voice(const std::string& base) {
 
 double plain_pitch(const std::string& base) { return base == "slt" ? 172 : base == "awb" ? 125 : 100; }
 
-/// Letters and apostrophes alone, in lower case.
-std::string plain(const char* token) {
-  std::string word;
-  for (; *token != 0; ++token) {
-    const auto c = static_cast<unsigned char>(*token);
-    if (std::isalnum(c) || c == '\'') word += static_cast<char>(std::tolower(c));
-  }
-  return word;
-}
-
 /// The tokens of the text with the times of their first and last sound.
 std::vector<mttt::Word> words_of(cst_utterance* utterance) {
   std::vector<mttt::Word> words;
@@ -70,7 +60,7 @@ std::vector<mttt::Word> words_of(cst_utterance* utterance) {
     if (first == nullptr) continue;
     const double start = ffeature_float(first, "R:SylStructure.daughter1.daughter1.R:Segment.p.end");
     const double end = ffeature_float(last, "R:SylStructure.daughtern.daughtern.R:Segment.end");
-    const std::string text = plain(item_feat_string(token, "name"));
+    const std::string text = plain_word(item_feat_string(token, "name"));
     if (!text.empty() && end > start) words.push_back({text, start, end, ""});
   }
   return words;
@@ -111,6 +101,40 @@ std::vector<Voice> plain_voices() {
   return voices;
 }
 
+std::string plain_word(const char* token) {
+  std::string word;
+  for (; *token != 0; ++token) {
+    const auto c = static_cast<unsigned char>(*token);
+    if (std::isalnum(c) || c == '\'') word += static_cast<char>(std::tolower(c));
+  }
+  return word;
+}
+
+Spoken trimmed(std::span<const float> all, std::vector<mttt::Word> words) {
+  const double length = static_cast<double>(all.size()) / sample_rate;
+  const double from = words.empty() ? 0 : std::max(0.0, words.front().start - 0.03);
+  const double to = words.empty() ? length : std::min(length, words.back().end + 0.05);
+  const auto first = static_cast<std::size_t>(from * sample_rate);
+  const auto sound = all.subspan(first, static_cast<std::size_t>(to * sample_rate) - first);
+  double power = 0, peak = 1e-3;
+  for (const float sample : sound) {
+    const double x = static_cast<double>(sample);
+    power += x * x, peak = std::max(peak, std::abs(x));
+  }
+  const double rms = std::max(1e-4, std::sqrt(power / std::max(1.0, static_cast<double>(sound.size()))));
+  const double gain = 32768 * std::min(voice_loudness / rms, voice_peak / peak);
+  constexpr std::size_t fade = sample_rate / 200;  // 5 ms
+  Spoken spoken{std::vector<std::int16_t>(sound.size()), std::move(words)};
+  for (std::size_t t = 0; t < sound.size(); ++t) {
+    const std::size_t edge = std::min({t, sound.size() - 1 - t, fade});
+    spoken.samples[t] = static_cast<std::int16_t>(std::lrint(
+        static_cast<double>(sound[t]) * gain * static_cast<double>(edge) / static_cast<double>(fade)));
+  }
+  for (auto& word : spoken.words)
+    word.start = std::max(0.0, word.start - from), word.end = std::min(word.end - from, spoken.seconds());
+  return spoken;
+}
+
 Spoken speak(const Voice& voice, const std::string& text) {
   cst_voice* base = base_voice(voice.base);
   noise = 1;
@@ -122,35 +146,13 @@ Spoken speak(const Voice& voice, const std::string& text) {
   if (utt_synth(utterance) == nullptr || utt_wave(utterance) == nullptr)
     mttt::fail("speech", "nothing for '" + text + "'", "a sentence");
   const cst_wave* wave = utt_wave(utterance);
-  Spoken spoken;
-  spoken.words = words_of(utterance);
-
-  // From just before the first word to just after the last: pauses at the ends go.
-  const double rate = wave->sample_rate, length = wave->num_samples / rate;
-  const double from = spoken.words.empty() ? 0 : std::max(0.0, spoken.words.front().start - 0.03);
-  const double to = spoken.words.empty() ? length : std::min(length, spoken.words.back().end + 0.05);
-  const auto first = static_cast<std::size_t>(from * rate), last = static_cast<std::size_t>(to * rate);
-  const auto sound = resample_up(
-      std::span(wave->samples, static_cast<std::size_t>(wave->num_samples)).subspan(first, last - first),
-      sample_rate / (rate * voice.tract));
+  auto words = words_of(utterance);
+  for (auto& word : words) word.start /= voice.tract, word.end /= voice.tract;
+  auto sound = resample_up(std::span(wave->samples, static_cast<std::size_t>(wave->num_samples)),
+                           sample_rate / (wave->sample_rate * voice.tract));
   delete_utterance(utterance);
-  for (auto& word : spoken.words) {
-    word.start = std::max(0.0, word.start - from) / voice.tract;
-    word.end = std::min((word.end - from) / voice.tract, static_cast<double>(sound.size()) / sample_rate);
-  }
-
-  double power = 0, peak = 1;
-  for (const float x : sound) power += static_cast<double>(x) * x, peak = std::max<double>(peak, std::abs(x));
-  const double rms = std::max(1.0, std::sqrt(power / std::max(1.0, static_cast<double>(sound.size()))));
-  const double gain = std::min(voice_loudness * 32768 / rms, voice_peak * 32768 / peak);
-  const std::size_t fade = sample_rate / 200;  // 5 ms
-  spoken.samples.resize(sound.size());
-  for (std::size_t t = 0; t < sound.size(); ++t) {
-    const std::size_t edge = std::min({t, sound.size() - 1 - t, fade});
-    spoken.samples[t] = static_cast<std::int16_t>(
-        std::lrint(sound[t] * gain * static_cast<double>(edge) / static_cast<double>(fade)));
-  }
-  return spoken;
+  for (float& x : sound) x /= 32768;
+  return trimmed(sound, std::move(words));
 }
 
 std::shared_ptr<const Spoken> Studio::say(const Voice& voice, const std::string& text) {

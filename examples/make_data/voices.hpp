@@ -45,6 +45,11 @@ std::vector<Voice> plain_voices();
 /// Speaks now. Any number of threads.
 Spoken speak(const Voice& voice, const std::string& text);
 
+/// Letters, digits and apostrophes alone, in lower case.
+std::string plain_word(const char* token);
+/// What was said at 24 kHz without the silence around its words, as loud as all voices.
+Spoken trimmed(std::span<const float> sound, std::vector<mttt::Word> words);
+
 class Studio {
  public:
   explicit Studio(std::size_t most_bytes) : most_bytes_(most_bytes) {}
