@@ -5,7 +5,7 @@
 #include "subject.hpp"
 
 struct Options {
-  std::filesystem::path model, output = "diagnosis", codec, tokenizer;
+  std::filesystem::path model, output = "diagnosis", codec, tokenizer, questions;
   std::string dtype = "f32";
   std::vector<std::filesystem::path> recordings;
   mttt::Index max_frames = 0, window = 0;
@@ -21,8 +21,10 @@ struct Options {
 };
 
 struct Recording {
-  std::string name;
+  std::filesystem::path path;
   mttt::CodedRecording codes;
+
+  std::string name() const { return path.stem().string(); }
 };
 
 /// Coded ones, folders of them, or sounds, which are encoded here.
@@ -37,6 +39,7 @@ int figure5(Subject&, const std::vector<Recording>&, const Options&);
 int gates(Subject&, const std::vector<Recording>&, const Options&);
 int sweep(Subject&, const std::vector<Recording>&, const Options&);
 int context(Subject&, const std::vector<Recording>&, const Options&);
+int recall(Subject&, const std::vector<Recording>&, const Options&);
 int stream(Subject&, const std::vector<Recording>&, const Options&);
 int causality(Subject&, const std::vector<Recording>&, const Options&);
 

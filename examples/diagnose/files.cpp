@@ -171,7 +171,7 @@ std::vector<Recording> load_recordings(const Options& options, const Facts& fact
           mttt::detail::cat(order.streams, " streams, text_card ", order.text_card, ", card ", order.card,
                             ", as the model has"),
           "encode the recording with the codec and the tokenizer of the model");
-    all.push_back({path.stem().string(), shortened(std::move(codes), options.max_frames)});
+    all.push_back({path, shortened(std::move(codes), options.max_frames)});
   }
   if (all.empty())
     mttt::fail("the recordings", "none", "at least one", "name sounds, coded recordings or folders of these");

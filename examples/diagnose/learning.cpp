@@ -7,7 +7,7 @@ using namespace diagnose;
 int figure5(Subject& subject, const std::vector<Recording>& recordings, const Options& options) {
   std::vector<Watched> all;
   for (const Recording& recording : recordings)
-    all.push_back({recording.name, subject.listen(recording.codes.codes, true).layers});
+    all.push_back({recording.name(), subject.listen(recording.codes.codes, true).layers});
   std::vector<double> openings;
   for (const Gate& gate : subject.gates()) openings.push_back(mean_magnitude(gate.opening));
   write_figure5(options.output, title_of("Inner losses", subject.facts), all, options.window, openings);
@@ -46,7 +46,7 @@ int gates(Subject& subject, const std::vector<Recording>& recordings, const Opti
   }
   std::vector<Watched> all;
   for (const Recording& recording : recordings)
-    all.push_back({recording.name, subject.listen(recording.codes.codes, true).layers});
+    all.push_back({recording.name(), subject.listen(recording.codes.codes, true).layers});
   const auto layers = diagnose_layers(all);
 
   Table table{{"layer", "mean |tanh(alpha)|", "least", "largest", "of what it is added to", "norm of TTT",

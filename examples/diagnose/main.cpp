@@ -4,6 +4,7 @@
 //   diagnose gates     --model runs/tiny build/codes        how far gates are open, and what comes through
 //   diagnose sweep     --model runs/tiny build/codes        what it says with its gates forced to values
 //   diagnose context   --model runs/tiny build/codes        the loss by position, and what memory is worth
+//   diagnose recall    --model runs/tiny build/codes        whether it knows what it was told, by delay
 //   diagnose stream    --model runs/tiny build/codes        a long conversation: time, memory, drift
 //   diagnose causality --model runs/tiny build/codes        no prediction depends on what comes later
 //
@@ -57,6 +58,10 @@ int main(int argc, char** argv) {
                   "frames after which TTT is reset, in one of the curves")
       ->check(CLI::PositiveNumber);
   window(one);
+  one = add("recall", "whether the model knows what it was told, by how long ago", recall);
+  one->add_option("--questions", options.questions,
+                  "folder of what make_data memory wrote beside the recordings; else beside the codes");
+  speech(one);
   one = add("stream", "a long conversation with the user of the first recording", stream);
   one->add_option("--minutes", options.minutes, "how long; the recording is heard over and over")
       ->check(CLI::PositiveNumber);

@@ -5,6 +5,7 @@
 
 #include "../io/scratch.hpp"
 #include "mttt/io/audio.hpp"
+#include "mttt/io/codes.hpp"
 #include "mttt/io/safetensors.hpp"
 
 namespace {
@@ -247,6 +248,33 @@ TEST_CASE("diagnose context: the loss by position, with and without memory", "[e
     CHECK(lines[i].ends_with(",0,0"));
   CHECK(lines[4].starts_with("TTT frozen at W_0,0,16,5,"));
   CHECK(!lines[4].ends_with(",0,0"));
+}
+
+TEST_CASE("diagnose recall: what a model was told, asked later", "[e2e]") {
+  const Studio& s = studio();
+  std::filesystem::create_directories(s.scratch / "asked");
+  int recordings = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(s.scratch / "codes")) {
+    const mttt::CodedRecording codes = mttt::load_codes(entry.path());
+    const auto text = codes.stream(0);
+    const auto word = std::find_if(text.begin(), text.end(), [](int code) { return code != 0 && code != 3; });
+    REQUIRE(word != text.end());
+    const auto from = 0.08 * static_cast<double>(word - text.begin()) + 0.01;
+    s.scratch.put(
+        "asked/" + entry.path().stem().string() + ".json",
+        R"({"questions": [{"person": "my", "attribute": "dog", "value": "Rex", "values": 8, "delay": 7,)"
+        R"( "answer": [)" +
+            std::to_string(from) + ", " + std::to_string(from + 0.05) + "]}]}");
+    ++recordings;
+  }
+  const std::string page = diagnosed("recall", "--questions asked codes");
+  CHECK(page.find("longer ago than attention sees (2 s)") != page.npos);
+  CHECK(page.find("chance is 12.5 %") != page.npos);
+  const auto lines = lines_of(s.scratch / "d/recall.csv");
+  REQUIRE(lines.size() == 1 + 4 * static_cast<std::size_t>(recordings));
+  CHECK(lines[1].find(",my dog: Rex,7,0.125,as trained,") != std::string::npos);
+  CHECK(s.run("diagnose", "recall --model ttt codes") == 1);
+  CHECK(s.log().find("--questions") != std::string::npos);
 }
 
 TEST_CASE("diagnose stream: a long conversation stays as it was", "[e2e]") {

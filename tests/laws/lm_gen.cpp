@@ -210,6 +210,10 @@ TEST_CASE_METHOD(Fixture,
     if (text)
       CHECK(whole.text_loss[i] ==
             Approx(loss(&offline.text_logits(0, t, 0), moshi_small.text_card, all(0, 0, t))).epsilon(1e-4));
+    for (std::int32_t word = 0; word < moshi_small.text_card; ++word)
+      if (t + 1 < steps && word != moshi_small.existing_text_padding_id &&
+          word != moshi_small.existing_text_end_padding_id)
+        CHECK(offline.text_logits(0, t, word) <= offline.text_logits(0, t, whole.likeliest_word[i]));
     double sum = 0, count = 0;
     for (Index k = 0; k < Gen::K; ++k) {
       if (t + moshi_small.delays.of[1 + k] >= steps || all(0, 1 + k, t) < 0) continue;

@@ -4,7 +4,7 @@
 // Formula: text_loss_t = -log p(text code of frame t), audio_loss_t = mean over the spoken codebooks of
 //          -log p(code of frame t), each given all that the stream has read before, the delays as in
 //          training. The sums over a recording are those of train/moshi_loss.hpp with weights of 1.
-// Shapes:  codes (1 + n_q, frames); losses a number a frame.
+// Shapes:  codes (1 + n_q, frames); losses and likeliest words a number a frame.
 // Units:   nats; frames. NaN where nothing was to be predicted: codes of -1, and what a delay moves past the
 //          end.
 // Errors:  codes of another number of streams.
@@ -27,7 +27,8 @@ struct ListenOptions {
 
 struct Listened {
   std::vector<double> text_loss, audio_loss;
-  std::vector<LayerCurves> layers;  // if watched
+  std::vector<std::int32_t> likeliest_word;  // of all text codes but the two of padding; -1: none
+  std::vector<LayerCurves> layers;           // if watched
 };
 
 namespace detail {
@@ -47,6 +48,24 @@ struct RowLoss {
     const A most = team.template max<A>(card, [=](Index i) { return wide(x[i]); });
     const A sum = team.template sum<A>(card, [=](Index i) { return std::exp(wide(x[i]) - most); });
     if (team.leader()) loss[row] = known ? std::log(sum) + most - wide(x[target]) : A(-1);
+  }
+};
+
+/// word[row] = argmax x, paddings left out; of equals the first.
+template <class T>
+struct LikeliestWord {
+  const T* logits;
+  std::int32_t* word;
+  Index card;
+  std::int32_t padding, end_of_padding;
+  MTTT_HD void operator()(Index row) const {
+    const T* x = logits + row * card;
+    std::int32_t best = -1;
+    for (std::int32_t i = 0; i < card; ++i) {
+      if (i == padding || i == end_of_padding) continue;
+      if (best < 0 || wide(x[i]) > wide(x[best])) best = i;
+    }
+    word[row] = best;
   }
 };
 
@@ -90,6 +109,7 @@ Listened listen(B& be, const typename Model::Params& p, const std::vector<std::i
   Listened heard;
   heard.text_loss.assign(static_cast<std::size_t>(frames), std::numeric_limits<double>::quiet_NaN());
   heard.audio_loss = heard.text_loss;
+  heard.likeliest_word.assign(heard.text_loss.size(), -1);
   std::vector<double> sum(heard.text_loss.size()), count(heard.text_loss.size());
   Store<typename Transformer::State, B> state(be, 1);
   Transformer::reset(be, p.transformer, *state, Mask{});
@@ -141,6 +161,13 @@ Listened listen(B& be, const typename Model::Params& p, const std::vector<std::i
             4 * C.text_card);
     be.rows(K * n, detail::RowLoss<T, A>{logits.data(), targets.data() + n, loss.data() + n, C.card}, 0,
             4 * C.card);
+    const auto words = be.template make<std::int32_t, dyn>(n);
+    be.for_each(n, detail::LikeliestWord<T>{text_logits.data(), words.data(), C.text_card,
+                                            C.existing_text_padding_id, C.existing_text_end_padding_id});
+    const auto likeliest = detail::on_host(be, words);
+    for (Index t = 0; t < n; ++t)
+      if (const Index frame = at + t - C.delays.of[0]; frame >= 0)
+        heard.likeliest_word[static_cast<std::size_t>(frame)] = likeliest[static_cast<std::size_t>(t)];
     const auto host = detail::on_host(be, loss);
     for (Index k = 0; k <= K; ++k) {
       for (Index t = 0; t < n; ++t) {
