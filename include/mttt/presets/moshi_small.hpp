@@ -1,4 +1,5 @@
-// moshi_small: a Moshi of 24.6 million parameters with TTT layers, for the codec mimi_small: 25 MB in 8 bits; moshi_small_without_ttt: the same without.
+// moshi_small: a Moshi of 24.6 million parameters with TTT layers, for the codec mimi_small: 25 MB in 8 bits;
+// moshi_small_without_ttt: the same without.
 //
 // The TTT layers are as in presets/tiny.hpp: in parallel to attention, TTT-Linear in the lm variant, in all
 // layers but the first, gate 0.1, mini-batches of 16 frames, heads of 64 channels.
