@@ -1,103 +1,30 @@
-// Where a training starts: at random, from a file, from another training.
+// Where a training starts: at random, from a file, from another training, where it was left. As passes.hpp, it may be
+// compiled in a file of its own.
 #pragma once
 
-#include <cstdio>
-#include <string>
-
-#include "../backend.hpp"
-#include "mttt/io/model_config.hpp"
 #include "mttt/io/published.hpp"
-#include "mttt/lm/gates.hpp"
+#include "mttt/io/run_folder.hpp"
 #include "options.hpp"
+#include "passes.hpp"
 
 /// What a model has beside a published one: TTT layers, gates, adapters.
 inline bool is_added(std::string_view name) { return mttt::is_ttt_name(name) || mttt::is_lora_name(name); }
 inline bool is_base(std::string_view name) { return !is_added(name); }
 
-/// The same start on every backend: it is drawn in the host's memory. With a base to come from a file, only
-/// what is added to it is drawn.
-template <mttt::MoshiConfig C, class P, class B, class M, class R>
-void draw_start(B& be, mttt::Trainer<P, B, M, R>& trainer, bool without_base) {
-  using namespace mttt;
-  using Model = Moshi<C, Host>;
-  using T = typename B::Scalar;
-  std::vector<bool> drawn;
-  for_each_tensor(
-      [&](std::string_view name, const auto&) { drawn.push_back(!without_base || is_added(name)); },
-      *trainer.params);
-  Host host;
-  Store<typename Model::Params, Host> start(host, 1, drawn);
-  Rng rng(trainer.options.seed);
-  Model::init(*start, rng);
-  trainer.edit_weights([&](auto& all) {
-    for_each_tensor(
-        [&](std::string_view, const auto& from, auto& trained, auto& read) {
-          if (left_out(from)) return;
-          if (!left_out(trained)) return be.to_device(from.data(), trained.data(), from.size());
-          std::vector<T> rounded(static_cast<std::size_t>(from.size()));
-          std::transform(from.data(), from.data() + from.size(), rounded.begin(),
-                         [](float x) { return static_cast<T>(x); });
-          be.to_device(rounded.data(), read.data(), read.size());
-        },
-        *start, *all, *trainer.params);
-  });
-}
+template <mttt::MoshiConfig C, mttt::StorageType T>
+struct Start {
+  using Pass = Passes<C, T>;
+  using B = typename Pass::B;
+  using Trainer = mttt::Trainer<typename Pass::P, B, typename Pass::M, Ranks>;
+  using Carried = mttt::Store<typename Pass::Model::Carried, B>;
 
-/// The learned start of another model of these shapes: all of it, or a base without what is_added, whose own
-/// start these keep. Published names and adapters are read as docs/loading.md says. A file that says that its
-/// base is elsewhere may lack that.
-template <class P, class B, class M, class R>
-void load_base(const std::filesystem::path& path, B& be, mttt::Trainer<P, B, M, R>& trainer) {
-  mttt::LoadOptions load;
-  load.may_be_missing = is_added;
-  if (mttt::TensorFiles(path).first().metadata().contains("base"))
-    load.may_be_missing = [](std::string_view) { return true; };
-  load_weights(path, be, trainer, load);
-  std::printf("started from %s\n", path.c_str());
-}
-
-/// Gates and inner learning rate start as the file says, if it does.
-template <mttt::MoshiConfig C, class B, class P>
-void set_ttt_start(B& be, P& weights, const mttt::TrainConfig::Ttt& ttt) {
-  if constexpr (C.temporal.num_ttt_layers() > 0) {
-    if (ttt.initial_gating_alpha) force_gating_alpha(be, weights, *ttt.initial_gating_alpha);
-    mttt::for_each_tensor(
-        [&](std::string_view name, auto& t) {
-          if (ttt.base_lr && !left_out(t) && name.ends_with("base_lr"))
-            be.fill(t.data(), t.size(), static_cast<typename B::Scalar>(*ttt.base_lr));
-        },
-        weights);
-  }
-}
-
-/// moshi_path is what a fine-tuning starts from; resume_from another training's checkpoint, whose optimiser
-/// and step go on unless they are reset.
-template <mttt::MoshiConfig C, class P, class B, class M, class R>
-void start_from(B& be, mttt::Trainer<P, B, M, R>& trainer, const mttt::TrainConfig& config) {
-  auto stored = be.template as<mttt::Wide<typename B::Scalar>>();  // what the weights are in
-  const auto both = [&](const auto& set) {                         // what trains and what does not
-    set(be, *trainer.whole_params());
-    trainer.edit_weights([&](auto& all) { set(stored, *all); });
-  };
-  both([&](auto& backend, auto& weights) { set_ttt_start<C>(backend, weights, config.ttt); });
-  if (config.moshi_paths.moshi_path) load_base(*config.moshi_paths.moshi_path, be, trainer);
-  if (!config.resume_from) return;
-  if (config.reset_optimizer) {
-    load_base(*config.resume_from, be, trainer);
-  } else {
-    load_training(*config.resume_from, be, trainer);
-    std::printf("went on from %s\n", config.resume_from->c_str());
-  }
-  if (config.ttt.override_gating_alpha_on_resume)
-    both([&](auto& backend, auto& weights) {
-      force_gating_alpha(backend, weights,
-                         config.ttt.initial_gating_alpha.value_or(C.temporal.initial_gating_alpha));
-    });
-  if (config.reset_step) {  // AdamW counts on: its moments are as old as they are
-    trainer.micro_batches = 0;
-    trainer.options.max_steps += trainer.adam.step;
-    trainer.schedule = [schedule = trainer.schedule, first = trainer.adam.step](std::int64_t step) {
-      return schedule(step - first);
-    };
-  }
-}
+  /// The same on every backend: drawn in the host's memory. With a base to come from a file, only what is added to it is
+  /// drawn.
+  static void draw(B& be, Trainer& trainer, bool without_base);
+  /// moshi_path is what a fine-tuning starts from; resume_from another training's checkpoint, whose optimiser and step
+  /// go on unless they are reset.
+  static void from_files(B& be, Trainer& trainer, const mttt::TrainConfig& config);
+  /// RunFolder::resume.
+  static bool resume(B& be, Trainer& trainer, mttt::RunFolder& run, const nlohmann::json& config,
+                     Carried* carried);
+};

@@ -1,5 +1,6 @@
 #include "mttt/presets/tiny.hpp"
 #include "passes_define.hpp"
+#include "start_define.hpp"
 #include "train.hpp"
 
 int train_tiny_bf16(const Options& options) { return train<mttt::presets::tiny, mttt::bf16>(options); }

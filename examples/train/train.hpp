@@ -151,9 +151,9 @@ class Training {
 
   /// At random, from another model, or where the run was left.
   void start() {
-    draw_start<C>(be_, trainer_, options_.config && config_.moshi_paths.moshi_path);
-    if (options_.config) start_from<C>(be_, trainer_, config_);
-    if (options_.resume && run_.resume(be_, trainer_, about_, carried()))
+    Start<C, T>::draw(be_, trainer_, options_.config && config_.moshi_paths.moshi_path);
+    if (options_.config) Start<C, T>::from_files(be_, trainer_, config_);
+    if (options_.resume && Start<C, T>::resume(be_, trainer_, run_, about_, carried()))
       std::printf("resumed at step %lld\n", static_cast<long long>(trainer_.adam.step));
     if (saves_adapters()) base_elsewhere_ = mttt::frozen_base(trainer_, is_base);
     gates_at_start_ = openings();
