@@ -15,6 +15,8 @@
 #include "mttt/presets/tiny.hpp"
 #ifdef MTTT_HAS_AUDIO
 #include "../encode/recordings.hpp"
+using B = mttt::Cpu<float>;
+using Codec = mttt::Mimi<mttt::presets::mimi_tiny, B>;
 #endif
 
 namespace fs = std::filesystem;

@@ -4,6 +4,8 @@
 //          --output build/codes assets/train/*.flac
 //
 //   encode ... --data dailytalk.jsonl      recordings of a manifest, their codes in dailytalk.codes/
+//   encode --codec mimi.safetensors --reply --output back a.wav    what the codec makes of it, as sound
+//   encode --codec run/model.safetensors --pack mimi.safetensors   the codec in 8 and 16 bits, to ship
 //
 // A recording is a stereo file, the model's voice left and the user's right, with the words of the model
 // beside it (NAME.flac, NAME.json). OUTPUT/NAME.safetensors receives text, the model's codes and the user's
@@ -11,250 +13,76 @@
 // be repeated. With --mono, recordings of one voice without words are taken as well: the text stream then is
 // "nothing here". Recordings of a manifest that are broken are named, counted and left out.
 #include <CLI/CLI.hpp>
-#include <chrono>
-#include <exception>
-#include <optional>
 #include <set>
 
-#ifdef _OPENMP
-#include <omp.h>
-#endif
-
 #include "../program.hpp"
-#include "mttt/data/interleaver.hpp"
-#include "mttt/io/alignment.hpp"
-#include "mttt/io/codes.hpp"
-#include "mttt/io/manifest.hpp"
-#include "mttt/io/text.hpp"
-#include "recordings.hpp"
-
-using namespace mttt;
-namespace fs = std::filesystem;
+#include "mttt/io/pack.hpp"
+#include "options.hpp"
 
 namespace {
 
-struct Options {
-  fs::path codec, tokenizer, output;
-  std::vector<fs::path> recordings;
-  std::string data;
-  std::optional<std::uint64_t> init_codec;
-  bool mono = false;
-  double silence_level = mttt::silence_level;
-  int jobs = 0;  // 0: as many as there are cores, where there are recordings enough
-};
-
-struct Job {
-  fs::path recording, codes;
-};
-
-/// What was made of this very recording by this very codec and level, if it is there and whole.
-std::optional<CodedRecording> find_codes(const fs::path& path, const std::string& codec,
-                                         const std::string& source, double level) {
-  if (!fs::exists(path)) return std::nullopt;
-  try {
-    auto codes = load_codes(path);
-    if (codes.codec == codec && codes.source == source && codes.activity && codes.activity->level == level)
-      return codes;
-  } catch (const Error& error) {
-    std::printf("%s; it is made again\n", error.what());
-  }
-  return std::nullopt;
+/// The preset that the codec's file names, if it is there and names one.
+std::string preset_of(const Options& options) {
+  if (!options.preset.empty()) return options.preset;
+  if (!std::filesystem::exists(options.codec)) return "mimi_tiny";
+  const mttt::SafetensorsFile file(options.codec);
+  const auto config = file.metadata().find("config");
+  if (config == file.metadata().end()) return "mimi_tiny";
+  const auto json = nlohmann::json::parse(config->second, nullptr, false);
+  return json.is_object() ? json.value("preset", "mimi_tiny") : "mimi_tiny";
 }
 
-/// Bits a code of every stream: a codec that has collapsed onto a few codes shows here.
-void print_entropy(const std::vector<std::vector<std::int32_t>>& streams, int text_card) {
-  std::printf("entropy, bits a code\n  text            %.2f of at most %.2f", entropy(streams[0]),
-              std::log2(text_card));
-  for (std::size_t k = 1; k < streams.size(); ++k) {
-    if (k % Codec::n_q == 1) std::printf("\n  %s  ", k == 1 ? "model's voice" : "user's voice ");
-    std::printf(" %.2f", entropy(streams[k]));
+void check(const Options& options) {
+  std::set<std::filesystem::path> names;
+  for (const auto& path : options.recordings) {
+    if (!names.insert(path.stem()).second)
+      mttt::fail(path.string(), "two recordings of that name", "each name once",
+                 "rename one, or use two folders");
   }
-  std::printf(" of at most %.2f\n", std::log2(Codec::card));
-}
-
-/// What all recordings are encoded with.
-struct Encoder {
-  const Codec::Params& params;
-  const Codec::Codebooks& books;
-  const TextTokenizer& tokenizer;
-  std::string id;
-  const Options& options;
-
-  CodedRecording operator()(B& be, const fs::path& path, const std::string& source) const {
-    constexpr Index n_q = Codec::n_q;
-    constexpr double rate = Codec::config.frame_rate();
-    const auto voices = read_voices(path, options.mono);
-    const Index samples = static_cast<Index>(voices.size()) / 2, frames = Codec::frames_of(samples);
-    std::vector<std::int32_t> text(static_cast<std::size_t>(frames), -1);
-    if (!options.mono || fs::exists(sidecar_of(path))) {
-      const auto encode_word = [&](const std::string& word) { return tokenizer.encode(word); };
-      text =
-          text_stream(read_alignment(sidecar_of(path)), frames, rate, encode_word, {.keep_main_only = true});
-    }
-    const auto scope = be.scope();
-    const auto codes = be.make<std::int32_t, dyn, dyn, dyn>(2, n_q, frames);
-    const Tensor<const float, dyn, dyn, 1> pcm(voices.data(), {2, samples, 1});
-    Codec::encode_recording(be, params, books, pcm, codes);
-    CodedRecording recording{1 + 2 * n_q, frames, text,  rate, tokenizer.vocab_size(),
-                             Codec::card, id,     source};
-    const std::span<const float> sound(voices);
-    recording.activity = speech_activity(sound.first(static_cast<std::size_t>(samples)),
-                                         sound.subspan(static_cast<std::size_t>(samples)),
-                                         static_cast<std::size_t>(Codec::frame_size), options.silence_level);
-    recording.codes.insert(recording.codes.end(), codes.data(), codes.data() + codes.size());
-    return recording;
-  }
-};
-
-/// The recordings of a manifest, or those of the command line.
-std::vector<Job> jobs_of(const Options& options) {
-  std::vector<Job> jobs;
-  for (const auto& path : options.recordings)
-    jobs.push_back({path, options.output / path.stem().concat(".safetensors")});
-  if (options.data.empty()) return jobs;
-  for (const auto& source : read_data_sources(options.data)) {
-    if (source.entries.empty())
-      fail(source.path.string(), "codes", "a manifest of recordings", "there is nothing left to encode");
-    for (const auto& entry : source.entries) jobs.push_back({entry.recording, entry.codes});
-  }
-  return jobs;
-}
-
-int encode(const Options& options) {
-  B be;
-  const auto jobs = jobs_of(options);
-  if (options.init_codec && !fs::exists(options.codec)) {
-    std::vector<fs::path> recordings;
-    for (const auto& job : jobs) recordings.push_back(job.recording);
-    write_untrained_codec(options.codec, *options.init_codec, recordings, [&](const fs::path& path) {
-      try {
-        return read_voices(path, options.mono);
-      } catch (const Error&) {
-        if (options.data.empty()) throw;
-        return std::vector<float>();  // told when it is its turn to be encoded
-      }
-    });
-  }
-  Store<Codec::Params, B> params(be);
-  load_params(options.codec, be, params);
-  Store<Codec::Codebooks, B> books(be);
-  Codec::derive(be, *params, *books);
-  const auto tokenizer = TextTokenizer::load(options.tokenizer);
-  const Encoder encoder{*params, *books, tokenizer, content_id(std::vector{options.codec, options.tokenizer}),
-                        options};
-
-  const auto about = SafetensorsFile(options.codec).metadata();
-  if (const auto training = about.find("training"); training != about.end())
-    std::printf("%s: training of this codec: %s\n", options.codec.c_str(), training->second.c_str());
-  for (const auto& job : jobs) make_folders(job.codes.parent_path());
-
-  std::vector<std::vector<std::int32_t>> streams(1 + 2 * Codec::n_q);  // of all recordings
-  const bool manifest = !options.data.empty();
-  double seconds = 0;
-  std::size_t done = 0, broken = 0;
-  std::exception_ptr stop;  // what no recording is to blame for, or the first fault without a manifest
-  const auto begin = std::chrono::steady_clock::now();
-  const auto one = [&](B& worker, const Job& job) {
-    const auto start = std::chrono::steady_clock::now();
-    auto files = std::vector{job.recording};
-    if (!options.mono || fs::exists(sidecar_of(job.recording))) files.push_back(sidecar_of(job.recording));
-    const std::string source = content_id(files);
-    auto recording = find_codes(job.codes, encoder.id, source, options.silence_level);
-    const bool unchanged = recording.has_value();
-    if (!unchanged) {
-      recording = encoder(worker, job.recording, source);
-      save_codes(job.codes, *recording);
-    }
-    const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start,
-                                        all = std::chrono::steady_clock::now() - begin;
-#pragma omp critical
-    {
-      ++done;
-      const auto text = recording->stream(0);
-      const auto words = std::count_if(text.begin(), text.end(), [](std::int32_t code) { return code > 3; });
-      std::printf("%3zu/%zu %s: %td frames, ", done + broken, jobs.size(), job.codes.c_str(),
-                  recording->frames);
-      if (unchanged) {
-        std::printf("unchanged\n");
-      } else {
-        std::printf("%td tokens of text, %.2f s; %s left\n", words, took.count(),
-                    duration_text(all.count() / static_cast<double>(done + broken) *
-                                  static_cast<double>(jobs.size() - done - broken))
-                        .c_str());
-      }
-      std::fflush(stdout);
-      seconds += static_cast<double>(recording->frames) / recording->frame_rate;
-      for (Index k = 0; k < recording->streams; ++k) {
-        const auto codes = recording->stream(k);
-        auto& stream = streams[static_cast<std::size_t>(k)];
-        stream.insert(stream.end(), codes.begin(), codes.end());
-      }
-    }
-  };
-  int at_once = 1;
-#ifdef _OPENMP
-  at_once = options.jobs > 0 ? options.jobs : omp_get_max_threads();
-#endif
-  at_once = static_cast<int>(std::min<std::size_t>(static_cast<std::size_t>(at_once), jobs.size()));
-#pragma omp parallel num_threads(at_once) if (at_once > 1)
-  {
-    B worker;
-#pragma omp for schedule(dynamic, 1)
-    for (std::size_t i = 0; i < jobs.size(); ++i) {
-      bool wanted;
-#pragma omp critical
-      wanted = stop == nullptr;
-      if (!wanted) continue;
-      try {
-        one(worker, jobs[i]);
-      } catch (const Error& error) {
-#pragma omp critical
-        {
-          if (!manifest && stop == nullptr) stop = std::current_exception();
-          ++broken;
-          if (manifest) std::printf("%3zu/%zu left out: %s\n", done + broken, jobs.size(), error.what());
-        }
-      } catch (...) {
-#pragma omp critical
-        stop = std::current_exception();
-      }
-    }
-  }
-  if (stop != nullptr) std::rethrow_exception(stop);
-  std::printf("%.0f s of conversation\n", seconds);
-  if (broken > 0) std::printf("%zu of %zu recordings were left out\n", broken, jobs.size());
-  if (done == 0) return 1;
-  print_entropy(streams, tokenizer.vocab_size());
-  return 0;
+  if (options.recordings.empty() == options.data.empty() ||
+      options.recordings.empty() != options.output.empty())
+    mttt::fail("what to encode", "neither or both of --data and recordings, or recordings without --output",
+               "--data SOURCES, or --output FOLDER RECORDING...", "see encode --help");
+  if (options.reply && !options.data.empty())
+    mttt::fail("--reply", "--data", "--output FOLDER RECORDING...", "name the recordings");
+  if (!options.reply && options.tokenizer.empty())
+    mttt::fail("encode", "no --tokenizer", "a sentencepiece model for the text stream",
+               "add --tokenizer, or --reply for sounds instead of codes");
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
   Options options;
+  std::filesystem::path pack;
   CLI::App app("Encodes recordings for training: sound and words become codes.");
-  app.add_option("--codec", options.codec, "weights of Mimi, of the preset mimi_tiny")->required();
+  app.add_option("--codec", options.codec, "weights of Mimi, of the preset that they name")->required();
+  app.add_option("--preset", options.preset, "what the codec is, if its file does not say so")
+      ->check(CLI::IsMember({"mimi_tiny", "mimi_small"}));
   app.add_option("--init-codec", options.init_codec, "seed: where there is no codec, write an untrained one");
-  app.add_option("--tokenizer", options.tokenizer, "sentencepiece model of the text stream")->required();
+  app.add_option("--tokenizer", options.tokenizer, "sentencepiece model of the text stream");
   app.add_option("--output", options.output, "folder for the codes of recordings that are named here");
   app.add_option("--data", options.data, "manifests or folders of recordings: a.jsonl,librilight/small");
   app.add_flag("--mono", options.mono, "take recordings of one voice, with or without words, as well");
+  app.add_flag("--reply", options.reply,
+               "write what the codec makes of each recording, wav files instead of codes");
+  app.add_option("--pack", pack, "write the codec itself, in 8 and 16 bits, and nothing else");
   app.add_option("--silence-level", options.silence_level, "dB of full scale under which nobody speaks")
       ->capture_default_str();
   app.add_option("--jobs", options.jobs, "recordings at once; 0: one a core")->check(CLI::NonNegativeNumber);
   app.add_option("recordings", options.recordings, "stereo sound files, a .json beside each");
   CLI11_PARSE(app, argc, argv);
   return run_program("encode", [&] {
-    std::set<fs::path> names;
-    for (const auto& path : options.recordings) {
-      if (!names.insert(path.stem()).second)
-        fail(path.string(), "two recordings of that name", "each name once",
-             "rename one, or use two folders");
+    if (!pack.empty()) {
+      const auto bytes = mttt::pack_codec(options.codec, pack);
+      std::printf("%s: %.2f MB\n", pack.c_str(), 1e-6 * static_cast<double>(bytes));
+      return 0;
     }
-    if (options.recordings.empty() == options.data.empty() ||
-        options.recordings.empty() != options.output.empty())
-      fail("what to encode", "neither or both of --data and recordings, or recordings without --output",
-           "--data SOURCES, or --output FOLDER RECORDING...", "see encode --help");
-    return encode(options);
+    check(options);
+    options.preset = preset_of(options);
+    if (options.preset == "mimi_tiny") return encode_mimi_tiny(options);
+    if (options.preset == "mimi_small") return encode_mimi_small(options);
+    mttt::fail(options.codec.string(), "the preset '" + options.preset + "'", "mimi_tiny or mimi_small",
+               "choose a codec that encode is compiled for");
   });
 }

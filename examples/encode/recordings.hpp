@@ -11,8 +11,8 @@
 #include "mttt/io/checkpoint.hpp"
 #include "mttt/presets/mimi.hpp"
 
-using B = mttt::Cpu<float>;
-using Codec = mttt::Mimi<mttt::presets::mimi_tiny, B>;
+/// Of all presets.
+inline constexpr int codec_rate = 24000;
 
 /// The two voices of a recording one after the other, (2, samples): two sessions of the codec. With `mono`
 /// a recording of one channel is taken as the model's voice, to which the user listens in silence.
@@ -24,7 +24,7 @@ inline std::vector<float> read_voices(const std::filesystem::path& path, bool mo
          mono ? "1 or 2" : "2: the model's voice left, the user's right",
          audio.channels == 1 ? "add --mono for recordings of one voice" : "separate the speakers first");
   }
-  audio = resample(audio, static_cast<int>(Codec::config.sample_rate));
+  audio = resample(audio, codec_rate);
   if (audio.channels == 1) {
     audio.samples.resize(2 * audio.samples.size(), 0.0f);
     return audio.samples;
@@ -38,13 +38,13 @@ inline std::vector<float> read_voices(const std::filesystem::path& path, bool mo
 /// Random convolutions and attention, but codebooks placed on what these make of the recordings: codes then
 /// say something about the sound, though the sound that they decode to says nothing. `read` gives the voices of
 /// a recording, or nothing.
-template <class Read>
-void write_untrained_codec(const std::filesystem::path& path, std::uint64_t seed,
+template <class Codec, class B, class Read>
+void write_untrained_codec(const std::filesystem::path& path, std::uint64_t seed, const std::string& preset,
                            const std::vector<std::filesystem::path>& recordings, Read&& read) {
   using namespace mttt;
   B be;
   Rng rng(seed);
-  Store<Codec::Params, B> params(be);
+  Store<typename Codec::Params, B> params(be);
   Codec::init(*params, rng);
   std::vector<float> latents;  // (frames, dimension), of all pieces
   for (const auto& recording : recordings) {
@@ -55,17 +55,18 @@ void write_untrained_codec(const std::filesystem::path& path, std::uint64_t seed
     for (Index at = 0; at + Codec::frame_size <= samples; at += piece) {
       const Index frames = std::min(piece, samples - at) / Codec::frame_size;
       const auto scope = be.scope();
-      const auto latent = be.make<float, dyn, dyn, Codec::dimension>(1, frames);
+      const auto latent = be.template make<float, dyn, dyn, Codec::dimension>(1, frames);
       const Tensor<const float, dyn, dyn, 1> sound(voices.data() + at, {1, frames * Codec::frame_size, 1});
       Codec::encode_latent(be, *params, sound, latent);
       latents.insert(latents.end(), latent.data(), latent.data() + latent.size());
     }
   }
   const Index frames = static_cast<Index>(latents.size()) / Codec::dimension;
-  init_codebooks<Codec::Quantizer>(be, params->quantizer, {latents.data(), {frames, Codec::dimension}}, rng);
+  init_codebooks<typename Codec::Quantizer>(be, params->quantizer,
+                                            {latents.data(), {frames, Codec::dimension}}, rng);
   make_folders(path.parent_path());
   save_params(path, be, params,
-              {.config = {{"preset", "mimi_tiny"}},
+              {.config = {{"preset", preset}},
                .metadata = {{"training", "none: random weights, codebooks by k-means"},
                             {"seed", std::to_string(seed)}}});
   std::printf("%s: a new codec; its codebooks fit %td frames of the recordings\n", path.c_str(), frames);

@@ -76,6 +76,29 @@ TEST_CASE("train_codec: the loss falls, the reply comes nearer to the sound, and
                 "encode") == 0);
   CHECK(w.says("training of this codec: 60 steps on 8 s of sound"));
 
+  // In the form that ships it is half as large, and says nearly the same.
+  REQUIRE(w.run("--codec run/model.safetensors --pack packed.safetensors", "encode") == 0);
+  CHECK(2 * std::filesystem::file_size(w.scratch / "packed.safetensors") <
+        std::filesystem::file_size(w.scratch / "run/model.safetensors"));
+  const SafetensorsFile packed(w.scratch / "packed.safetensors");
+  CHECK(packed.at("quantizer.rvq_rest.vq.layers.6._codebook.embedding_sum").dtype == DType::F16);
+  CHECK(packed.at("decoder.model.0.conv.conv.weight").dtype == DType::I8);
+  const auto reply = [&](const std::string& codec) {
+    REQUIRE(w.run("--codec " + codec + " --reply --output back c.wav", "encode") == 0);
+    CHECK(w.says("times real time"));
+    return read_audio(w.scratch / "back/c.wav").samples;
+  };
+  const auto exact = reply("run/model.safetensors"), rounded = reply("packed.safetensors");
+  REQUIRE(exact.size() == 48000);
+  double signal = 0, error = 0;
+  for (std::size_t i = 0; i < exact.size(); ++i) {
+    signal += double(exact[i]) * exact[i];
+    error += double(exact[i] - rounded[i]) * (exact[i] - rounded[i]);
+  }
+  CHECK(10 * std::log10(signal / error) > 15);
+  REQUIRE(w.run("--codec packed.safetensors --output codes c.wav", "encode") == 1);
+  CHECK(w.says("--tokenizer"));
+
   REQUIRE(
       w.run("--preset mimi_tiny --data c.wav --output more --max-steps 1 --batch-size 1 --segment-frames 2 "
             "--from run/model.safetensors") == 0);

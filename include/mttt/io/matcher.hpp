@@ -154,7 +154,8 @@ void read_quantised(const TensorPiece& piece, typename Format::Value* values,
 }
 template <class Format, class T>
 void decode_quantised(const TensorPiece& piece, T* out) {
-  const auto rows = static_cast<Index>(piece.rows()), columns = static_cast<Index>(piece.shape.back());
+  const auto rows = static_cast<Index>(piece.rows()),
+             columns = static_cast<Index>(count_of(piece.shape)) / std::max<Index>(1, rows);
   std::vector<typename Format::Value> values(static_cast<std::size_t>(rows * Format::values(columns)));
   std::vector<typename Format::Scale> scales(static_cast<std::size_t>(rows * Format::scales(columns)));
   read_quantised<Format>(piece, values.data(), scales.data());
