@@ -4,8 +4,9 @@
 // the backward pass or after it; what the sums alone take; and how far the gradient of the ranks' shares is from that of
 // one rank with all rows. Each starts anew: with two GPUs the losses after as many steps are the same.
 //
-// Seen on two H200 (NVLink, NCCL 2.28), 64 segments of 256 frames each: one GPU 282.2 ms a step; two 290.7, with all
-// moments on both 300.5. Sums beside backward and after it: at 720 GB/s 294.3 and 290.7 ms, they take processors from
+// Seen on two H200 (NVLink, NCCL 2.28), 64 segments of 256 frames each: one GPU 282.2 ms a step; two, and GB of
+// parameters, gradients and moments on each: none 299.8 ms, 25.53; optimizer 295.5, 17.02; gradients 298.1, 14.99; full
+// 299.5, 13.97. Optimizer, sums beside backward and after it: at 720 GB/s 295.5 and 292.1 ms, they take processors from
 // the products; with NCCL_MAX_CTAS=8, at 265 GB/s, 303.9 and 309.4; with 2, at 68 GB/s, as between machines, 339.9
 // and 401.9.
 #include "mttt/backend/cuda/nccl.cuh"
