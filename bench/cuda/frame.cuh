@@ -129,7 +129,6 @@ void frame(B& be, const char* weights) {
     show(be, "  temporal transformer", temporal + rings,
          [&] { Model::Transformer::step(be, lm->transformer, state->lm.transformer, x, h, Mask{}); });
   }
-  const auto y = be.template make<bf16, dyn, dyn, Model::depth>(1, 1);
   const auto logits = be.template make<bf16, dyn, dyn, config.card>(1, 1);
   const auto text = be.template make<bf16, dyn, dyn, config.text_card>(1, 1);
   const auto codes = be.template make<std::int32_t, dyn, Gen::spoken>(1);
@@ -143,9 +142,7 @@ void frame(B& be, const char* weights) {
     const auto scope = be.scope();
     auto steps = Model::Depth::begin_frame(be, 1);
     for (Index k = 0; k < Model::K; ++k) {
-      Model::Depth::step(be, lm->depformer, steps, k, h,
-                         CodeRows<std::int32_t>(codes.data() + k, 1, 1, {1, 1}), y);
-      Model::Linears::step(be, lm->linears, k, y, logits);
+      Model::depth_step(be, *lm, steps, k, h, CodeRows<std::int32_t>(codes.data() + k, 1, 1, {1, 1}), logits);
     }
   });
   show(be, "8 audio samples", 0, [&] {

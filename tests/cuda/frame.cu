@@ -1,10 +1,12 @@
 // A frame of the language model in bf16 on the GPU, at widths that streamed products take: its logits are those
 // of float32, its codes what the sampler draws from its own logits, its bits the same in every run and at any
-// batch up to four.
+// batch up to four. Its temporal transformer, one kernel where there is one session, has the bits of the kernels
+// that take several, whatever a ring holds.
 #include <cstring>
 #include <vector>
 
 #include "catch.hpp"
+#include "mttt/backend/with_weights.hpp"
 #include "mttt/core/rng.hpp"
 #include "mttt/core/store.hpp"
 #include "mttt/cuda.cuh"
@@ -45,7 +47,12 @@ struct Draw {
   std::uint64_t seed;
   MTTT_HD void operator()(Index i) const {
     const auto random = philox(seed, static_cast<std::uint64_t>(i), 0);
-    to[i] = static_cast<T>(scale * (2 * static_cast<float>(uniform_from(random.word[0])) - 1));
+    const float x = scale * (2 * static_cast<float>(uniform_from(random.word[0])) - 1);
+    if constexpr (std::is_integral_v<T>) {
+      to[i] = static_cast<T>(static_cast<int>(x));
+    } else {
+      to[i] = static_cast<T>(x);
+    }
   }
 };
 struct Widen {
@@ -254,8 +261,96 @@ void hold_batches() {
   draw(be, *params);
   hold_bits(be, *params);
 }
+
+/// Weights in a format: whole numbers of all sizes, scales and numbers of the sizes that training leaves.
+template <class B, class P>
+void draw_any(B& be, P& params, std::uint64_t seed) {
+  for_each_tensor(
+      [&](std::string_view name, auto& t) {
+        using U = typename std::remove_cvref_t<decltype(t)>::value_type;
+        if constexpr (std::is_same_v<U, std::int8_t>) {
+          be.for_each(t.size(), Draw<U>{t.data(), 127.4f, ++seed});
+        } else if constexpr (std::is_same_v<U, std::uint8_t>) {
+          be.for_each(t.size(), Draw<U>{t.data(), 255.4f, ++seed});
+        } else if (name.ends_with("scale")) {
+          be.fill(t.data(), t.size(), U(std::is_same_v<U, float> ? 1.0f / 2048 : 1.0f / 128));
+        } else {
+          be.for_each(t.size(), Draw<U>{t.data(),
+                                        name.ends_with("alpha")
+                                            ? 1.5f
+                                            : 1.7f / std::sqrt(static_cast<float>(t.extent(t.rank - 1))),
+                                        ++seed});
+        }
+      },
+      params);
+}
+
+template <class B>
+void hold_layers() {
+  using Layers = Temporal<config.temporal, B>;
+  using T = typename B::Scalar;
+  constexpr Index dim = Layers::dim;
+  B be;
+  Store<typename Layers::Params, B> params(be);
+  draw_any(be, *params, 0);
+  const auto x = be.template make<T, dyn, dyn, dim>(2, 1), y = be.template make<T, dyn, dyn, dim>(2, 1),
+             alone = be.template make<T, dyn, dyn, dim>(1, 1);
+  const std::uint8_t on_off[4] = {1, 1, 0, 1};
+  const auto masks = be.template make<std::uint8_t, dyn>(4);
+  be.to_device(on_off, masks.data(), 4);
+  const auto bytes = [&](const auto* data, Index n) {
+    std::vector<char> host(static_cast<std::size_t>(n) * sizeof *data);
+    be.to_host(reinterpret_cast<const char*>(data), host.data(), static_cast<Index>(host.size()));
+    return host;
+  };
+  const auto start = [&](auto& state, Index sessions, std::int64_t seen, std::int64_t window) {
+    std::uint64_t seed = 100;
+    for_each_tensor(
+        [&](std::string_view name, auto& t) {
+          using U = typename std::remove_cvref_t<decltype(t)>::value_type;
+          if constexpr (std::is_same_v<U, std::int64_t>) {
+            be.fill(t.data(), sessions, name.ends_with("position") ? seen : window);
+          } else {
+            be.for_each(t.size(), Draw<U>{t.data(), 1.0f, ++seed});
+          }
+        },
+        *state);
+  };
+  for (const std::int64_t window : {0, 100}) {
+    for (const std::int64_t seen : {0, 6, 63, 127, 128, 300, 518, 1234567}) {
+      Store<typename Layers::State, B> one(be, 1), two(be, 2);
+      start(one, 1, seen, window);
+      start(two, 2, seen, window);
+      for (int frame = 0; frame < 6; ++frame) {
+        const Mask mask(frame == 3 ? masks.data() + 2 : masks.data(), {1}),
+            both(frame == 3 ? masks.data() + 2 : masks.data(), {2});
+        be.for_each(x.size(), Draw<T>{x.data(), 2.0f, static_cast<std::uint64_t>(seen + 50 * frame)});
+        Layers::step(be, *params, *two, x, y, both);
+        Layers::step(be, *params, *one, Sequence<T, dim>(x.data(), {1, 1, dim}), alone, mask);
+        INFO("frame " << frame << " after " << seen << ", window " << window);
+        CHECK((bytes(alone.data(), dim) == bytes(y.data(), dim)));
+        std::size_t differ = 0;
+        for_each_tensor([&](std::string_view, auto& a,
+                            auto& b) { differ += bytes(a.data(), a.size()) != bytes(b.data(), a.size()); },
+                        *one, *two);
+        CHECK(differ == 0);
+        const auto row = bytes(alone.data(), dim);
+        CHECK(std::count(row.begin(), row.end(), char{0}) < static_cast<std::ptrdiff_t>(row.size() / 2));
+      }
+      const CudaGraph graph = be.capture([&] {
+        Layers::step(be, *params, *one, Sequence<T, dim>(x.data(), {1, 1, dim}), alone, Mask{});
+      });
+      CHECK(graph.nodes() == 2);  // memory is cleared, one kernel
+    }
+  }
+}
 }  // namespace
 
+TEST_CASE("CUDA: layers in one kernel have the bits of many") {
+  SECTION("bf16") { hold_layers<Plain>(); }
+  SECTION("8 bits") { hold_layers<WithWeights<Int8, Plain>>(); }
+  SECTION("4 bits") { hold_layers<WithWeights<Int4, Plain>>(); }
+}
 TEST_CASE("CUDA: a frame of streamed products has the logits of float32") { hold_logits(); }
 TEST_CASE("CUDA: a frame of streamed products says what the sampler draws") { hold_codes(); }
 TEST_CASE("CUDA: a frame of streamed products has the same bits in any batch") { hold_batches(); }

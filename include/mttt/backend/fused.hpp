@@ -3,6 +3,8 @@
 //
 // Formula: product_step   y = addend + scale * F(norm(x) W^T + bias)
 //          gated_step     y = F(a) * b, [a | b] = norm(x) W^T
+//          layers_step    lm/temporal.hpp's step of layers without TTT
+//          depth_step     a step of lm/depformer.hpp and the logits of its code
 //          conv_step      y = addend + scale * (conv(F(x)) + bias), the convolution of codec/conv1d.hpp
 //          conv_transpose_step
 //                         y = conv_transpose(F(x)) + partial + bias, and the samples past the end
@@ -14,6 +16,8 @@
 //          parameters, and may be read before the kernel before has ended.
 // Source:  cuBLASLt's epilogues.
 #pragma once
+
+#include <array>
 
 #include "mttt/core/tensor.hpp"
 
@@ -37,6 +41,45 @@ template <class T>
 struct NormRows {
   const T *weight = nullptr, *bias = nullptr;
   double eps = 0;
+};
+
+/// A layer of attention to a ring and of gating, as layers_step runs it for one session; matrices as products of
+/// steps take them.
+template <class T, class Weights>
+struct LayerStep {
+  NormRows<T> norm1, norm2;
+  Weights in_proj, out_proj, up, down;  // (3 dim, dim), (dim, dim), (2 hidden, dim), (dim, hidden)
+  T *keys, *values;                     // (heads, context, head_dim)
+  std::int64_t* position;               // steps seen, the same in all layers; advanced
+  const std::int64_t* context;          // steps attended to, if fewer than the ring holds; 0: all
+};
+template <class T, class Weights, std::size_t n>
+struct LayersStep {
+  const T* x;
+  T* y;
+  const std::uint8_t* mask;
+  Index context;
+  double max_period;
+  std::array<LayerStep<T, Weights>, n> layers;
+};
+
+/// A layer of the depformer, as depth_step runs it for one session.
+template <class T, class Weights>
+struct DepthLayerStep {
+  NormRows<T> norm1, norm2;
+  Weights in_proj, out_proj, up, down;
+  T* qkv;  // (steps, 3 dim): those before k hold their keys and values, k receives its own
+};
+template <class T, class Weights, std::size_t n>
+struct DepthStep {
+  const T* z;
+  T* logits;
+  Index k;
+  const std::int32_t* code;  // of the step before
+  const T* embedding;        // (embedding_card, dim)
+  Index embedding_card;
+  Weights in, linear;  // (dim, in_dim), (card, dim)
+  std::array<DepthLayerStep<T, Weights>, n> layers;
 };
 
 template <class T>

@@ -227,7 +227,7 @@ struct DepformerLayer {
 template <DepformerConfig C, class B>
 struct Depformer {
   using T = typename B::Scalar;
-  static constexpr Index in = C.in_dim, out = C.dim, K = C.steps;
+  static constexpr Index in = C.in_dim, out = C.dim, K = C.steps, head_dim = C.head_dim();
   static constexpr std::size_t layers = static_cast<std::size_t>(C.num_layers);
   static_assert(C.num_layers > 0, "Depformer: at least one layer");
 

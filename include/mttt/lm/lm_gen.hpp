@@ -184,13 +184,11 @@ struct LMGen {
     const auto scope = be.scope();
     const Index batch = chosen.extent(0);
     auto frame = Model::Depth::begin_frame(be, batch);
-    const auto y = be.template make<T, dyn, dyn, Model::depth>(1, batch);
     const auto scratch = be.template make<T, dyn, C.card>(batch);
     for (Index k = 0; k < K; ++k) {
       const auto logits = taps.logits.data() != nullptr ? Tensor<T, dyn, C.card>(taps.logits[k]) : scratch;
       const CodeRows<std::int32_t> before(chosen.data() + k, batch, 1, {spoken, 1});
-      Model::Depth::step(be, p.depformer, frame, k, z, before, y);
-      Model::Linears::step(be, p.linears, k, y, Sequence<T, C.card>(logits.data(), {1, batch, C.card}));
+      Model::depth_step(be, p, frame, k, z, before, Sequence<T, C.card>(logits.data(), {1, batch, C.card}));
       choose(be, state, logits, options.audio, 1 + k, chosen, taps);
     }
   }

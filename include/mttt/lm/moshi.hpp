@@ -188,6 +188,25 @@ struct Moshi {
     Linears::init(p.linears, rng);
   }
 
+  /// Step k of the depformer's frame, in the order 0, 1, ..., and the logits of its code: z (N, 1, dim), the N codes
+  /// of the step before, logits (1, N, card).
+  static void depth_step(B& be, const Params& p, typename Depth::Frame& frame, Index k,
+                         Sequence<const T, dim> z, CodeRows<std::int32_t> before,
+                         Sequence<T, C.card> logits) {
+    const auto scope = be.scope();
+    if constexpr (C.lora.rank == 0 && requires(DepthAtOnce step) {
+                    be.template depth_step<dim, depth, C.depformer.hidden, Depth::head_dim, C.card>(step);
+                  }) {
+      if (z.extent(0) * z.extent(1) == 1 &&
+          be.template depth_step<dim, depth, C.depformer.hidden, Depth::head_dim, C.card>(
+              depth_at_once(p, frame, k, z, before, logits)))
+        return;
+    }
+    const auto y = be.template make<T, dyn, dyn, depth>(1, z.extent(0) * z.extent(1));
+    Depth::step(be, p.depformer, frame, k, z, before, y);
+    Linears::step(be, p.linears, k, y, logits);
+  }
+
   static constexpr CodeRange codes_known{zero_code, C.initial().text, C.initial().audio};
 
   /// `bad_code`, if given, receives what find_bad_code finds, for a caller who refuses it later
@@ -284,6 +303,36 @@ struct Moshi {
   }
 
  private:
+  using DepthAtOnce =
+      DepthStep<T, decltype(std::declval<const Weight<B, depth, depth>&>().matrix()), Depth::layers>;
+  static DepthAtOnce depth_at_once(const Params& p, typename Depth::Frame& frame, Index k,
+                                   Sequence<const T, dim> z, CodeRows<std::int32_t> before,
+                                   Sequence<T, C.card> logits) {
+    const auto at = static_cast<std::size_t>(k);
+    const auto& d = p.depformer;
+    DepthAtOnce step{z.data(),
+                     logits.data(),
+                     k,
+                     before.data,
+                     k == 0 ? d.depformer_text_emb.weight.data() : d.depformer_emb[at - 1].weight.data(),
+                     k == 0 ? C.text_card + 1 : C.card + 1,
+                     d.depformer_in[at].weight.matrix(),
+                     p.linears.of[at].weight.matrix(),
+                     {}};
+    for (std::size_t l = 0; l < Depth::layers; ++l) {
+      const auto& layer = d.depformer_layers[l];
+      using Norm = typename Depth::Layer::Norm;
+      step.layers[l] = {Norm::rows(layer.norm1),
+                        Norm::rows(layer.norm2),
+                        layer.in_projs.of[at].weight.matrix(),
+                        layer.out_projs.of[at].weight.matrix(),
+                        layer.gating.of[at].linear_in.weight.matrix(),
+                        layer.gating.of[at].linear_out.weight.matrix(),
+                        frame.qkv[static_cast<Index>(l)].data()};
+    }
+    return step;
+  }
+
   static CodeRows<std::int32_t> stream(Streams<const std::int32_t> codes, Index k) {
     const Index steps = codes.extent(2);
     return {codes.data() + k * steps, codes.extent(0), steps, {codes.extent(1) * steps, 1}};

@@ -50,16 +50,13 @@ struct SampleRow {
     if (inverse_temperature == 0) {
       best = team.template argmax<Wide<T>>(card, [=](Index i) { return wide(x[i]); });
     } else {
-      std::uint32_t edge = 0;
-      Index last_tie = card;
-      if (top_k > 0) find_edge(team, x, edge, last_tie);
+      const std::uint64_t edge = top_k > 0 ? find_edge(team, x) : 0;
       const std::uint64_t seed = static_cast<std::uint64_t>(seeds[row]);
       const std::uint64_t frame = static_cast<std::uint64_t>(frames[row]);
       const std::uint64_t high = static_cast<std::uint64_t>(stream) << 32;
       const double scale = inverse_temperature;
-      best = team.template argmax<double>(card, [=](Index i) {
-        const std::uint32_t key = order_key(static_cast<float>(x[i]));
-        if (key < edge || (key == edge && i > last_tie)) return -INFINITY + 0.0;
+      best = team.template argmax<double>(card, [=, this](Index i) {
+        if (place(x, i) < edge) return -INFINITY + 0.0;
         const auto block = philox(seed, frame, high | (static_cast<std::uint64_t>(i) >> 2));
         const double u = uniform_from(block.word[i & 3]);
         return static_cast<double>(wide(x[i])) * scale - std::log(-std::log(u));
@@ -71,20 +68,29 @@ struct SampleRow {
   static constexpr Index digits = 256;
   static constexpr Index scratch = (digits + 3) * static_cast<Index>(sizeof(std::int32_t));
 
-  /// The key of the top_k-th largest logit, digit by digit, and the last index that may take part among its
-  /// equals.
+  static constexpr int key_bits = sizeof(T) == 2 ? 16 : 32;  // those in which logits differ
+
+  /// Ordered as logits are, of equal ones the earlier first; no two are equal.
+  MTTT_HD std::uint64_t place(const T* x, Index i) const {
+    const std::uint64_t key = order_key(static_cast<float>(x[i])) >> (32 - key_bits);
+    return key << 32 | static_cast<std::uint64_t>(card - 1 - i);
+  }
+
+  /// A place that the top_k largest reach and no other, digit by digit.
   template <class Team>
-  MTTT_HD void find_edge(Team team, const T* x, std::uint32_t& edge, Index& last_tie) const {
+  MTTT_HD std::uint64_t find_edge(Team team, const T* x) const {
     std::int32_t *counts = team.template scratch<std::int32_t>(), *found = counts + digits;
-    auto wanted = static_cast<std::int32_t>(top_k);  // the rank of the edge among keys that begin as it does
-    for (int shift = 24; shift >= 0; shift -= 8) {
-      const std::uint32_t known = edge;
-      const std::uint64_t above = std::uint64_t{0xffffffff} << (shift + 8);  // the digits found so far
+    auto wanted = static_cast<std::int32_t>(top_k);  // the edge's rank among places that begin as it does
+    std::uint64_t edge = 0;
+    for (int shift = 24 + key_bits; shift >= 0; shift -= 8) {
+      if (shift < 32 && (card - 1) >> shift == 0) continue;
+      const std::uint64_t known = edge;
       team.histogram(
           card, digits,
-          [=](Index i) {
-            const std::uint32_t key = order_key(static_cast<float>(x[i]));
-            return ((key ^ known) & above) == 0 ? Index{255} - (key >> shift & 255) : Index{-1};
+          [=, this](Index i) {
+            const std::uint64_t at = place(x, i);
+            return (at ^ known) >> shift >> 8 == 0 ? Index{255} - static_cast<Index>(at >> shift & 255)
+                                                   : Index{-1};
           },
           counts);
       team.scan(digits, counts);
@@ -96,20 +102,11 @@ struct SampleRow {
               found[0] = static_cast<std::int32_t>(255 - i), found[1] = larger, found[2] = counts[i] - larger;
           });
       team.sync();
-      edge |= static_cast<std::uint32_t>(found[0]) << shift;
+      edge |= static_cast<std::uint64_t>(found[0]) << shift;
       wanted -= found[1];
+      if (wanted == found[2]) break;  // all that begin so take part
     }
-    const std::uint32_t key = edge;
-    const std::int32_t ties = found[2], taken = wanted;
-    if (taken == ties) return;  // all equals take part
-    last_tie = 0;
-    for (int bit = 30; bit >= 0; --bit) {  // the index before which lie fewer ties than may take part
-      const Index further = last_tie + (Index{1} << bit);
-      if (further >= card) continue;
-      const auto before = team.template sum<std::int32_t>(
-          further, [=](Index i) { return std::int32_t(order_key(static_cast<float>(x[i])) == key); });
-      if (before < taken) last_tie = further;
-    }
+    return edge;
   }
 };
 

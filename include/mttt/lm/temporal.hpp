@@ -405,6 +405,14 @@ struct Temporal {
   static void step(B& be, const Params& p, State& state, Sequence<const T, dim> x, Sequence<T, dim> y,
                    Mask mask, const Taps* taps = nullptr) {
     const auto scope = be.scope();
+    if constexpr (with_ttt == 0 && C.kv_repeat == 1 && C.context > 0 && C.lora.rank == 0 &&
+                  requires(Step all) {
+                    be.template layers_step<C.dim, C.hidden, C.dim / C.num_heads>(all);
+                  }) {
+      if (x.extent(0) * x.extent(1) == 1 &&
+          be.template layers_step<C.dim, C.hidden, C.dim / C.num_heads>(at_once(p, state, x, y, mask)))
+        return;
+    }
     const std::array ping{be.template make<T, dyn, dyn, dim>(x.extent(0), x.extent(1)),
                           be.template make<T, dyn, dyn, dim>(x.extent(0), x.extent(1))};
     Index left = C.num_layers;
@@ -427,6 +435,29 @@ struct Temporal {
   }
 
  private:
+  using WeightMatrix = decltype(std::declval<const Weight<B, C.dim, C.dim>&>().matrix());
+  using Step = LayersStep<T, WeightMatrix, without>;
+  static Step at_once(const Params& p, State& state, Sequence<const T, dim> x, Sequence<T, dim> y,
+                      Mask mask) {
+    Step step{x.data(), y.data(), mask.data(), C.context, C.max_period, {}};
+    for (std::size_t i = 0; i < without; ++i) {
+      const auto& layer = p.plain[i];
+      auto& ring = state.plain[i].self_attn;
+      using Norm = typename TemporalLayer<C, false, B>::Norm;
+      step.layers[i] = {Norm::rows(layer.norm1),
+                        Norm::rows(layer.norm2),
+                        layer.self_attn.in_proj.weight.matrix(),
+                        layer.self_attn.out_proj.weight.matrix(),
+                        layer.gating.linear_in.weight.matrix(),
+                        layer.gating.linear_out.weight.matrix(),
+                        ring.k.data(),
+                        ring.v.data(),
+                        ring.position.data(),
+                        ring.context.data()};
+    }
+    return step;
+  }
+
   template <class L>
   struct Kind {
     using Block = L;

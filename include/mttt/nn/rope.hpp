@@ -50,6 +50,15 @@ struct alignas(sizeof(T) == 2 ? 4 : alignof(T)) RopePair {
   T re, im;
 };
 
+template <class T, class A>
+MTTT_HD RopePair<T> turned(RopePair<T> x, A cosine, A sine) {
+  const A re = wide(x.re), im = wide(x.im);
+#ifdef __CUDA_ARCH__  // which of two products is rounded must not be each kernel's own choice
+  return {static_cast<T>(fma(re, cosine, -(im * sine))), static_cast<T>(fma(re, sine, im * cosine))};
+#endif
+  return {static_cast<T>(re * cosine - im * sine), static_cast<T>(re * sine + im * cosine)};
+}
+
 /// One head of one row.
 template <class T, class A>
 struct RopeHead {
@@ -62,11 +71,7 @@ struct RopeHead {
     const Index row = i / heads, b = row / steps, t = row % steps;
     const A *cosine = table + b * table_batch_stride + t * 2 * half, *sine = cosine + half;
     auto* pairs = reinterpret_cast<RopePair<T>*>(x + b * strides.batch + t * strides.step) + i % heads * half;
-    team.for_each(half, [=](Index pair) {
-      const A re = wide(pairs[pair].re), im = wide(pairs[pair].im);
-      pairs[pair] = {static_cast<T>(re * cosine[pair] - im * sine[pair]),
-                     static_cast<T>(re * sine[pair] + im * cosine[pair])};
-    });
+    team.for_each(half, [=](Index pair) { pairs[pair] = turned(pairs[pair], cosine[pair], sine[pair]); });
   }
 };
 

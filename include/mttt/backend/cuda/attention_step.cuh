@@ -69,10 +69,51 @@ __device__ A exp2_shift(A largest) {
   return largest == A(-INFINITY) ? A(0) : largest;
 }
 
+/// Number i of the 16 bytes.
+template <class T>
+__device__ Wide<T> from_chunk(const uint4& raw, int i) {
+  const std::uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
+  if constexpr (std::is_same_v<T, bf16>) {
+    return __uint_as_float(i % 2 == 0 ? words[i / 2] << 16 : words[i / 2] & 0xffff0000u);
+  } else if constexpr (std::is_same_v<T, float>) {
+    return __uint_as_float(words[i]);
+  } else {
+    return __hiloint2double(static_cast<int>(words[2 * i + 1]), static_cast<int>(words[2 * i]));
+  }
+}
+
 /// A softmax under way: the largest score (in powers of two), the sum of weights, and n sums of values.
 template <class A, int n>
 struct Mix {
   A largest = -INFINITY, total = 0, sum[n] = {};
+
+  /// A key of eight neighbouring lanes, and its value: C pieces of 16 bytes a lane, `stride` bytes apart.
+  template <class T, int C>
+  __device__ __forceinline__ void take(const A (&q)[n], const unsigned char* key, const unsigned char* value,
+                                       int stride, bool valid) {
+    constexpr int V = n / C;
+    A products[4] = {};  // four sums at once: one alone would wait for each product
+#pragma unroll
+    for (int c = 0; c < C; ++c) {
+      const uint4 raw = *reinterpret_cast<const uint4*>(key + c * stride);
+#pragma unroll
+      for (int i = 0; i < V; ++i) products[(c * V + i) % 4] += q[c * V + i] * from_chunk<T>(raw, i);
+    }
+    A score = (products[0] + products[1]) + (products[2] + products[3]);
+#pragma unroll
+    for (int distance = 1; distance < 8; distance *= 2)
+      score += __shfl_xor_sync(0xffffffffu, score, distance);
+    if (!valid) score = -INFINITY;
+    raise(largest < score ? score : largest);
+    const A weight = exp2_of(score - exp2_shift(largest));
+    total += weight;
+#pragma unroll
+    for (int c = 0; c < C; ++c) {
+      const uint4 raw = *reinterpret_cast<const uint4*>(value + c * stride);
+#pragma unroll
+      for (int i = 0; i < V; ++i) sum[c * V + i] += weight * from_chunk<T>(raw, i);
+    }
+  }
 
   __device__ void raise(A top) {
     const A shrink = exp2_of(largest - exp2_shift(top));
@@ -90,6 +131,13 @@ struct Mix {
     for (int i = 0; i < n; ++i) sum[i] += __shfl_xor_sync(all, sum[i], distance);
   }
 };
+
+/// Parts that so many keys are cut into, a power of two.
+__device__ inline int ring_log_parts(int filled) {
+  int log_parts = 0;
+  while (1 << log_parts < tuning::ring_parts && filled > tuning::ring_part << log_parts) ++log_parts;
+  return log_parts;
+}
 
 /// Thread d's sum of the first `count` of n mixes that lie one after another, and their total; all threads
 /// get the largest and the total.
@@ -111,19 +159,6 @@ __device__ A join_mixes(const A* mixes, int count, A& top, A& total) {
     if (threadIdx.x < D) sum += weight * mixes[i * (D + 2) + threadIdx.x];
   }
   return sum;
-}
-
-/// Number i of the 16 bytes.
-template <class T>
-__device__ Wide<T> from_chunk(const uint4& raw, int i) {
-  const std::uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
-  if constexpr (std::is_same_v<T, bf16>) {
-    return __uint_as_float(i % 2 == 0 ? words[i / 2] << 16 : words[i / 2] & 0xffff0000u);
-  } else if constexpr (std::is_same_v<T, float>) {
-    return __uint_as_float(words[i]);
-  } else {
-    return __hiloint2double(static_cast<int>(words[2 * i + 1]), static_cast<int>(words[2 * i]));
-  }
 }
 
 template <int = 0>
@@ -175,9 +210,7 @@ __global__ void __launch_bounds__(tuning::ring_threads, C <= 2 && tuning::ring_t
   const Index context = own > 0 && own < task.context ? own : task.context;
   const std::int64_t position = task.positions[b];
   const int filled = static_cast<int>(position + 1 < context ? position + 1 : context);
-  int log_parts = 0;
-  while (1 << log_parts < Shape::parts && filled > tuning::ring_part << log_parts) ++log_parts;
-  const int parts = 1 << log_parts;
+  const int log_parts = ring_log_parts(filled), parts = 1 << log_parts;
   if (rank >= parts) return;  // an exited block is waited for by none
   const bool alone = task.ranks == 1 || parts == 1;
   if (!alone) cluster_arrive();  // block 0's shared memory may be written once it has come here
@@ -234,27 +267,7 @@ __global__ void __launch_bounds__(tuning::ring_threads, C <= 2 && tuning::ring_t
       await_copies_but<stages - 1>();
       const unsigned char* at = ring_memory + stage * Shape::stage + threadIdx.x * 16;
       stage = stage + 1 == stages ? 0 : stage + 1;
-      A products[4] = {};  // four sums at once: one alone would wait for each product
-#pragma unroll
-      for (int c = 0; c < C; ++c) {
-        const uint4 raw = *reinterpret_cast<const uint4*>(at + c * piece);
-#pragma unroll
-        for (int i = 0; i < V; ++i) products[(c * V + i) % 4] += q[c * V + i] * from_chunk<T>(raw, i);
-      }
-      A score = (products[0] + products[1]) + (products[2] + products[3]);
-#pragma unroll
-      for (int distance = 1; distance < 8; distance *= 2)
-        score += __shfl_xor_sync(0xffffffffu, score, distance);
-      if (first + group >= end) score = -INFINITY;
-      mix.raise(mix.largest < score ? score : mix.largest);
-      const A weight = exp2_of(score - exp2_shift(mix.largest));
-      mix.total += weight;
-#pragma unroll
-      for (int c = 0; c < C; ++c) {
-        const uint4 raw = *reinterpret_cast<const uint4*>(at + (C + c) * piece);
-#pragma unroll
-        for (int i = 0; i < V; ++i) mix.sum[c * V + i] += weight * from_chunk<T>(raw, i);
-      }
+      mix.template take<T, C>(q, at, at + C * piece, piece, first + group < end);
     }
     mix.join_lane(8);
     mix.join_lane(16);

@@ -21,7 +21,9 @@
 #include "mttt/backend/backend.hpp"
 #include "mttt/backend/cuda/attention.cuh"
 #include "mttt/backend/cuda/attention_step.cuh"
+#include "mttt/backend/cuda/depth_step.cuh"
 #include "mttt/backend/cuda/gemm.cuh"
+#include "mttt/backend/cuda/layers_step.cuh"
 #include "mttt/backend/cuda/memory.cuh"
 #include "mttt/backend/cuda/nearest.cuh"
 #include "mttt/backend/cuda/rotated_attention.cuh"
@@ -117,6 +119,12 @@ struct CudaContext {
   Arena<CudaMemory> arena;
   Launcher launch;
   Gemm gemm;
+
+  /// Two counts of a kernel whose blocks wait for each other, 0 between kernels.
+  unsigned* counts() { return static_cast<unsigned*>(counts_.data()); }
+
+ private:
+  CudaMemory counts_{2 * sizeof(unsigned), MemoryUse::workspace};
 };
 
 }  // namespace detail
@@ -190,8 +198,8 @@ class Cuda {
   void product_step(Matrix<const T> x, NormRows<T> norm, Matrix<const T> w, Matrix<T> y,
                     Finish<T> finish = {}) {
     if constexpr (std::is_same_v<T, bf16>) {
-      if (w.ld == w.cols && context_->gemm.template streamed<F>(x, norm, detail::weight_rows(w), y, finish,
-                                                                y.ld, 1, true))
+      if (w.ld == w.cols &&
+          context_->gemm.template streamed<F>(x, norm, detail::weight_rows(w), y, finish, y.ld, 1, true))
         return;
     }
     if (norm.weight != nullptr) {
@@ -239,7 +247,8 @@ class Cuda {
                          Wide<V> beta) {
     if constexpr (std::is_same_v<std::remove_const_t<U>, bf16>) {
       const Finish<V> finish{.addend = beta == Wide<V>(0) ? nullptr : c.data};
-      return !a.transposed && (beta == Wide<V>(0) || beta == Wide<V>(1)) && a.rows <= tuning::few_rows<bf16> &&
+      return !a.transposed && (beta == Wide<V>(0) || beta == Wide<V>(1)) &&
+             a.rows <= tuning::few_rows<bf16> &&
              context_->gemm.template streamed<Identity>(Matrix<const bf16>(a), {}, detail::weight_rows(w), c,
                                                         finish, c.ld, alpha, false);
     }
@@ -346,6 +355,28 @@ class Cuda {
                            const std::int64_t* contexts, double max_period) {
     return detail::rotated_attend(context_->launch, shape, batch, steps, q, k, v, strides, cache_k, cache_v,
                                   positions, mask, out, out_strides, contexts, max_period);
+  }
+
+  /// A step of one session through layers of one kind, heads of `head_dim`; false, and nothing done, for shapes that
+  /// the kernel does not take.
+  template <Index dim, Index hidden, Index head_dim, class Step>
+  bool layers_step(const Step& step) {
+    if constexpr (std::is_same_v<T, bf16> && head_dim == 128 && dim % head_dim == 0 &&
+                  detail::streamed_slices(dim) > 0 && detail::streamed_slices(hidden) > 0) {
+      return detail::layers_step<int{dim}, int{hidden}>(*this, context_->launch, context_->capability,
+                                                        context_->processors, context_->counts(), step);
+    }
+    return false;
+  }
+
+  template <Index in_dim, Index dim, Index hidden, Index head_dim, Index card, class Step>
+  bool depth_step(const Step& step) {
+    if constexpr (std::is_same_v<T, bf16> && head_dim == 64 && detail::streamed_slices(in_dim) > 0 &&
+                  detail::streamed_slices(dim) > 0 && detail::streamed_slices(hidden) > 0) {
+      return detail::depth_step<int{in_dim}, int{dim}, int{hidden}, int{card}>(
+          *this, context_->launch, context_->capability, context_->processors, context_->counts(), step);
+    }
+    return false;
   }
 
   /// The codes of a chain of residual codebooks for few rows; false, and nothing done, for others.

@@ -61,6 +61,15 @@ class Launcher {
   }
   /// Whether the kernel that was started last is such a one: what was written before it may then be read early.
   bool previous_waits() const { return previous_waits_; }
+  /// All blocks at once, so that they may wait for each other; after the whole kernel before.
+  template <class... P, class... A>
+  void together(const char* what, void (*kernel)(P...), unsigned blocks, unsigned threads, Index shared,
+                A&&... arguments) const {
+    cudaLaunchAttribute attribute{};
+    attribute.id = cudaLaunchAttributeCooperative;
+    attribute.val.cooperative = 1;
+    queue(what, kernel, &attribute, 1, blocks, threads, shared, std::forward<A>(arguments)...);
+  }
   /// In clusters of `cluster` blocks, which compute capability 9.0 has. The kernel awaits its inputs itself.
   template <class... P, class... A>
   void in_clusters(const char* what, void (*kernel)(P...), unsigned clusters, unsigned cluster,
@@ -82,6 +91,11 @@ class Launcher {
       attributes[count].id = cudaLaunchAttributeClusterDimension;
       attributes[count++].val.clusterDim = {cluster, 1, 1};
     }
+    queue(what, kernel, attributes, count, blocks, threads, shared, std::forward<A>(arguments)...);
+  }
+  template <class... P, class... A>
+  void queue(const char* what, void (*kernel)(P...), cudaLaunchAttribute* attributes, unsigned count,
+             dim3 blocks, unsigned threads, Index shared, A&&... arguments) const {
     cudaLaunchConfig_t config{};
     config.gridDim = blocks;
     config.blockDim = dim3(threads);

@@ -5,6 +5,7 @@
 // runs, for weights wait for nobody. The other warps hold their part of the rows in registers, so that a weight
 // costs its conversion and one multiplication a row. The next kernel is let in as soon as this one's rows are
 // there, for to start takes it some microseconds, and fills its own queue.
+// Weights in 8 and 4 bits meet whole numbers, which are the rows' but for what is far smaller than the largest.
 //
 // Formula: y[m, n] = finish(sum over k of norm(x)(m, k) * w(n, k)), and for pairs of columns
 //          y[m, n] = F(sum over k of norm(x)(m, k) * w(n, k)) * (sum over k of norm(x)(m, k) * w(cols + n, k)).
@@ -28,8 +29,8 @@
 
 namespace mttt::detail {
 
-/// How the eight weights of a slice that a lane takes lie in memory, and the numbers that they meet. Unpacked,
-/// each is too much by `offset`.
+/// How the eight weights of a slice that a lane takes lie in memory, and the numbers that they meet. Of 8 or 4 bits,
+/// four at a time are bytes of a word, each too much by `offset`.
 template <class W>
 struct WeightFormat;
 
@@ -42,16 +43,31 @@ __device__ inline void unpack_bf16(const uint4& word, float (&w)[8]) {
   }
 }
 
+/// Reads of memory that other multiprocessors write, past this one's cache; reads of shared memory.
+struct PastCache {
+  template <class V>
+  __device__ static V read(const void* from) {
+    return __ldcg(static_cast<const V*>(from));
+  }
+};
+struct InShared {
+  template <class V>
+  __device__ static V read(const void* from) {
+    return *static_cast<const V*>(from);
+  }
+};
+
 struct ContiguousLanes {
-  /// Numbers of `slice` that lane `lane` takes, past the cache of the multiprocessor.
+  /// Numbers of `slice` that lane `lane` takes.
+  template <class Memory>
   __device__ static void load(const bf16* slice, int lane, float (&v)[8]) {
-    unpack_bf16(__ldcg(reinterpret_cast<const uint4*>(slice + lane * 8)), v);
+    unpack_bf16(Memory::template read<uint4>(slice + lane * 8), v);
   }
 };
 
 template <>
 struct WeightFormat<bf16> : ContiguousLanes {
-  static constexpr int bits = 16, offset = 0;
+  static constexpr int bits = 16;
   static constexpr bool row_scales = false, group_scales = false;
   using Word = uint4;
   using Scale = bf16;
@@ -64,35 +80,23 @@ struct WeightFormat<Int8> : ContiguousLanes {
   static constexpr bool row_scales = true, group_scales = false;
   using Word = uint2;
   using Scale = float;
-  /// A byte u under the exponent of 2^23 is 2^23 + u.
-  __device__ static void unpack(const Word& word, float (&w)[8]) {
-    const std::uint32_t words[2] = {word.x ^ 0x80808080u, word.y ^ 0x80808080u};
-#pragma unroll
-    for (int i = 0; i < 8; ++i)
-      w[i] = __uint_as_float(__byte_perm(words[i / 4], 0x4b000000u, 0x7440 + i % 4)) - 8388736.0f;
-  }
+  __device__ static std::uint32_t four(const Word& word, int i) { return i == 0 ? word.x : word.y; }
 };
 
 template <>
 struct WeightFormat<Int4> {
-  static constexpr int bits = 4, offset = 136;
+  static constexpr int bits = 4, offset = 8;
   static constexpr bool row_scales = false, group_scales = true;
   using Word = std::uint32_t;
   using Scale = bf16;
   /// Four bytes of a group's sixteen: weights i and i + 16.
+  template <class Memory>
   __device__ static void load(const bf16* slice, int lane, float (&v)[8]) {
     const bf16* from = slice + lane / 4 * 32 + lane % 4 * 4;
-    const uint2 low = __ldcg(reinterpret_cast<const uint2*>(from)),
-                high = __ldcg(reinterpret_cast<const uint2*>(from + 16));
+    const uint2 low = Memory::template read<uint2>(from), high = Memory::template read<uint2>(from + 16);
     unpack_bf16({low.x, low.y, high.x, high.y}, v);
   }
-  /// A nibble n under the exponent of 128 is 128 + n, the weight n - 8.
-  __device__ static void unpack(const Word& word, float (&w)[8]) {
-    const std::uint32_t halves[2] = {word & 0x0f0f0f0fu, word >> 4 & 0x0f0f0f0fu};
-#pragma unroll
-    for (int i = 0; i < 8; ++i)
-      w[i] = __uint_as_float(__byte_perm(halves[i / 4], 0x43000000u, 0x7044 + (i % 4 << 8)));
-  }
+  __device__ static std::uint32_t four(const Word& word, int i) { return word >> 4 * i & 0x0f0f0f0fu; }
 };
 
 /// Weights (cols, depth) in memory.
@@ -143,24 +147,157 @@ WeightRows<Format> weight_rows(const QuantisedMatrix<Format>& w) {
   return {reinterpret_cast<const std::byte*>(w.values), w.scales};
 }
 
-/// A lane's part of one row times its part of M rows x, added to sums[0 .. M): P slices from `slice` on of
-/// row `row` of a stage.
+inline constexpr int streamed_slice = 256, streamed_stages = 32;
+
+/// Slices of `depth` that a warp takes, 0 where no kernel takes such a depth.
+constexpr int streamed_slices(Index depth) {
+  constexpr int most_warps = tuning::streamed_threads / 32 - 1;
+  const Index slices = depth / streamed_slice;
+  if (depth <= 0 || depth % streamed_slice != 0) return 0;
+  for (const int a_warp : {1, 2, 4}) {
+    if (slices % a_warp == 0 && slices / a_warp <= most_warps) return a_warp;
+  }
+  return 0;
+}
+
+/// Whether weights begin where copies of whole blocks may.
+template <class Weights>
+bool streams(const Weights& weights) {
+  const auto rows = weight_rows(weights);
+  return copies_in_chunks(2, {}, rows.values) &&
+         (rows.scale_bytes(streamed_slice) == 0 || copies_in_chunks(2, {}, rows.scales));
+}
+
+/// The P slices that lane `lane` takes of a row that begins at `from`.
+template <class Memory, class W, int P>
+__device__ __forceinline__ void load_slices(const bf16* from, int lane, float (&v)[P * 8]) {
+#pragma unroll
+  for (int p = 0; p < P; ++p) {
+    float values[8];
+    WeightFormat<W>::template load<Memory>(from + p * streamed_slice, lane, values);
+#pragma unroll
+    for (int j = 0; j < 8; ++j) v[p * 8 + j] = values[j];
+  }
+}
+
+/// A lane's part of M rows: P slices of a warp's.
 template <int M, int P, class W>
-struct LaneSums {
+struct LaneRows {
   using Format = WeightFormat<W>;
   float x[M][P * 8];
-  float totals[Format::offset == 0 ? 1 : M][P];  // of x, times offset
+
+  /// Sum over the warp of the squares of its part of row m.
+  __device__ float square(int m) const {
+    float sum = 0;
+#pragma unroll
+    for (int j = 0; j < P * 8; ++j) sum = fma(x[m][j], x[m][j], sum);
+#pragma unroll
+    for (int distance = 16; distance > 0; distance /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, distance);
+    return sum;
+  }
+  /// RmsNorm of row m, of whose parts the squares' sums are given.
+  __device__ void norm(int m, const float* squares, int stride, int parts, int depth, float eps,
+                       const float (&alpha)[P * 8]) {
+    float square = 0;
+    for (int k = 0; k < parts; ++k) square += squares[k * stride];
+    const float scale = 1.0f / std::sqrt(square / static_cast<float>(depth) + eps);
+#pragma unroll
+    for (int j = 0; j < P * 8; ++j) x[m][j] = wide(static_cast<bf16>(x[m][j] * scale * alpha[j]));
+  }
+};
+
+/// The words of RW rows of a stage that a lane multiplies.
+template <int P, int RW, class W>
+struct LaneWords {
+  using Format = WeightFormat<W>;
+  typename Format::Word of[RW][P];
+
+  __device__ __forceinline__ LaneWords(const unsigned char* stage, const int* rows, int slice, int depth,
+                                       int lane) {
+    constexpr int slice_bytes = 256 / 8 * Format::bits;
+    const int bytes = WeightRows<W>::value_bytes(depth);
+#pragma unroll
+    for (int r = 0; r < RW; ++r) {
+#pragma unroll
+      for (int p = 0; p < P; ++p)
+        of[r][p] = *reinterpret_cast<const typename Format::Word*>(
+            stage + rows[r] * bytes + (slice + p) * slice_bytes + lane * Format::bits);
+    }
+  }
+};
+
+/// A lane's part of weights times its part of M rows, in numbers.
+template <int M, int P, class W>
+struct LaneSums : LaneRows<M, P, W> {
+  using Format = WeightFormat<W>;
+  using LaneRows<M, P, W>::x;
+
+  __device__ void prepare() {}
+  /// The products with RW rows of a stage, from `slice` on, to sums[RW * M].
+  template <int RW>
+  __device__ __forceinline__ void add(const unsigned char* stage, int, const int* rows, int slice, int depth,
+                                      int lane, float* sums) const {
+    const LaneWords<P, RW, W> words(stage, rows, slice, depth, lane);
+#pragma unroll
+    for (int p = 0; p < P; ++p) {
+#pragma unroll
+      for (int r = 0; r < RW; ++r) {
+        float w[8];
+        Format::unpack(words.of[r][p], w);
+#pragma unroll
+        for (int m = 0; m < M; ++m) {
+#pragma unroll
+          for (int j = 0; j < 8; ++j) sums[r * M + m] = fma(x[m][p * 8 + j], w[j], sums[r * M + m]);
+        }
+      }
+    }
+  }
+};
+
+/// The same with weights in 8 or 4 bits, in whole numbers: a warp's part of a row in units of 2^-21 of its largest
+/// number's power of two, which leaves numbers of bf16 as they are down to 2^-14 of it. Their three bytes meet four
+/// weights in one instruction each; the sums are exact.
+template <int M, int P, class W>
+requires(WeightFormat<W>::bits < 16) struct LaneSums<M, P, W> : LaneRows<M, P, W> {
+  using Format = WeightFormat<W>;
+  using LaneRows<M, P, W>::x;
+  static constexpr int digits = 3;
+  int digit[M][digits][2 * P];  // four in a word, the lowest first; the highest has the sign
+  int less[M][digits][Format::offset == 0 ? 1 : P];  // what the weights' offset makes, to be taken away
+  float unit[M];
 
   __device__ void prepare() {
-    if constexpr (Format::offset != 0) {
 #pragma unroll
-      for (int m = 0; m < M; ++m) {
+    for (int m = 0; m < M; ++m) {
+      std::uint32_t largest = 0;
+#pragma unroll
+      for (int j = 0; j < P * 8; ++j) largest = max(largest, __float_as_uint(x[m][j]) & 0x7fffffffu);
+      largest = __reduce_max_sync(0xffffffffu, largest);
+      const std::uint32_t exponent = max(largest >> 23, 22u);
+      const float units = __uint_as_float((275 - exponent) << 23);
+      unit[m] = exponent == 255 ? NAN : __uint_as_float((exponent - 21) << 23);
+#pragma unroll
+      for (int i = 0; i < 2 * P; ++i) {
+        std::uint32_t whole[4];
+#pragma unroll
+        for (int j = 0; j < 4; ++j)
+          whole[j] = __float_as_uint(fma(x[m][4 * i + j], units, 0x1.8p23f)) - 0x4b400000;
+        const std::uint32_t first = __byte_perm(whole[0], whole[1], 0x5140),
+                            second = __byte_perm(whole[2], whole[3], 0x5140);
+        digit[m][0][i] = static_cast<int>(__byte_perm(first, second, 0x5410));
+        digit[m][1][i] = static_cast<int>(__byte_perm(first, second, 0x7632));
+        digit[m][2][i] = static_cast<int>(__byte_perm(__byte_perm(whole[0], whole[1], 0x0062),
+                                                      __byte_perm(whole[2], whole[3], 0x0062), 0x5410));
+      }
+      if constexpr (Format::offset != 0) {
 #pragma unroll
         for (int p = 0; p < P; ++p) {
-          float total = 0;
 #pragma unroll
-          for (int j = 0; j < 8; ++j) total += x[m][p * 8 + j];
-          totals[m][p] = total * Format::offset;
+          for (int d = 0; d < digits; ++d) {
+            constexpr int offsets = Format::offset * 0x01010101;
+            less[m][d][p] =
+                -multiply(d, offsets, digit[m][d][2 * p], multiply(d, offsets, digit[m][d][2 * p + 1], 0));
+          }
         }
       }
     }
@@ -168,44 +305,45 @@ struct LaneSums {
   template <int RW>
   __device__ __forceinline__ void add(const unsigned char* stage, int stage_rows, const int* rows, int slice,
                                       int depth, int lane, float* sums) const {
-    constexpr int slice_bytes = 256 / 8 * Format::bits;
-    const int bytes = WeightRows<W>::value_bytes(depth);
-    typename Format::Word words[RW][P];
-    float scales[RW][P];
+    const LaneWords<P, RW, W> words(stage, rows, slice, depth, lane);
 #pragma unroll
     for (int r = 0; r < RW; ++r) {
 #pragma unroll
-      for (int p = 0; p < P; ++p) {
-        words[r][p] = *reinterpret_cast<const typename Format::Word*>(
-            stage + rows[r] * bytes + (slice + p) * slice_bytes + lane * Format::bits);
-        if constexpr (Format::group_scales) {
-          const auto* of_row =
-              reinterpret_cast<const bf16*>(stage + stage_rows * bytes) + rows[r] * (depth / 32);
-          scales[r][p] = wide(of_row[(slice + p) * 8 + lane / 4]);
-        }
-      }
-    }
+      for (int m = 0; m < M; ++m) {
+        int whole[digits] = {};
 #pragma unroll
-    for (int p = 0; p < P; ++p) {
+        for (int p = 0; p < P; ++p) {
 #pragma unroll
-      for (int r = 0; r < RW; ++r) {
-        float w[8];
-        Format::unpack(words[r][p], w);
+          for (int d = 0; d < digits; ++d) {
+            if constexpr (Format::group_scales) whole[d] = less[m][d][p];
 #pragma unroll
-        for (int m = 0; m < M; ++m) {
-          float& sum = sums[r * M + m];
+            for (int i = 0; i < 2; ++i) {
+              const int four = static_cast<int>(Format::four(words.of[r][p], i));
+              whole[d] = multiply(d, four, digit[m][d][2 * p + i], whole[d]);
+            }
+          }
           if constexpr (Format::group_scales) {
-            float part = -totals[m][p];
-#pragma unroll
-            for (int j = 0; j < 8; ++j) part = fma(x[m][p * 8 + j], w[j], part);
-            sum = fma(part, scales[r][p], sum);
-          } else {
-#pragma unroll
-            for (int j = 0; j < 8; ++j) sum = fma(x[m][p * 8 + j], w[j], sum);
+            const auto* scales =
+                reinterpret_cast<const bf16*>(stage + stage_rows * WeightRows<W>::value_bytes(depth));
+            const bf16 scale = scales[rows[r] * (depth / 32) + (slice + p) * 8 + lane / 4];
+            sums[r * M + m] = fma(number(whole, m), wide(scale), sums[r * M + m]);
           }
         }
+        if constexpr (!Format::group_scales) sums[r * M + m] += number(whole, m);
       }
     }
+  }
+
+ private:
+  /// Four weights by a digit of four numbers.
+  __device__ static int multiply(int d, int four, int digit, int sum) {
+    if (d == digits - 1) return __dp4a(four, digit, sum);
+    asm("dp4a.s32.u32 %0, %1, %2, %0;" : "+r"(sum) : "r"(four), "r"(digit));
+    return sum;
+  }
+  __device__ float number(const int (&whole)[digits], int m) const {
+    return fma(static_cast<float>(whole[2]), unit[m] * 65536,
+               static_cast<float>((whole[1] << 8) + whole[0]) * unit[m]);
   }
 };
 
@@ -220,8 +358,6 @@ struct StreamedTask {
   int k_warps, groups, stages, stage_bytes;
   bool early;  // weights may be read before the kernel before has ended
 };
-
-inline constexpr int streamed_slice = 256, streamed_stages = 32;
 
 /// y = F(a) * b
 template <class F>
@@ -315,13 +451,7 @@ __global__ void __launch_bounds__(tuning::streamed_threads, M* P <= 4 ? 2 : 1)
 #pragma unroll
   for (int m = 0; m < M; ++m) {
     const bf16* row = task.x + min(m, task.rows - 1) * task.x_ld;
-#pragma unroll
-    for (int p = 0; p < P; ++p) {
-      float values[8];
-      Format::load(row + (slice + p) * streamed_slice, lane, values);
-#pragma unroll
-      for (int j = 0; j < 8; ++j) lanes.x[m][p * 8 + j] = values[j];
-    }
+    load_slices<PastCache, W, P>(row + slice * streamed_slice, lane, lanes.x[m]);
   }
   const float own_given = owns ? out.given(task.first_row + own_m, first + own_n) : 0.0f;
   float own_scale[halves];
@@ -330,33 +460,16 @@ __global__ void __launch_bounds__(tuning::streamed_threads, M* P <= 4 ? 2 : 1)
     own_scale[h] = owns ? task.weights.row_scale(h * task.cols + first + own_n) : 0.0f;
   if (task.norm != nullptr) {
     float alpha[P * 8];
-#pragma unroll
-    for (int p = 0; p < P; ++p) {
-      float values[8];
-      Format::load(task.norm + (slice + p) * streamed_slice, lane, values);
-#pragma unroll
-      for (int j = 0; j < 8; ++j) alpha[p * 8 + j] = values[j];
-    }
+    load_slices<PastCache, W, P>(task.norm + slice * streamed_slice, lane, alpha);
 #pragma unroll
     for (int m = 0; m < M; ++m) {
-      float square = 0;
-#pragma unroll
-      for (int j = 0; j < P * 8; ++j) square = fma(lanes.x[m][j], lanes.x[m][j], square);
-#pragma unroll
-      for (int distance = 16; distance > 0; distance /= 2)
-        square += __shfl_xor_sync(0xffffffffu, square, distance);
+      const float square = lanes.square(m);
       if (lane == 0) squares[warp][m] = square;
     }
     sync_consumers(consumers);
 #pragma unroll
-    for (int m = 0; m < M; ++m) {
-      float square = 0;
-      for (int k = 0; k < task.k_warps; ++k) square += squares[group * task.k_warps + k][m];
-      const float scale = 1.0f / std::sqrt(square / static_cast<float>(task.depth) + task.eps);
-#pragma unroll
-      for (int j = 0; j < P * 8; ++j)
-        lanes.x[m][j] = wide(static_cast<bf16>(lanes.x[m][j] * scale * alpha[j]));
-    }
+    for (int m = 0; m < M; ++m)
+      lanes.norm(m, &squares[group * task.k_warps][m], M, task.k_warps, task.depth, task.eps, alpha);
   }
   lanes.prepare();
 
@@ -403,17 +516,6 @@ __global__ void __launch_bounds__(tuning::streamed_threads, M* P <= 4 ? 2 : 1)
     }
   }
 #endif
-}
-
-/// Slices of `depth` that a warp takes, 0 where the kernel does not take such a depth.
-inline int streamed_slices(Index depth) {
-  constexpr int most_warps = tuning::streamed_threads / 32 - 1;
-  const Index slices = depth / streamed_slice;
-  if (depth == 0 || depth % streamed_slice != 0) return 0;
-  for (const int a_warp : {1, 2, 4}) {
-    if (slices % a_warp == 0 && slices / a_warp <= most_warps) return a_warp;
-  }
-  return 0;
 }
 
 /// False, and nothing done, for shapes that the kernel does not take. `known` weights were complete before the

@@ -41,6 +41,11 @@ inline constexpr Index few_rows = sizeof(T) == 2 ? 4 : 8;
 /// and with queues of 64 and 48 KiB 0.866 and 0.854 ms.
 inline constexpr int streamed_threads = 416, streamed_queue = 96 << 10;
 
+/// Blocks that stay for all products of a step: warps that multiply; bytes and number of the queue's stages in
+/// layers of a large transformer, and in a step of the depformer. Not varied yet.
+inline constexpr int resident_warps = 16, layers_stage = 32 << 10, layers_stages = 6, depth_stage = 16 << 10,
+                     depth_stages = 12;
+
 /// Steps in float32 of so many rows, or of 128 and of so many multiplications, are products of many rows: those
 /// of several sessions' codecs. An H200, microseconds by few_rows.cuh and by tiles of 32 x 32, 64 x 64 and
 /// 128 x 128: 61440 x 128 x 512: 3408, 446, 360, 275; 12288 x 128 x 768: 1007, 125, 105, 130; 512 x 512 x 3072:
