@@ -42,7 +42,8 @@ inline constexpr Index few_rows = sizeof(T) == 2 ? 4 : 8;
 inline constexpr int streamed_threads = 416, streamed_queue = 96 << 10;
 
 /// Blocks that stay for all products of a step: warps that multiply; bytes and number of the queue's stages in
-/// layers of a large transformer, and in a step of the depformer. Not varied yet.
+/// layers of a large transformer, and in a step of the depformer. An H200, Moshi 7B, one session, 20 frames seen: all
+/// layers 3.41 ms in bf16, 2.13 in 8 bits, 1.74 in 4; eight steps of the depformer 0.79, 0.68, 0.75 ms. Not varied.
 inline constexpr int resident_warps = 16, layers_stage = 32 << 10, layers_stages = 6, depth_stage = 16 << 10,
                      depth_stages = 12;
 
