@@ -59,6 +59,9 @@ int main(int argc, char** argv) {
   auto& adversary = options.adversary;
   app.add_option("--adversarial", adversary.adversarial, "weight of what a discriminator says of the reply")
       ->check(CLI::NonNegativeNumber);
+  app.add_option("--adversarial-share", adversary.share,
+                 "of the gradient by the reply, that these two have; 0: as their weights have it")
+      ->check(CLI::Range(0.0, 0.95));
   app.add_option("--features", adversary.features, "weight of the distance of the discriminator's features")
       ->check(CLI::NonNegativeNumber);
   app.add_option("--adversarial-from-step", adversary.from_step, "the step that these two begin with")

@@ -363,6 +363,27 @@ TEST_CASE("The discriminator: gradients of its own loss and of the codec's by ce
     for (Index i = Trial::samples; i < Trial::stride; ++i) CHECK(dy(b, i) == 0);  // not judged
 }
 
+TEST_CASE("An adversary: its gradient is balanced with the codec's own") {
+  Trial t;
+  const auto judged = [&](double share) {
+    Adversary<judge_config, B> adversary(
+        t.s.be, {.adversarial = 2, .features = 3, .share = share, .samples = 40, .seed = 5});
+    const auto dy = t.s.be.make<double, dyn, dyn>(Trial::sessions, Trial::stride);
+    t.s.be.fill(dy.data(), dy.size(), 0.25);
+    adversary(t.x, t.y, dy, 3);
+    for (Index i = 0; i < dy.size(); ++i) dy.data()[i] -= 0.25;
+    return dy;
+  };
+  const auto plain = judged(0), balanced = judged(0.75);
+  const auto norm = [](const auto& g) {
+    return std::sqrt(std::inner_product(g.data(), g.data() + g.size(), g.data(), 0.0));
+  };
+  const double own = 0.25 * std::sqrt(Trial::sessions * 40.0);  // in what is judged
+  CHECK(norm(balanced) == Approx(3 * own));
+  for (Index i = 0; i < plain.size(); ++i)  // the same direction
+    CHECK(balanced.data()[i] == Approx(plain.data()[i] * norm(balanced) / norm(plain)).margin(1e-12));
+}
+
 TEST_CASE("The discriminator: sessions are judged alone, equals have no features apart, and hinges end") {
   Trial t;
   const auto both = t.losses(), first = t.losses(0, 1), second = t.losses(1, 1);

@@ -7,14 +7,19 @@
 //
 // Formula: see train/discriminator.hpp and train/adamw.hpp; the learning rate follows the one-cycle schedule of
 //          the steps that are left from `from_step` on. The discriminator learns in every `every`-th step.
+//          With r the gradient of the codec's own losses by the reply, a that of the two here, both in what is judged:
+//            dy = r + share / (1 - share) |r| / |a| a.
+//          A discriminator that learns gets ever steeper; so balanced, it cannot drown the other losses.
 // Shapes:  x, y, dy (B, S, 1).
 // Units:   samples, steps.
 // Errors:  those of SpectralDiscriminator and Trainer.
 // Not supported: several processes.
-// Source:  "High fidelity neural audio compression" (2022), section 4: Adam with betas 0.5 and 0.9, 3e-4.
+// Source:  "High fidelity neural audio compression" (2022), section 4: Adam with betas 0.5 and 0.9, 3e-4; section
+//          3.4 for the balance, there by averages over passes, here by each alone, which has no state to save.
 #pragma once
 
 #include "mttt/backend/cpu/cpu.hpp"
+#include "mttt/nn/total.hpp"
 #include "mttt/train/discriminator.hpp"
 #include "mttt/train/trainer.hpp"
 
@@ -22,6 +27,7 @@ namespace mttt {
 
 struct AdversaryOptions {
   double adversarial = 0, features = 0;  // weights in the codec's loss; 0 and 0: no adversary
+  double share = 0.5;                    // of the gradient by the reply, below 1; 0: as the weights have it
   std::int64_t from_step = 0;
   int every = 1;
   double lr = 3e-4;
@@ -36,6 +42,55 @@ struct AdversaryOptions {
 
 /// Where none is.
 struct NoAdversary {};
+
+namespace detail {
+
+/// Part p of the squares of two gradients, (2, count).
+template <class A>
+struct SquaresOfBoth {
+  static constexpr Index part = 4096;
+  const A *codec, *judged;
+  double* parts;
+  Index n, count;
+  template <class Team>
+  MTTT_HD void operator()(Team team, Index p) const {
+    const Index first = p * part, length = part < n - first ? part : n - first;
+    for (int which = 0; which < 2; ++which) {
+      const A* x = (which == 0 ? codec : judged) + first;
+      const double sum = team.template sum<double>(
+          length, [=](Index i) { return static_cast<double>(x[i]) * static_cast<double>(x[i]); });
+      if (team.leader()) parts[which * count + p] = sum;
+    }
+  }
+};
+
+/// codec += factor sqrt(squares[0] / squares[1]) judged
+template <class A>
+struct AddBalanced {
+  A* codec;
+  const A* judged;
+  const double* squares;
+  double factor;
+  MTTT_HD void operator()(Index i) const {
+    if (squares[1] > 0) codec[i] += static_cast<A>(factor * std::sqrt(squares[0] / squares[1])) * judged[i];
+  }
+};
+
+/// dy (B, S) += share / (1 - share) |dy| / |judged| judged, where `judged` is 0 but in `part` of each segment.
+template <class B, class A>
+void add_balanced(B& be, Tensor<A, dyn, dyn> dy, const A* judged, double part, double share) {
+  using Squares = SquaresOfBoth<A>;
+  const Index n = dy.size(), count = (n + Squares::part - 1) / Squares::part;
+  const auto parts = be.template make<double, 2, dyn>(count);
+  auto* squares = be.template make<double, 2>().data();
+  be.fill(squares, 2, 0.0);
+  be.rows(count, Squares{dy.data(), judged, parts.data(), n, count}, 0, Squares::part);
+  for (int which = 0; which < 2; ++which)
+    add_total(be, parts.data() + which * count, count, which == 0 ? part : 1.0, squares + which);
+  be.for_each(n, AddBalanced<A>{dy.data(), judged, squares, share / (1 - share)});
+}
+
+}  // namespace detail
 
 /// `B`: what holds the discriminator's activations; its weights are in the type to compute in.
 template <DiscriminatorConfig C, class B>
@@ -75,12 +130,20 @@ class Adversary {
                 judged = options_.samples > 0 ? std::min(options_.samples, samples) : samples;
     Rng rng(options_.seed ^ draws, static_cast<std::uint64_t>(pass));
     const auto first = static_cast<Index>(rng.below(static_cast<std::uint64_t>(samples - judged + 1)));
+    Tensor<A, dyn, dyn> judgement = dy;  // where the gradient goes
+    if (options_.share > 0) {
+      judgement = be_.template make<A, dyn, dyn>(x.extent(0), samples);
+      be_.fill(judgement.data(), judgement.size(), A(0));
+    }
     auto* sums = be_.template make<typename Discriminator::Sums, 1>().data();
     be_.fill(sums, 1, typename Discriminator::Sums{});
     Discriminator::queue(be_, *params_, bases_, {x.data() + first, x.extent(0), judged, samples},
                          {y.data() + first, x.extent(0), judged, samples},
                          {1.0 / options_.num_microbatches, options_.adversarial, options_.features}, sums,
-                         learns(pass) ? &*grad_ : nullptr, dy.data() + first);
+                         learns(pass) ? &*grad_ : nullptr, judgement.data() + first);
+    if (options_.share > 0)
+      detail::add_balanced(be_, dy, static_cast<const A*>(judgement.data()),
+                           static_cast<double>(judged) / static_cast<double>(samples), options_.share);
     typename Discriminator::Sums host;
     be_.to_host(sums, &host, Index{1});
     const AdversaryLoss loss = Discriminator::losses(host, Discriminator::scales_of(judged));
