@@ -1,5 +1,6 @@
 #include "mttt/presets/tiny.hpp"
 #include "passes_define.hpp"
+#include "save_define.hpp"
 #include "start_define.hpp"
 #include "train.hpp"
 

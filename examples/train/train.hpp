@@ -17,6 +17,7 @@
 #include "mttt/train/work.hpp"
 #include "options.hpp"
 #include "passes.hpp"
+#include "save.hpp"
 #include "start.hpp"
 
 /// The first few by name, and how many there are.
@@ -47,38 +48,6 @@ std::vector<mttt::GroupRule> rules_of(const Options& options) {
   }
   if (C.temporal.num_ttt_layers() == 0) return {};
   return {{.says = "base_lr", .matches = mttt::name_contains("base_lr"), .frozen = true}};
-}
-
-/// The end of a training: adapters, for the base that it started from, or a model that needs neither. What
-/// either makes of the base is a model of a preset without adapters.
-template <mttt::MoshiConfig C, class P, class B, class M, class R>
-void save_model(B& be, mttt::Trainer<P, B, M, R>& trainer, const std::filesystem::path& folder,
-                const std::string& preset, bool adapters) {
-  using namespace mttt;
-  constexpr MoshiConfig fused = C.with_lora(0);
-  const std::string suffix = "_lora";
-  const bool named = preset.ends_with(suffix);
-  SaveOptions options{
-      .config = config_json<fused>(named ? preset.substr(0, preset.size() - suffix.size()) : preset)};
-  const auto file = folder / (adapters ? "lora.safetensors" : "model.safetensors");
-  if (adapters) {
-    options.metadata["base"] = "elsewhere";
-    save_weights(file, be, trainer, options, frozen_base(trainer, is_base));
-    if (C.lora.rank > 0 && trainer.ranks().rank() == 0) {
-      nlohmann::json about;  // as other programs expect it
-      about["lora"] = true, about["lora_name"] = "lora.safetensors";
-      about["lora_rank"] = C.lora.rank, about["lora_scaling"] = C.lora.scaling;
-      write_file_atomically(folder / "config.json", about.dump(2));
-    }
-  } else {
-    if constexpr (C.lora.rank > 0) {
-      auto stored = be.template as<Wide<typename B::Scalar>>();
-      if constexpr (Trainer<P, B, M, R>::mixed) fuse_adapters(be, *trainer.whole_params(), C.lora.scaling);
-      trainer.edit_weights([&](auto& all) { fuse_adapters(stored, *all, C.lora.scaling); });
-    }
-    save_weights(file, be, trainer, options, C.lora.rank > 0 ? LeaveOut(is_lora_name) : LeaveOut());
-  }
-  if (trainer.ranks().rank() == 0) std::printf("wrote %s\n", file.c_str());
 }
 
 /// A training from its start to its end.
@@ -117,7 +86,7 @@ class Training {
         {.log = [&](const mttt::StepReport& report) { log(report); }, .checkpoint = [&] { checkpoint(); }});
     watch_.print(seconds_);
     if (finished) {
-      save_model<C>(be_, trainer_, run_.path(), options_.preset, saves_adapters());
+      Save<C, T>::model(be_, trainer_, run_.path(), options_.preset, saves_adapters());
     } else {
       std::printf("stopped in good order; go on with --resume\n");
     }
