@@ -36,7 +36,9 @@ Preset preset(const char* name, const char* dtype, decltype(Preset::load) load) 
 const std::array presets{
     preset<mttt::presets::tiny>("tiny", "f32", subject_tiny),
     preset<mttt::presets::tiny_without_ttt>("tiny_without_ttt", "f32", subject_tiny_without_ttt),
+#ifdef MTTT_ALL_PRESETS
     preset<mttt::presets::moshi_small>("moshi_small", "f32", subject_moshi_small),
+#endif
 #ifdef MTTT_EXAMPLES_CUDA
     preset<mttt::presets::tiny>("tiny", "bf16", subject_tiny_bf16),
     preset<mttt::presets::moshi_small>("moshi_small", "bf16", subject_moshi_small_bf16),

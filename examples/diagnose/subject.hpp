@@ -82,7 +82,7 @@ std::unique_ptr<Subject> load_subject(const std::filesystem::path& model, const 
 
 std::unique_ptr<Subject> subject_tiny(const std::filesystem::path& checkpoint);
 std::unique_ptr<Subject> subject_tiny_without_ttt(const std::filesystem::path& checkpoint);
-std::unique_ptr<Subject> subject_moshi_small(const std::filesystem::path& checkpoint);
+std::unique_ptr<Subject> subject_moshi_small(const std::filesystem::path& checkpoint);  // MTTT_ALL_PRESETS
 // On CUDA:
 std::unique_ptr<Subject> subject_tiny_bf16(const std::filesystem::path& checkpoint);
 std::unique_ptr<Subject> subject_moshi_small_bf16(const std::filesystem::path& checkpoint);

@@ -31,10 +31,10 @@ struct Model {
 int stream_tiny(const Options&, const Model&);
 int stream_tiny_without_ttt(const Options&, const Model&);
 int stream_tiny_without_ttt_int8(const Options&, const Model&);
+int stream_moshi_7b(const Options&, const Model&);
+// With MTTT_ALL_PRESETS:
 int stream_moshi_small(const Options&, const Model&);
 int stream_moshi_small_int8(const Options&, const Model&);
-int stream_moshi_7b(const Options&, const Model&);
-// With MTTT_EXAMPLES_7B:
 int stream_moshi_7b_half(const Options&, const Model&);
 int stream_moshi_7b_int8(const Options&, const Model&);
 int stream_moshi_7b_int4(const Options&, const Model&);

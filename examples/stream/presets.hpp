@@ -42,7 +42,7 @@ mttt::detail::Problems problems_of(const nlohmann::json& config) {
 inline constexpr std::array ways_of_moshi_7b{Way{"bf16", stream_moshi_7b_half},
                                              Way{"int8", stream_moshi_7b_int8},
                                              Way{"int4", stream_moshi_7b_int4}, Way{"f32", stream_moshi_7b}};
-#elif defined(MTTT_EXAMPLES_7B)  // bf16 saves memory there, not time
+#elif defined(MTTT_ALL_PRESETS)  // bf16 saves memory there, not time
 inline constexpr std::array ways_of_moshi_7b{Way{"int8", stream_moshi_7b_int8},
                                              Way{"int4", stream_moshi_7b_int4},
                                              Way{"bf16", stream_moshi_7b_half}, Way{"f32", stream_moshi_7b}};
@@ -54,10 +54,12 @@ inline constexpr std::array ways_of_moshi_7b{Way{"f32", stream_moshi_7b}, Way{},
 inline constexpr std::array presets{
     Preset{"moshi_7b", problems_of<mttt::presets::moshi_7b>,
            [] { return mttt::config_json<mttt::presets::moshi_7b>("moshi_7b"); }, ways_of_moshi_7b},
+#ifdef MTTT_ALL_PRESETS
     Preset{"moshi_small",
            problems_of<mttt::presets::moshi_small>,
            [] { return mttt::config_json<mttt::presets::moshi_small>("moshi_small"); },
            {Way{"int8", stream_moshi_small_int8}, Way{"f32", stream_moshi_small}}},
+#endif
     Preset{"tiny_without_ttt",
            problems_of<mttt::presets::tiny_without_ttt>,
            [] { return mttt::config_json<mttt::presets::tiny_without_ttt>("tiny_without_ttt"); },
