@@ -9,6 +9,8 @@
 //             dP), the inner gradients (3), the keys' layers (2)
 //   step      2 (S + S') for the gradient, 6 S for learning and answering; bytes: W, and the accumulated
 //             gradients once read and once written (12 bytes a fast weight)
+//             with factors 4 S + 2 S', (n + 1) (I + O) for the tokens there on average, and once in n tokens
+//             2 n S; bytes: W, the factors there, and once in n tokens W read and written
 // Memory speed shows in the steps of many sessions at once; one session's state lies in a cache here.
 #include "mttt/ttt/ttt.hpp"
 
@@ -29,7 +31,12 @@ struct Counts {
   double passes(double n) const { return 2 * n * (2 * S + S1) + 2 * n * n * (I + O); }
   double forward(double n) const { return passes(n) + 2 * n * S; }
   double backward(double n) const { return passes(n) + n * (12 * S + 6 * S1) + n * n * (4 * O + 5 * I); }
-  double step() const { return 2 * (S + S1) + 6 * S; }
+  double step(double kept) const {
+    return kept == 0 ? 2 * (S + S1) + 6 * S : 2 * (3 * S + S1) + (kept + 1) * (I + O);
+  }
+  double step_bytes(double kept) const {
+    return kept == 0 ? 12 * (S + O) : 4 * (S + O) * (1 + 2 / kept) + 4 * (kept + 1) / 2 * (I + O);
+  }
 };
 
 std::string name(std::string_view what, Index heads, InnerModel model) {
@@ -47,7 +54,8 @@ struct Data {
     for (auto* t : {&q, &k, &target, &out, &dout, &dq, &dk, &dtarget}) *t = be.make<float, dyn>(n * width);
     for (auto* t : {&lr, &dlr}) *t = be.make<float, dyn>(n * heads);
     for (auto* t : {&gamma, &beta}) *t = be.make<float, dyn>(width);
-    for (auto* t : {&weights, &gradients}) *t = be.make<float, dyn>(batch * heads * model.size());
+    weights = be.make<float, dyn>(batch * heads * model.size());
+    gradients = be.make<float, dyn>(batch * heads * model.gathered());
     scale = be.make<float, dyn>(mini_batch);
     position = be.make<std::int64_t, dyn>(batch);
     for (auto* t : {&q, &k, &target, &dout}) bench::fill_uniform(t->data(), t->size());
@@ -109,37 +117,43 @@ void scans(bench::Suite& suite, Index heads, InnerModel model, Index mini_batch,
 
 void step(bench::Suite& suite, Index heads, InnerModel model, Index mini_batch, Index batch) {
   const Counts counts(model);
-  const double fast_weights = static_cast<double>(batch * heads * model.size());
   for (const int threads : suite.thread_counts()) {
     B be(threads);
     Data d(be, model, batch, 1, heads, mini_batch);
     using Step = TttStep<float, float>;
     std::int64_t time = 0;
-    suite.run(name("step", heads, model) + ", C = " + std::to_string(mini_batch) + ", " +
-                  std::to_string(batch) + (batch == 1 ? " session" : " sessions"),
-              {.threads = threads,
-               .flops = static_cast<double>(batch * heads) * counts.step(),
-               .bytes = 12 * fast_weights,
-               .against = bench::Against::copy},
-              [&] {
-                be.rows(batch * heads,
-                        Step{model, 1, heads, mini_batch, d.q.data(), d.k.data(), d.target.data(),
-                             d.lr.data(), d.scale.data(), d.gamma.data(), d.beta.data(), d.weights.data(),
-                             d.gradients.data(), d.position.data(), nullptr, d.out.data(), 1e-6f},
-                        Step::scratch(model) * 4, model.size() * 4);
-                be.fill(d.position.data(), batch, ++time);
-              });
+    suite.run(
+        name("step", heads, model) + ", C = " + std::to_string(mini_batch) + ", " + std::to_string(batch) +
+            (batch == 1 ? " session" : " sessions") + (model.kept > 0 ? ", factors" : ""),
+        {.threads = threads,
+         .flops = static_cast<double>(batch * heads) * counts.step(static_cast<double>(model.kept)),
+         .bytes = static_cast<double>(batch * heads) * counts.step_bytes(static_cast<double>(model.kept)),
+         .against = bench::Against::copy},
+        [&] {
+          be.rows(batch * heads,
+                  Step{model, 1, heads, mini_batch, d.q.data(), d.k.data(), d.target.data(), d.lr.data(),
+                       d.scale.data(), d.gamma.data(), d.beta.data(), d.weights.data(), d.gradients.data(),
+                       d.position.data(), nullptr, d.out.data(), 1e-6f},
+                  Step::scratch(model) * 4, model.size() * 4);
+          be.fill(d.position.data(), batch, ++time);
+        });
   }
   if (batch == 1) {
     char text[120];
-    std::snprintf(text, sizeof text, "state of a session, %s: %.1f kB", name("", heads, model).c_str(),
-                  8 * fast_weights * 1e-3);
+    std::snprintf(text, sizeof text, "state of a session, %s%s: %.1f kB", name("", heads, model).c_str(),
+                  model.kept > 0 ? ", factors" : "",
+                  4e-3 * static_cast<double>(heads * (model.size() + model.gathered())));
     suite.note(text);
   }
 }
 
 constexpr InnerModel linear(Index width) { return {width, 4 * width, 1}; }
 constexpr InnerModel mlp(Index width) { return {width, 4 * width, 2}; }
+/// Of sessions that keep the tokens' factors.
+constexpr InnerModel by_factors(InnerModel model, Index mini_batch) {
+  model.kept = mini_batch;
+  return model;
+}
 
 }  // namespace
 
@@ -149,6 +163,7 @@ int main(int argc, char** argv) {
     for (const InnerModel model : {linear(16), mlp(16)}) {
       scans(suite, 2, model, 16, 32);
       step(suite, 2, model, 16, 1);
+      step(suite, 2, by_factors(model, 16), 16, 1);
     }
     return suite.finish();
   }
@@ -158,9 +173,13 @@ int main(int argc, char** argv) {
     scans(suite, 32, linear(128), mini_batch, 64);
     scans(suite, 32, mlp(128), mini_batch, 64);
   }
-  for (const InnerModel model : {linear(32), mlp(32)}) step(suite, 4, model, 16, 1);
-  for (const InnerModel model : {linear(64), mlp(64)}) step(suite, 8, model, 16, 1);
-  for (const InnerModel model : {linear(128), mlp(128)}) step(suite, 32, model, 16, 1);
+  const auto both_steps = [&](Index heads, InnerModel model) {
+    step(suite, heads, model, 16, 1);
+    step(suite, heads, by_factors(model, 16), 16, 1);
+  };
+  for (const InnerModel model : {linear(32), mlp(32)}) both_steps(4, model);
+  for (const InnerModel model : {linear(64), mlp(64)}) both_steps(8, model);
+  for (const InnerModel model : {linear(128), mlp(128)}) both_steps(32, model);
   step(suite, 8, linear(64), 16, 512);
   step(suite, 8, mlp(64), 16, 64);
   return suite.finish();

@@ -64,16 +64,22 @@ void check_products(double tolerance) {
   Cpu<T> be;
   for (const Index M : {1, 3, 17, 70}) {
     for (const Index N : {1, 5, 64, 133}) {
-      for (const Index K : {1, 7, 96}) {
+      for (const Index K : {1, 7, 96, 150}) {
         for (int kind = 0; kind < 4; ++kind) {
           Problem<T> p(M, N, K, kind == 3 ? 5 : 0, (kind & 1) != 0, (kind & 2) != 0);
           INFO(M << " x " << N << " x " << K << ", kind " << kind);
           const auto before = p.c;
           be.matmul(p.A(), p.B(), p.C(), T(0.5), T(2));
           CHECK(p.error(before, 0.5, 2) < tolerance);
+          p.c = before;
+          CpuTeam(nullptr).matmul<T>(p.A(), p.B(), p.C(), T(0.5), T(2));
+          CHECK(p.error(before, 0.5, 2) < tolerance);
           if (p.gap > 0) continue;
           std::fill(p.c.begin(), p.c.end(), static_cast<T>(NAN));  // beta = 0 overwrites even NaN
           be.matmul(p.A(), p.B(), p.C());
+          CHECK(p.error(p.c, 1, 0) < tolerance);
+          std::fill(p.c.begin(), p.c.end(), static_cast<T>(NAN));
+          CpuTeam(nullptr).matmul<T>(p.A(), p.B(), p.C());
           CHECK(p.error(p.c, 1, 0) < tolerance);
         }
       }

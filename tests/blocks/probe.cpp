@@ -14,14 +14,15 @@ using namespace mttt;
 using B = Cpu<double>;
 using Numbers = std::vector<double>;
 
-constexpr TttConfig small(Index layers) {
+constexpr TttConfig small(Index layers, TttMemory memory) {
   return {.dim = 8,
           .num_heads = 2,
           .mini_batch_size = 3,
           .layers = layers,
           .expansion = 2,
           .rope = false,
-          .base_lr = 2};
+          .base_lr = 2,
+          .memory = memory};
 }
 
 /// One head of width F, its weights as lists of (W, b), rows of W for inputs.
@@ -128,9 +129,9 @@ Numbers plain_numbers(const typename Learner::Params& p, Sequence<const double, 
   return numbers;
 }
 
-template <Index layers>
+template <Index layers, TttMemory memory = TttMemory::sums>
 void equals_plain_loop() {
-  using Learner = Ttt<small(layers), B>;
+  using Learner = Ttt<small(layers, memory), B>;
   constexpr Index steps = 8;  // two mini-batches and a part
   B be;
   Rng rng(3);
@@ -234,6 +235,9 @@ void watching_changes_nothing() {
 
 TEST_CASE("Probe: TTT-Linear as a plain loop has it") { equals_plain_loop<1>(); }
 TEST_CASE("Probe: TTT-MLP as a plain loop has it") { equals_plain_loop<2>(); }
+TEST_CASE("Probe: TTT-MLP that keeps factors as a plain loop has it") {
+  equals_plain_loop<2, TttMemory::factors>();
+}
 TEST_CASE("Probe: watching a stream changes nothing, TTT in parallel") {
   watching_changes_nothing<Placement::parallel>();
 }

@@ -47,6 +47,14 @@ using WithLinear = Temporal<config(1, TttVariant::lm, Placement::parallel), B>;
 template <class B>
 using WithMlp = Temporal<config(2, TttVariant::video, Placement::after_attention), B>;
 template <class B>
+using Factors = Ttt<TttConfig{.dim = 8,
+                              .num_heads = 2,
+                              .mini_batch_size = 4,
+                              .layers = 2,
+                              .expansion = 2,
+                              .memory = TttMemory::factors},
+                    B>;
+template <class B>
 using Norms = LayerNorm<NormConfig{.dim = 70}, B>;
 template <class B>
 using Biased = Linear<LinearConfig{.in = 7, .out = 300, .bias = true}, B>;
@@ -59,6 +67,10 @@ using Feed = FeedForward<FeedForwardConfig{.dim = 6, .hidden = 10}, B>;
 TEST_CASE("teams: Temporal with TTT-Linear") { hold_teams<WithLinear>(); }
 TEST_CASE("teams: Temporal with TTT-MLP") { hold_teams<WithMlp>(); }
 TEST_CASE("teams: segments of Temporal with TTT-Linear") { hold_carrying_teams<WithLinear>(); }
+TEST_CASE("teams: TTT-MLP that keeps factors") {
+  hold_teams<Factors>();
+  hold_carrying_teams<Factors>();
+}
 TEST_CASE("teams: LayerNorm") { hold_teams<Norms>({.batch = 5, .steps = 20}); }
 TEST_CASE("teams: Linear with bias") { hold_teams<Biased>(); }
 TEST_CASE("teams: LayerScale") { hold_teams<Scaled>(); }

@@ -19,6 +19,9 @@ using TttLinearVideo =
 template <class B>
 using TttMlp = Ttt<TttConfig{.dim = 8, .num_heads = 2, .mini_batch_size = 4, .layers = 2, .expansion = 4}, B>;
 template <class B>
+using TttLinearFactors =
+    Ttt<TttConfig{.dim = 12, .num_heads = 3, .mini_batch_size = 4, .memory = TttMemory::factors}, B>;
+template <class B>
 using TttMlp5Video = Ttt<TttConfig{.dim = 8,
                                    .num_heads = 2,
                                    .mini_batch_size = 3,
@@ -36,6 +39,7 @@ using Stack =
 
 TEST_CASE("Carried TTT-Linear, lm variant") { hold_to_carry_laws<TttLinear>(); }
 TEST_CASE("Carried TTT-Linear, video variant") { hold_to_carry_laws<TttLinearVideo>(); }
+TEST_CASE("Carried TTT-Linear that keeps factors") { hold_to_carry_laws<TttLinearFactors>(); }
 TEST_CASE("Carried TTT-MLP of 2 layers") { hold_to_carry_laws<TttMlp>(); }
 TEST_CASE("Carried TTT-MLP of 5 layers, video variant") { hold_to_carry_laws<TttMlp5Video>(); }
 TEST_CASE("Carried Recompute of Residual of Gated TTT-Linear") { hold_to_carry_laws<RecomputedResidual>(); }

@@ -102,9 +102,14 @@ struct GeluTanh {
   }
   template <class T>
   MTTT_HD static T df(T x) {
+    return slope(x, tanh_part(x));
+  }
+  /// f(x), and df(x) with it: one tanh for both.
+  template <class T>
+  MTTT_HD static T f_and_df(T x, T& dfx) {
     const T h = tanh_part(x);
-    const T du = T(0.79788456080286536) * (T(1) + T(3 * 0.044715) * x * x);
-    return T(0.5) * (T(1) + h) + T(0.5) * x * (T(1) - h * h) * du;
+    dfx = slope(x, h);
+    return T(0.5) * x * (T(1) + h);
   }
   template <class T>
   MTTT_HD static T ddf(T x) {
@@ -113,6 +118,13 @@ struct GeluTanh {
     const T ddu = T(0.79788456080286536) * T(6 * 0.044715) * x;
     const T dh = (T(1) - h * h) * du;
     return dh + T(0.5) * x * ((T(1) - h * h) * ddu - T(2) * h * dh * du);
+  }
+
+ private:
+  template <class T>
+  MTTT_HD static T slope(T x, T h) {
+    const T du = T(0.79788456080286536) * (T(1) + T(3 * 0.044715) * x * x);
+    return T(0.5) * (T(1) + h) + T(0.5) * x * (T(1) - h * h) * du;
   }
 };
 

@@ -77,26 +77,73 @@ struct TttScan {
 
 namespace detail {
 
+/// Rows of a block of what is zero above its diagonal: a team on a CPU leaves out blocks that are all zero.
+template <class Team>
+MTTT_HD constexpr Index causal_block(Index n) {
+  if constexpr (requires { Team::causal_block; }) {
+    return Team::causal_block;
+  } else {
+    return n;
+  }
+}
+
+/// p = x y^T, (n, n), on and below the diagonal; what comes out above it is nobody's.
+template <class A, class Team>
+MTTT_HD void causal_products(Team team, Index n, Index depth, const A* x, const A* y, A* p) {
+  const Index block = causal_block<Team>(n);
+  for (Index s = 0; s < n; s += block) {
+    const Index some = n - s < block ? n - s : block;
+    team.matmul(plane<const A>(x + s * depth, n - s, depth), plane<const A>(y + s * depth, some, depth).t(),
+                Matrix<A>{p + s * n + s, n - s, some, n});
+  }
+}
+
+/// z += p g with p (n, n) zero above its diagonal, z and g (n, width)
+template <class A, class Team>
+MTTT_HD void add_causal(Team team, Index n, Index width, const A* p, const A* g, A* z) {
+  const Index block = causal_block<Team>(n);
+  for (Index t = 0; t < n; t += block) {
+    const Index some = n - t < block ? n - t : block;
+    team.matmul(Matrix<const A>{p + t * n, some, t + some, n}, plane<const A>(g, t + some, width),
+                plane(z + t * width, some, width), 1, 1);
+  }
+}
+
+/// z += p^T g
+template <class A, class Team>
+MTTT_HD void add_causal_transposed(Team team, Index n, Index width, const A* p, const A* g, A* z) {
+  const Index block = causal_block<Team>(n);
+  for (Index s = 0; s < n; s += block) {
+    const Index some = n - s < block ? n - s : block;
+    team.matmul(Matrix<const A>{p + s * n + s, n - s, some, n}.t(),
+                plane<const A>(g + s * width, n - s, width), plane(z + s * width, some, width), 1, 1);
+  }
+}
+
 /// The queries' pass through the updated weights: planes of all layers, and the causal products between them.
 template <class A>
 struct QueryPass {
-  A* X[max_inner_layers];  // Xbar (n, in)
-  A* Z[max_inner_layers];  // Zbar (n, out)
-  A* P[max_inner_layers];  // (n, n), zero above the diagonal
+  A* X[max_inner_layers];     // Xbar (n, in)
+  A* Z[max_inner_layers];     // Zbar (n, out)
+  A* dots[max_inner_layers];  // Xbar X^T (n, n), on and below the diagonal
+  A* P[max_inner_layers];     // (n, n), zero above the diagonal
+  A* rates;  // lr (n), which elsewhere lie a stride apart: gathering them took a quarter of the scan
 
   MTTT_HD static constexpr Index scratch(InnerModel model, Index n) {
-    Index total = 0;
-    for (Index l = 0; l < model.layers; ++l) total += n * (model.in(l) + model.out(l) + n);
+    Index total = n;
+    for (Index l = 0; l < model.layers; ++l) total += n * (model.in(l) + model.out(l) + 2 * n);
     return total;
   }
   MTTT_HD A* place(InnerModel model, Index n, A* memory) {
     for (Index l = 0; l < model.layers; ++l) {
       X[l] = memory;
       Z[l] = X[l] + n * model.in(l);
-      P[l] = Z[l] + n * model.out(l);
+      dots[l] = Z[l] + n * model.out(l);
+      P[l] = dots[l] + n * n;
       memory = P[l] + n * n;
     }
-    return memory;
+    rates = memory;
+    return rates + n;
   }
 };
 
@@ -105,22 +152,24 @@ template <class A, class T, class Team>
 MTTT_HD void answer(Team team, const TttScan<T, A>& scan, Index head, Index m, Index n, const A* weights,
                     const InnerPass<A>& pass, QueryPass<A>& query) {
   const InnerModel model = scan.model;
+  const A *lr = scan.lr + scan.lr_at(head, m, 0), *rates = query.rates;
+  A* to_rates = query.rates;
+  const Index stride = scan.heads;
+  team.for_each(n, [=](Index s) { to_rates[s] = lr[s * stride]; });
   for (Index l = 0; l < model.layers; ++l) {
     const Matrix<A> X = plane(query.X[l], n, model.in(l)), Z = plane(query.Z[l], n, model.out(l));
-    const Matrix<A> P = plane(query.P[l], n, n);
     team.matmul(X, model.weight(weights, l), Z);
-    team.matmul(X, plane<const A>(pass.X[l], n, model.in(l)).t(), P);
+    causal_products<A>(team, n, model.in(l), query.X[l], pass.X[l], query.dots[l]);
     team.sync();
     add_bias(team, model.bias(weights, l), Z);
     for (Index t = 0; t < n; ++t) {
+      const A* dots = query.dots[l] + t * n;
       A* row = query.P[l] + t * n;
       const A scale = scan.scale[t];
-      const A* lr = scan.lr + scan.lr_at(head, m, 0);
-      const Index stride = scan.heads;
-      team.for_each(n, [=](Index s) { row[s] = s <= t ? -scale * lr[s * stride] * (row[s] + A(1)) : A(0); });
+      team.for_each(n, [=](Index s) { row[s] = s <= t ? -scale * rates[s] * (dots[s] + A(1)) : A(0); });
     }
     team.sync();
-    team.matmul(P, plane<const A>(pass.G[l], n, model.out(l)), Z, 1, 1);
+    add_causal<A>(team, n, model.out(l), query.P[l], pass.G[l], query.Z[l]);
     team.sync();
     if (l + 1 < model.layers) {
       const A* z = query.Z[l];
@@ -137,9 +186,9 @@ MTTT_HD void answer(Team team, const TttScan<T, A>& scan, Index head, Index m, I
 template <class T, class A>
 struct TttForward {
   TttScan<T, A> scan;
-  A* weights;  // (B, H, size): the first weights on entry, the last ones on return
-  A* gradients;  // (B, H, size), null if nobody wants them: what a last mini-batch that is not whole has gathered,
-                 // sum over s of lr_s dl(W; s) / dW; zero after a whole one
+  A* weights;    // (B, H, size): the first weights on entry, the last ones on return
+  A* gradients;  // (B, H, gathered), null if nobody wants them: what a last mini-batch that is not whole has
+                 // gathered, sum over s of lr_s dl(W; s) / dW or its factors; zero after a whole one
   T* out;        // (B, T, H F)
 
   static constexpr Index scratch(InnerModel model, Index n) {
@@ -155,8 +204,8 @@ struct TttForward {
     const A* gamma = scan.gamma + head % scan.heads * F;
     const A* beta = scan.beta + head % scan.heads * F;
     if (gradients != nullptr) {
-      A* none = gradients + head * size;
-      team.for_each(size, [=](Index i) { none[i] = 0; });
+      A* none = gradients + head * model.gathered();
+      team.for_each(model.gathered(), [=](Index i) { none[i] = 0; });
     }
     for (Index m = 0; m < scan.mini_batches(); ++m) {
       const Index n = scan.tokens(m);
@@ -185,8 +234,12 @@ struct TttForward {
       scan.store(team, query.Z[model.layers - 1], head, m, n, out);
       if (n == scan.mini_batch) {
         learn(team, head, m, n, W, -scan.scale[n - 1], pass, scaled);
-      } else if (gradients != nullptr) {
+      } else if (gradients != nullptr && model.kept == 0) {
         learn(team, head, m, n, gradients + head * size, A(1), pass, scaled);
+      } else if (gradients != nullptr) {
+        for (Index s = 0; s < n; ++s)
+          detail::keep_factors(team, model, s, scan.lr[scan.lr_at(head, m, s)], pass, s,
+                               gradients + head * model.gathered());
       }
       team.sync();
     }
@@ -229,10 +282,8 @@ struct TttBackward {
   A* dweights;           // (B, H, size): gradient of the last weights on entry, of the first ones on return
 
   static constexpr Index scratch(InnerModel model, Index n) {
-    Index d = 0;  // dX, dZ, dG of all layers
-    for (Index l = 0; l < model.layers; ++l) d += n * (model.in(l) + 2 * model.out(l));
-    return detail::InnerPass<A>::scratch(model, n) + detail::QueryPass<A>::scratch(model, n) + d +
-           n * (3 * model.width + 3 * model.widest() + 2 * n);
+    return 2 * detail::InnerPass<A>::scratch(model, n) + detail::QueryPass<A>::scratch(model, n) +
+           n * (3 * model.width + 3 * model.widest() + n);
   }
 
   template <class Team>
@@ -256,7 +307,6 @@ struct TttBackward {
       A* dZbar = dXbar + n * model.widest();
       A* wide = dZbar + n * model.widest();
       A* dP = wide + n * model.widest();
-      A* dots = dP + n * n;
 
       // The mini-batch again.
       scan.load(team, scan.k, head, m, n, pass.X[0]);
@@ -290,7 +340,7 @@ struct TttBackward {
       detail::add_column_sums(team, detail::plane<const A>(wide, n, F), dgamma + head * F);
       detail::add_column_sums(team, detail::plane<const A>(dO, n, F), dbeta + head * F);
       for (Index l = last; l >= 0; --l) {
-        queried(team, head, m, n, W, dW, pass, query, d, l, dXbar, dZbar, dP, dots);
+        queried(team, head, m, n, W, dW, pass, query, d, l, dXbar, dZbar, dP);
         if (l > 0) {
           const A* z = query.Z[l - 1];
           team.for_each(n * model.in(l), [=](Index i) { dZbar[i] = dXbar[i] * GeluTanh::df(z[i]); });
@@ -384,23 +434,19 @@ struct TttBackward {
   template <class Team>
   MTTT_HD void queried(Team team, Index head, Index m, Index n, const A* W, A* dW,
                        const detail::InnerPass<A>& pass, const detail::QueryPass<A>& query,
-                       const detail::InnerPass<A>& d, Index l, A* dXbar, const A* dZbar, A* dP,
-                       A* dots) const {
+                       const detail::InnerPass<A>& d, Index l, A* dXbar, const A* dZbar, A* dP) const {
     const InnerModel model = scan.model;
     const Index in = model.in(l), out = model.out(l);
     const auto dZ = detail::plane<const A>(dZbar, n, out);
     team.matmul(dZ, model.weight(W, l).t(), detail::plane(dXbar, n, in));
-    team.matmul(dZ, detail::plane<const A>(pass.G[l], n, out).t(), detail::plane(dP, n, n));
-    team.matmul(detail::plane<const A>(query.P[l], n, n).t(), dZ, detail::plane(d.G[l], n, out), 1, 1);
+    detail::causal_products<A>(team, n, out, dZbar, pass.G[l], dP);
+    detail::add_causal_transposed<A>(team, n, out, query.P[l], dZbar, d.G[l]);
     team.matmul(detail::plane<const A>(query.X[l], n, in).t(), dZ, model.weight(dW, l), 1, 1);
     detail::add_column_sums(team, dZ, model.bias(dW, l));
     team.sync();
-    // P_ts = -scale_t lr_s (a_ts + 1). The rates are bounded away from zero (a sigmoid), a scale may be zero:
-    // so a_ts is computed again instead of divided out.
-    team.matmul(detail::plane<const A>(query.X[l], n, in), detail::plane<const A>(pass.X[l], n, in).t(),
-                detail::plane(dots, n, n));
-    team.sync();
-    const A *scale = scan.scale, *lr = scan.lr + scan.lr_at(head, m, 0);
+    // P_ts = -scale_t lr_s (a_ts + 1)
+    const A* dots = query.dots[l];
+    const A *scale = scan.scale, *rates = query.rates;
     const Index stride = scan.heads;
     A *drate = dlr + scan.lr_at(head, m, 0), *to_scale = dscale + head * scan.mini_batch;
     team.for_each(n, [=](Index s) {  // down column s, which begins at the diagonal
@@ -410,21 +456,18 @@ struct TttBackward {
     });
     team.for_each(n, [=](Index t) {
       A sum = 0;
-      for (Index s = 0; s <= t; ++s) sum += lr[s * stride] * (A(1) + dots[t * n + s]) * dP[t * n + s];
+      for (Index s = 0; s <= t; ++s) sum += rates[s] * (A(1) + dots[t * n + s]) * dP[t * n + s];
       to_scale[t] -= sum;
     });
     team.sync();
     for (Index t = 0; t < n; ++t) {
       A* row = dP + t * n;
       const A row_scale = scale[t];
-      team.for_each(
-          n, [=](Index s) { row[s] = s <= t ? -row_scale * lr[s * stride] * row[s] : A(0); });  // now dA
+      team.for_each(n, [=](Index s) { row[s] = s <= t ? -row_scale * rates[s] * row[s] : A(0); });  // now dA
     }
     team.sync();
-    team.matmul(detail::plane<const A>(dP, n, n), detail::plane<const A>(pass.X[l], n, in),
-                detail::plane(dXbar, n, in), 1, 1);
-    team.matmul(detail::plane<const A>(dP, n, n).t(), detail::plane<const A>(query.X[l], n, in),
-                detail::plane(d.X[l], n, in), 1, 1);
+    detail::add_causal<A>(team, n, in, dP, pass.X[l], dXbar);
+    detail::add_causal_transposed<A>(team, n, in, dP, query.X[l], d.X[l]);
     team.sync();
   }
 
@@ -440,9 +483,10 @@ struct TttBackward {
       team.matmul(detail::plane<const A>(pass.G[l + 1], n, next), model.weight(W, l + 1).t(),
                   detail::plane(wide, n, out));
       team.sync();
+      const A* slopes = pass.slopes[l];
       team.for_each(n * out, [=](Index i) {
         dz[i] = dg[i] * wide[i] * GeluTanh::ddf(z[i]);
-        dg[i] *= GeluTanh::df(z[i]);
+        dg[i] *= slopes[i];
       });
       team.sync();
       team.matmul(detail::plane<const A>(dg, n, out), model.weight(W, l + 1),
@@ -467,9 +511,9 @@ struct TttBackward {
       detail::add_column_sums(team, dZ, model.bias(dW, l));
       team.sync();
       if (l > 0) {
-        const A *z = pass.Z[l - 1], *dx = d.X[l];
+        const A *slopes = pass.slopes[l - 1], *dx = d.X[l];
         A* dz = d.Z[l - 1];
-        team.for_each(n * model.in(l), [=](Index i) { dz[i] += dx[i] * GeluTanh::df(z[i]); });
+        team.for_each(n * model.in(l), [=](Index i) { dz[i] += dx[i] * slopes[i]; });
         team.sync();
       }
     }

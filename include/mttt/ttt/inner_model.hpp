@@ -10,7 +10,8 @@
 //                      then dl / dW_l = x_l^T g_l,  dl / db_l = g_l,  x_1 = k_s,  x_(l+1) = gelu_tanh(z_l)
 // Shapes:  x, k, target (n, width); W_l (in, out); g_l, z_l (n, out of layer l). One head's weights lie in
 //          one flat array W_1 b_1 W_2 b_2 ..., so that a session's fast weights are copied, saved and forked
-//          as one piece.
+//          as one piece. What an unfinished mini-batch has taught lies beside them: the sums of lr dl / dW in
+//          the same order, or the factors of these sums, X_1 (C, in) lr G_1 (C, out) X_2 ..., a row a token.
 // Units:   none. Everything here is float32 or better, whatever the storage type is.
 // Errors:  none.
 // Not supported: inner models whose input and output widths differ.
@@ -29,6 +30,7 @@ struct InnerModel {
   Index hidden;    // of the layers in between
   Index layers;    // 1 is TTT-Linear
   float clip = 0;  // the longest gradient of a token's loss by the inner model's output; 0: any
+  Index kept = 0;  // tokens whose x_l and lr g_l a session keeps until their mini-batch ends; 0: their sums
 
   MTTT_HD constexpr Index in(Index l) const { return l == 0 ? width : hidden; }
   MTTT_HD constexpr Index out(Index l) const { return l == layers - 1 ? width : hidden; }
@@ -40,6 +42,15 @@ struct InnerModel {
   }
   MTTT_HD constexpr Index bias_at(Index l) const { return weight_at(l) + in(l)*out(l); }
   MTTT_HD constexpr Index size() const { return weight_at(layers); }
+
+  /// Numbers that a session keeps of an unfinished mini-batch: sums like its weights, or rows of factors.
+  MTTT_HD constexpr Index gathered() const { return kept == 0 ? size() : inputs_at(layers); }
+  MTTT_HD constexpr Index inputs_at(Index l) const {
+    Index offset = 0;
+    for (Index i = 0; i < l; ++i) offset += kept * (in(i) + out(i));
+    return offset;
+  }
+  MTTT_HD constexpr Index gradients_at(Index l) const { return inputs_at(l) + kept * in(l); }
 
   template <class A>
   MTTT_HD Matrix<A> weight(A* flat, Index l) const {
@@ -185,16 +196,19 @@ MTTT_HD void add_column_sums(Team team, Matrix<const A> y, A* row, A factor = 1)
 }
 
 /// What one mini-batch of n tokens makes of the inner model: inputs X_l, pre-activations Z_l, gradients G_l
-/// of all layers. The planes lie in scratch; X of the first layer is k itself.
+/// of all layers, and GELU's slopes at Z_l of all but the last. The planes lie in scratch; X of the first
+/// layer is k itself.
 template <class A>
 struct InnerPass {
   A* X[max_inner_layers];
   A* Z[max_inner_layers];
   A* G[max_inner_layers];
+  A* slopes[max_inner_layers];
 
   MTTT_HD static constexpr Index scratch(InnerModel model, Index n) {
     Index total = 0;
-    for (Index l = 0; l < model.layers; ++l) total += n * (model.in(l) + 2 * model.out(l));
+    for (Index l = 0; l < model.layers; ++l)
+      total += n * (model.in(l) + (l + 1 < model.layers ? 3 : 2) * model.out(l));
     return total;
   }
   /// Lays the planes out from `memory` on; returns what follows them.
@@ -203,27 +217,30 @@ struct InnerPass {
       X[l] = memory;
       Z[l] = X[l] + n * model.in(l);
       G[l] = Z[l] + n * model.out(l);
-      memory = G[l] + n * model.out(l);
+      slopes[l] = G[l] + n * model.out(l);
+      memory = l + 1 < model.layers ? slopes[l] + n * model.out(l) : slopes[l];
     }
     return memory;
   }
 };
 
 /// Forward and closed-form gradient of the inner loss at `weights` for n tokens whose keys are in pass.X[0].
+/// Who has multiplied them by the first layer's weights already, into pass.Z[0], says so.
 template <class A, class Team>
 MTTT_HD void descend(Team team, InnerModel model, Index n, const A* weights, const A* target, const A* gamma,
-                     const A* beta, A eps, InnerPass<A>& pass) {
+                     const A* beta, A eps, InnerPass<A>& pass, bool multiplied = false) {
   const Index last = model.layers - 1;
   for (Index l = 0; l <= last; ++l) {
     const Matrix<A> Z = plane(pass.Z[l], n, model.out(l));
-    team.matmul(plane<const A>(pass.X[l], n, model.in(l)), model.weight(weights, l), Z);
+    if (l > 0 || !multiplied)
+      team.matmul(plane<const A>(pass.X[l], n, model.in(l)), model.weight(weights, l), Z);
     team.sync();
     add_bias(team, model.bias(weights, l), Z);
     if (l < last) {
       team.sync();
       const A* z = pass.Z[l];
-      A* x = pass.X[l + 1];
-      team.for_each(n * model.out(l), [=](Index i) { x[i] = GeluTanh::f(z[i]); });
+      A *x = pass.X[l + 1], *slopes = pass.slopes[l];
+      team.for_each(n * model.out(l), [=](Index i) { x[i] = GeluTanh::f_and_df(z[i], slopes[i]); });
     }
     team.sync();
   }
@@ -239,10 +256,35 @@ MTTT_HD void descend(Team team, InnerModel model, Index n, const A* weights, con
     team.matmul(plane<const A>(pass.G[l + 1], n, model.out(l + 1)), model.weight(weights, l + 1).t(),
                 plane(pass.G[l], n, model.out(l)));
     team.sync();
-    const A* z = pass.Z[l];
+    const A* slopes = pass.slopes[l];
     A* g = pass.G[l];
-    team.for_each(n * model.out(l), [=](Index i) { g[i] *= GeluTanh::df(z[i]); });
+    team.for_each(n * model.out(l), [=](Index i) { g[i] *= slopes[i]; });
     team.sync();
+  }
+}
+
+/// Row `place` of a session's factors: x_l and rate g_l of row r of a pass.
+template <class A, class Team>
+MTTT_HD void keep_factors(Team team, InnerModel model, Index place, A rate, const InnerPass<A>& pass, Index r,
+                          A* factors) {
+  for (Index l = 0; l < model.layers; ++l) {
+    const Index in = model.in(l), out = model.out(l);
+    const A *x = pass.X[l] + r * in, *g = pass.G[l] + r * out;
+    A *to_x = factors + model.inputs_at(l) + place * in,
+      *to_g = factors + model.gradients_at(l) + place * out;
+    team.for_each(in, [=](Index i) { to_x[i] = x[i]; });
+    team.for_each(out, [=](Index i) { to_g[i] = rate * g[i]; });
+  }
+}
+
+/// W_l += factor sum over the first n rows of x_l^T (lr g_l), likewise the biases.
+template <class A, class Team>
+MTTT_HD void add_factors(Team team, InnerModel model, Index n, A factor, const A* factors, A* W) {
+  for (Index l = 0; l < model.layers; ++l) {
+    const auto x = plane(factors + model.inputs_at(l), n, model.in(l));
+    const auto g = plane(factors + model.gradients_at(l), n, model.out(l));
+    team.matmul(x.t(), g, model.weight(W, l), factor, 1);
+    add_column_sums(team, g, model.bias(W, l), factor);
   }
 }
 

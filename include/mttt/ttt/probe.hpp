@@ -36,6 +36,7 @@ struct TttProbe {
   const A *gamma, *beta;         // (H, F)
   const A* start;                // (H, size)
   A *weights, *gradients;        // (B, H, size): those before the tokens on entry, those after on return
+  A* factors;                    // (B, H, gathered): goes on likewise; null where the state holds the sums
   const std::int64_t* position;  // (B) of the first token; null: 0
   const std::uint8_t* mask;
   A* numbers;  // (B, T, H, inner_numbers)
@@ -51,6 +52,7 @@ struct TttProbe {
     if (!active(mask, b)) return;
     const A *W0 = start + h * size, *gamma_h = gamma + h * F, *beta_h = beta + h * F;
     A *W = weights + head * size, *G = gradients + head * size;
+    A* kept = factors == nullptr ? nullptr : factors + head * model.gathered();
     InnerPass<A> pass;
     A* wanted = pass.place(model, 1, team.template scratch<A>());
     const A start_square = team.template sum<A>(size, [=](Index i) { return W0[i] * W0[i]; });
@@ -68,6 +70,7 @@ struct TttProbe {
       const A before = loss(team, first, W, G, place == 0 ? A(0) : scale[place - 1], wanted, gamma_h, beta_h);
       descend(team, model, 1, W, wanted, gamma_h, beta_h, eps, pass);
       learn(team, lr[rate_at], G, pass);
+      if (kept != nullptr) keep_factors(team, model, place, lr[rate_at], pass, 0, kept);
       team.sync();
       const A rate = scale[place];
       const A after = loss(team, first, W, G, rate, wanted, gamma_h, beta_h);
@@ -85,6 +88,7 @@ struct TttProbe {
           W[i] -= rate * G[i];
           G[i] = 0;
         });
+        if (kept != nullptr) team.for_each(model.gathered(), [=](Index i) { kept[i] = 0; });
       }
       team.sync();
     }
@@ -137,6 +141,24 @@ struct TttProbe {
   }
 };
 
+/// gradients = the sums that the factors of a running mini-batch stand for.
+template <class A>
+struct SumFactors {
+  InnerModel model;
+  Index heads;
+  const A* factors;              // (B, H, gathered)
+  const std::int64_t* position;  // (B); null: nothing has been gathered
+  A* gradients;                  // (B, H, size)
+  template <class Team>
+  MTTT_HD void operator()(Team team, Index head) const {
+    A* G = gradients + head * model.size();
+    team.for_each(model.size(), [=](Index i) { G[i] = 0; });
+    team.sync();
+    const Index n = position == nullptr ? 0 : static_cast<Index>(position[head / heads]) % model.kept;
+    if (n > 0) add_factors(team, model, n, A(1), factors + head * model.gathered(), G);
+  }
+};
+
 template <class Learner, class B, class Inputs>
 void probe_inputs(B& be, const typename Learner::Params& p, const Inputs& inputs,
                   typename Learner::State& state, const std::int64_t* position,
@@ -146,16 +168,23 @@ void probe_inputs(B& be, const typename Learner::Params& p, const Inputs& inputs
   const auto scope = be.scope();
   const Index batch = inputs.v.extent(0), steps = inputs.v.extent(1);
   typename Learner::State start{be.template make<A, dyn, Learner::H, Learner::size>(1),
-                                be.template make<A, dyn, Learner::H, Learner::size>(1),
+                                be.template make<A, dyn, Learner::H, Learner::gathered>(1),
                                 be.template make<std::int64_t, dyn>(1)};
   Learner::reset(be, p, start, Mask{});
-  be.rows(
-      batch * Learner::H,
-      TttProbe<T, A>{Learner::model, steps, Learner::H, Learner::config.mini_batch_size, inputs.k.data(),
-                     inputs.target.data(), inputs.lr.data(), inputs.scale.data(), inputs.gamma.data(),
-                     inputs.beta.data(), start.weights.data(), state.weights.data(), state.gradients.data(),
-                     position, mask.data(), numbers.data(), static_cast<A>(Learner::config.inner_eps)},
-      TttProbe<T, A>::scratch(Learner::model) * static_cast<Index>(sizeof(A)), steps * Learner::size * 16);
+  A *sums = state.gradients.data(), *factors = nullptr;
+  if constexpr (!Learner::sums) {
+    factors = sums;
+    sums = be.template make<A, dyn, Learner::H, Learner::size>(batch).data();
+    be.rows(batch * Learner::H, SumFactors<A>{Learner::model, Learner::H, factors, position, sums}, 0,
+            Learner::model.kept * Learner::size);
+  }
+  be.rows(batch * Learner::H,
+          TttProbe<T, A>{Learner::model, steps, Learner::H, Learner::config.mini_batch_size, inputs.k.data(),
+                         inputs.target.data(), inputs.lr.data(), inputs.scale.data(), inputs.gamma.data(),
+                         inputs.beta.data(), start.weights.data(), state.weights.data(), sums, factors,
+                         position, mask.data(), numbers.data(), static_cast<A>(Learner::config.inner_eps)},
+          TttProbe<T, A>::scratch(Learner::model) * static_cast<Index>(sizeof(A)),
+          steps * Learner::size * 16);
 }
 
 }  // namespace detail
@@ -179,8 +208,9 @@ void probe_forward(B& be, const typename Learner::Params& p, const typename Lear
   using A = typename B::Accum;
   const auto scope = be.scope();
   const Index batch = numbers.extent(0);
-  const auto make = [&] { return be.template make<A, dyn, Learner::H, Learner::size>(batch); };
-  typename Learner::State state{make(), make(), {}};
+  typename Learner::State state{be.template make<A, dyn, Learner::H, Learner::size>(batch),
+                                be.template make<A, dyn, Learner::H, Learner::gathered>(batch),
+                                {}};
   be.copy(saved.checkpoints.data(), state.weights.data(), state.weights.size());  // where the segment started
   be.fill(state.gradients.data(), state.gradients.size(), A(0));
   detail::probe_inputs<Learner>(be, p, saved.inputs, state, nullptr, numbers, Mask{});

@@ -16,7 +16,8 @@
 //          A segment of a long recording may start from the State that the one before it left, and leave its
 //          own (core/carry.hpp); gradients go back through both. A State is one for streams too: `step` goes
 //          on from it, at any place.
-// Shapes:  x, y (B, T, dim). State per session: fast weights and accumulated gradients (H, size), position.
+// Shapes:  x, y (B, T, dim). State per session: fast weights (H, size), what the running mini-batch has
+//          gathered (H, size; or the tokens' factors, see TttMemory), position.
 //          Its size is constant for any length of stream. The learned start (Params) is never written by a
 //          stream.
 // Units:   positions in tokens.
@@ -37,6 +38,11 @@
 
 namespace mttt {
 
+/// What a session keeps of a mini-batch that has not ended: the sums of its tokens' gradients, as large as
+/// the fast weights and read and written with every token, or the tokens' factors of them. With factors a
+/// step of a wide inner model moves two fifths of the bytes; no backend fuses it.
+enum class TttMemory { sums, factors };
+
 struct TttConfig {
   Index dim;
   Index num_heads;
@@ -49,10 +55,12 @@ struct TttConfig {
   double base_lr = 1;  // initial value of the parameter of that name
   double inner_eps = 1e-6;
   double inner_clip = 0;  // the longest inner gradient of a token, see ttt/inner_model.hpp; 0: any
+  TttMemory memory = TttMemory::sums;
 
   constexpr Index head_dim() const { return dim / num_heads; }
   constexpr InnerModel model() const {
-    return {head_dim(), expansion * head_dim(), layers, static_cast<float>(inner_clip)};
+    return {head_dim(), expansion * head_dim(), layers, static_cast<float>(inner_clip),
+            memory == TttMemory::factors ? mini_batch_size : 0};
   }
 };
 
@@ -109,8 +117,8 @@ struct Ttt {
   static constexpr TttConfig config = C;
   static constexpr Index in = C.dim, out = C.dim, H = C.num_heads, F = C.head_dim();
   static constexpr InnerModel model = C.model();
-  static constexpr Index size = model.size();
-  static constexpr bool video = C.variant == TttVariant::video;
+  static constexpr Index size = model.size(), gathered = model.gathered();
+  static constexpr bool video = C.variant == TttVariant::video, sums = C.memory == TttMemory::sums;
 
   using Projection = Linear<LinearConfig{.in = C.dim, .out = C.dim, .bias = video}, B>;
   using PostNorm = LayerNorm<NormConfig{.dim = C.dim, .eps = 1e-6}, B>;
@@ -142,11 +150,12 @@ struct Ttt {
   };
 
   struct State {
-    Tensor<A, dyn, H, size> weights, gradients;
+    Tensor<A, dyn, H, size> weights;
+    Tensor<A, dyn, H, gathered> gradients;
     Tensor<std::int64_t, dyn> position;
     static void visit(auto&& f, auto&&... s) {
       f("weights", s.weights...);
-      f("gradients", s.gradients...);
+      f(sums ? "gradients" : "factors", s.gradients...);
       f("position", s.position...);
     }
     static constexpr bool may_hold(std::string_view, Index, std::int64_t value) {
@@ -345,7 +354,7 @@ struct Ttt {
 
   /// Whether the backend has kernels for this layer's scans. They keep the weights of every 16th mini-batch
   /// and compute those between again, where the composed scans of ttt/dual.hpp keep them all.
-  static constexpr bool fused = C.inner_clip == 0 && requires {
+  static constexpr bool fused = C.inner_clip == 0 && sums && requires {
     requires B::template fuses_ttt<F, model.hidden, C.layers, C.mini_batch_size>;
   };
   static constexpr Index group = fused ? 16 : 1;
@@ -409,7 +418,7 @@ struct Ttt {
                                Sequence<T, C.dim> scan_out, Mask mask) {
     const Index batch = x.extent(0), steps = x.extent(1);
     Inputs inputs = project(be, p, x, nullptr);
-    if constexpr (C.inner_clip == 0 &&
+    if constexpr (C.inner_clip == 0 && sums &&
                   requires { requires B::template steps_ttt<F, model.hidden, C.layers>; }) {
       const TttStreamStep<C.variant, T, A> step{batch,
                                                 steps,

@@ -85,6 +85,8 @@ class CpuMemory {
 /// A row's team on the CPU: one thread, vectorised loops.
 class CpuTeam {
  public:
+  static constexpr Index causal_block = 16;  // rows: of 64 tokens' causal products 5 of 8 parts are computed
+
   explicit CpuTeam(void* scratch) : scratch_(scratch) {}
 
   template <class F, class Out, class... In>

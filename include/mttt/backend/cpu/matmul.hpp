@@ -146,6 +146,10 @@ template <int NP, class T>
 inline void broadcast_panel(const T* a, Index row, Index column, const T* b, Index ldb, T* c, Index ldc,
                             Index M, Index K, T alpha, T beta) {
   Index i = 0;
+  if constexpr (NP == 1) {  // as many sums at once as hide the latency of each
+    for (; i + 8 <= M; i += 8)
+      broadcast_tile<8, NP>(a + i * row, row, column, b, ldb, c + i * ldc, ldc, K, alpha, beta);
+  }
   for (; i + 4 <= M; i += 4) {
     broadcast_tile<4, NP>(a + i * row, row, column, b, ldb, c + i * ldc, ldc, K, alpha, beta);
   }
@@ -153,10 +157,67 @@ inline void broadcast_panel(const T* a, Index row, Index column, const T* b, Ind
     broadcast_tile<1, NP>(a + i * row, row, column, b, ldb, c + i * ldc, ldc, K, alpha, beta);
 }
 
-/// A product of cache-sized planes by one thread: nothing is packed, nothing allocated.
+// g++ says that a vector type loses its attributes as a template argument; in Eigen's overloads it has, too.
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wignored-attributes"
+
+/// panel (depth, columns), contiguous, of the transposed of `columns` rows of b, a multiple of a vector.
+template <class T>
+void turn_rows(const T* b, Index ldb, Index columns, Index depth, T* panel) {
+  namespace ei = Eigen::internal;
+  using Packet = typename ei::packet_traits<T>::type;
+  constexpr Index width = ei::packet_traits<T>::size;
+  for (Index first = 0; first < columns; first += width) {
+    const T* rows = b + first * ldb;
+    Index k = 0;
+    for (; k + width <= depth; k += width) {
+      ei::PacketBlock<Packet, width> block;
+      for (Index i = 0; i < width; ++i) block.packet[i] = ei::ploadu<Packet>(rows + i * ldb + k);
+      ei::ptranspose(block);
+      for (Index i = 0; i < width; ++i) ei::pstoreu(panel + (k + i) * columns + first, block.packet[i]);
+    }
+    for (; k < depth; ++k)
+      for (Index i = 0; i < width; ++i) panel[k * columns + first + i] = rows[i * ldb + k];
+  }
+}
+
+/// C = alpha A B^T + beta C with B given by rows, of as many rows of A as pay for turning B, a panel of its
+/// rows at a time. The sums across vectors with which matmul_by_dots ends each dot product would take as long
+/// as short products themselves.
+template <class T>
+void matmul_by_turning(Matrix<const T> a, const T* b, Index ldb, Matrix<T> c, T alpha, T beta) {
+  constexpr Index width = Eigen::internal::packet_traits<T>::size, depth = 128, most = 4 * width;
+  alignas(64) T panel[depth * most];  // 32 KB of the stack at most
+  const Index M = c.rows, K = a.cols, whole = c.cols / width * width;
+  for (Index first = 0; first < K; first += depth) {
+    const Index n = std::min(depth, K - first);
+    const T factor = first == 0 ? beta : T(1);
+    for (Index j = 0; j < whole; j += most) {
+      const Index columns = std::min(most, whole - j);
+      turn_rows(b + j * ldb + first, ldb, columns, n, panel);
+      const auto multiply = [&]<int NP>(std::integral_constant<int, NP>) {
+        for (Index part = 0; part < columns; part += NP * width)
+          broadcast_panel<NP>(a.data + first, a.ld, Index{1}, panel + part, columns, c.data + j + part, c.ld,
+                              M, n, alpha, factor);
+      };
+      columns == most ? multiply(std::integral_constant<int, 4>())
+                      : multiply(std::integral_constant<int, 1>());
+    }
+  }
+  if (whole < c.cols)
+    matmul_by_dots(a.data, a.ld, b + whole * ldb, ldb, c.data + whole, c.ld, M, c.cols - whole, K, alpha,
+                   beta);
+}
+
+#pragma GCC diagnostic pop
+
+/// A product of cache-sized planes by one thread: nothing is allocated.
 template <class T>
 void matmul_small(Matrix<const T> a, Matrix<const T> b, Matrix<T> c, T alpha, T beta) {
   if (b.transposed && !a.transposed) {
+    if constexpr (Eigen::internal::packet_traits<T>::size > 1) {
+      if (a.rows >= 12 && a.cols > 0) return matmul_by_turning(a, b.data, b.ld, c, alpha, beta);
+    }
     return matmul_by_dots(a.data, a.ld, b.data, b.ld, c.data, c.ld, a.rows, b.cols, a.cols, alpha, beta);
   }
   constexpr Index width = Eigen::internal::packet_traits<T>::size;
