@@ -1,5 +1,5 @@
-// Cpu: the reference backend. Eigen for large products, vectorised loops for the rest, OpenMP threads where
-// they pay.
+// Cpu: the reference backend. Tiles of ours and Eigen for products, vectorised loops for the rest, OpenMP
+// threads where they pay.
 //
 // Cpu<bf16> stores in bf16 and computes in float: it widens the planes of a product first. It is here to check
 // what bf16 does to a model, and the GPU against; it saves memory, not time.
@@ -332,8 +332,8 @@ class Cpu {
       // the bits. A strip packs the other side anew, so it should not be narrow.
       const bool columns = c.cols >= c.rows;
       const Index length = columns ? c.cols : c.rows, across = columns ? c.rows : c.cols;
-      const Index strip = std::clamp((length / 8 + 15) / 16 * 16, Index{64}, Index{256});
-      const auto memory = panels<U>(c.rows, c.cols, a.cols);
+      const Index strip = std::clamp((length / 8 + 63) / 64 * 64, Index{64}, Index{256});
+      const auto memory = panels<U>(c.rows, c.cols, detail::prefer_panels<U>(a, b) ? 0 : a.cols);
       parallel((length + strip - 1) / strip, std::max<Index>(1, work / (strip * across)),
                [&](Index first, Index last, int thread) {
                  for (Index i = first; i < last; ++i) {
@@ -354,7 +354,8 @@ class Cpu {
                      U alpha, U beta) {
     const Index work = std::max<Index>(1, c.first.rows * c.first.cols * a.first.cols);
     const bool by_dots = detail::prefer_dots<U>(a.first, b.first);
-    const auto memory = panels<U>(c.first.rows, c.first.cols, by_dots ? 0 : a.first.cols);
+    const bool eigen = !by_dots && !detail::prefer_panels<U>(a.first, b.first);
+    const auto memory = panels<U>(c.first.rows, c.first.cols, eigen ? a.first.cols : 0);
     parallel(outer * inner, std::max<Index>(1, parallel_work / work),
              [&](Index begin, Index end, int thread) {
                for (Index i = begin; i < end; ++i) {
@@ -388,7 +389,8 @@ class Cpu {
   friend class Cpu;
   Cpu(int threads, std::shared_ptr<Arena<CpuMemory>> arena) : threads_(threads), arena_(std::move(arena)) {}
 
-  /// Packing memory for products of this size, one piece a thread, while it lives.
+  /// Packing memory for Eigen's products of this size, one piece a thread, while it lives; none, for ours, where
+  /// K is 0.
   struct Panels {
     ArenaScope<Arena<CpuMemory>> scope;
     std::byte* first;
@@ -408,7 +410,9 @@ class Cpu {
   template <class U>
   static void blocked(Matrix<const U> a, Matrix<const U> b, Matrix<U> c, U alpha, U beta,
                       const Panels& memory, int thread) {
+    if (memory.each == 0 && a.cols > 0) return detail::matmul_by_panels<U>(a, b, c, alpha, beta);
     detail::scale(c, beta);
+    if (a.cols == 0) return;
     detail::Blocking<U> blocking(c.cols, c.rows, a.cols);
     blocking.use(memory.of(thread), memory.each);
     detail::matmul_by_eigen<U>(a, b, c, alpha, blocking);
