@@ -1,5 +1,5 @@
 // Training of mimi_small on the GPU: seconds of sound a second, milliseconds of a step and of its parts,
-// TFLOP/s by count, memory.
+// TFLOP/s by count, memory; with products in TF32, as train_codec trains, and once in float32.
 //
 // Then the same with a discriminator that judges all of a segment, or 1 s of it.
 //
@@ -57,8 +57,9 @@ double mean_ms(B& be, int runs, const F& f) {
   return 1e3 * (bench::now() - start) / runs;
 }
 
-void train(Index batch, Index frames, int runs) {
+void train(Index batch, Index frames, int runs, bool tf32) {
   B be;
+  be.tf32(tf32);
   Cpu<float> cpu;
   Store<Codec::Params, B> params(be);
   {
@@ -114,15 +115,15 @@ void train(Index batch, Index frames, int runs) {
   const double codec = 6 * multiplications() * seconds, spectrum = 3 * spectra.flops(24000) * seconds;
   const double speed = (codec + spectrum) / (1e-3 * whole);
   std::printf(
-      "%td x %td frames (%.0f s) a step: %.0f s of sound a second\n"
+      "%s, %td x %td frames (%.0f s) a step: %.0f s of sound a second\n"
       "  %.2f ms a step: forward %.2f (encoder %.2f), backward %.2f, spectral loss and gradient %.2f, "
       "optimiser "
       "%.2f\n"
       "  %.2f GFLOP a second of sound for the codec, %.2f for the spectra: %.1f TFLOP/s, %.1f %% of 67\n"
       "  activations %.2f GB, %.1f MB a second of sound; loss %.3f, then %.3f\n",
-      batch, frames, seconds, 1e3 * seconds / whole, whole, forward, encoder, whole - forward - optimiser,
-      spectral, optimiser, 1e-9 * codec / seconds, 1e-9 * spectrum / seconds, 1e-12 * speed,
-      100 * speed / peak, 1e-9 * static_cast<double>(be.arena_bytes()),
+      tf32 ? "TF32" : "float32", batch, frames, seconds, 1e3 * seconds / whole, whole, forward, encoder,
+      whole - forward - optimiser, spectral, optimiser, 1e-9 * codec / seconds, 1e-9 * spectrum / seconds,
+      1e-12 * speed, 100 * speed / peak, 1e-9 * static_cast<double>(be.arena_bytes()),
       1e-6 * static_cast<double>(be.arena_bytes()) / seconds, first.total, loss.total);
   std::fflush(stdout);
 
@@ -159,10 +160,11 @@ void train(Index batch, Index frames, int runs) {
 
 int main() {
   try {
-    std::printf("%s, mimi_small, float32, 8 codebooks\n", detail::device_name().c_str());
-    train(16, 13, 20);
-    train(32, 25, 20);
-    train(64, 50, 10);
+    std::printf("%s, mimi_small, 8 codebooks\n", detail::device_name().c_str());
+    train(16, 13, 20, true);
+    train(32, 25, 20, true);
+    train(64, 50, 10, true);
+    train(32, 25, 10, false);
   } catch (const std::exception& error) {
     std::fprintf(stderr, "%s\n", error.what());
     return 1;

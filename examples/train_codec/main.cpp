@@ -83,6 +83,9 @@ int main(int argc, char** argv) {
       ->check(CLI::NonNegativeNumber);
   app.add_option("--model-dtype", options.model_dtype, "what model.safetensors holds")
       ->check(CLI::IsMember({"f32", "f16", "bf16"}));
+#ifdef MTTT_EXAMPLES_CUDA
+  app.add_flag("--tf32,!--no-tf32", options.tf32, "products round their factors to TF32: several times faster");
+#endif
   app.add_option("--seed", options.train.seed, "of the first weights and of all that is drawn");
   CLI11_PARSE(app, argc, argv);
 

@@ -28,7 +28,7 @@ struct Options {
   double adversarial_seconds = 0, gain_db = 0;
   std::int64_t model_freq = 0;
   std::string model_dtype = "f32";
-  bool resume = false;
+  bool resume = false, tf32 = true;
 };
 
 int train_mimi_tiny(const Options&);

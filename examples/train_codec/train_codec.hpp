@@ -56,6 +56,7 @@ int train_codec(const Options& options) {
   using Codec = Mimi<C, B>;
   using Params = typename Codec::Params;
   B be;
+  if constexpr (requires { be.tf32(true); }) be.tf32(options.tf32);
   std::printf("training on %s\n", name_of(be).c_str());
 
   // The data: recordings, of which micro-batch i is a function of the seed and i alone.

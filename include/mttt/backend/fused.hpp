@@ -103,4 +103,25 @@ struct ConvTransposeStep {
   MTTT_HD constexpr Index taps() const { return kernel / stride; }
 };
 
+/// Rows t of sessions b of a sequence, which may overlap: `cols` elements from x + b * session + first + t * step
+/// on. Those outside of the session's [0, length) are 0.
+template <class T>
+struct Windows {
+  const T* x;
+  Index sessions, rows, cols, step, first, session, length;
+};
+/// Element (k, n) is w[k / inner * outer_stride + k % inner * inner_stride + n * column_stride].
+template <class T>
+struct WindowWeights {
+  const T* w;
+  Index inner, outer_stride, inner_stride, column_stride;
+};
+
+/// Whether be multiplies windows (backend/cuda/windows.cuh) as it is set.
+template <class B>
+bool multiplies_windows(const B& be) {
+  if constexpr (requires { be.multiplies_windows(); }) return be.multiplies_windows();
+  return false;
+}
+
 }  // namespace mttt

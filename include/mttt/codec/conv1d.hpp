@@ -73,7 +73,7 @@ struct Conv1d {
     }
   };
   struct Saved {
-    Sequence<const T, in> padded;  // (B, context + T, in)
+    Sequence<const T, in> padded;  // (B, context + T, in), or x where the backend multiplies windows
   };
   struct State {
     Tensor<T, dyn, context, C.in> previous;
@@ -90,6 +90,15 @@ struct Conv1d {
   }
 
   static void forward(B& be, const Params& p, Sequence<const T, in> x, Sequence<T, out> y, Saved& saved) {
+    if constexpr (has_windows) {
+      if (multiplies_windows(be)) {
+        detail::require_multiple("Conv1d", x.extent(1), C.stride);
+        saved.padded = x;
+        be.multiply_windows(windows_of(x), {p.weight.data(), window, 0, 1, window}, y.matrix(),
+                            C.bias ? p.bias.data() : nullptr, out);
+        return;
+      }
+    }
     if constexpr (context == 0) {
       saved.padded = x;
     } else {
@@ -100,8 +109,13 @@ struct Conv1d {
     apply(be, p, saved.padded, y);
   }
 
+  /// A null dx, of extents all the same, is left out: nobody asks for the gradient of a recording.
   static void backward(B& be, const Params& p, const Saved& saved, Sequence<const T, out> dy,
                        Sequence<T, in> dx, auto& grad) {
+    if constexpr (has_windows &&
+                  std::is_same_v<T, typename std::remove_cvref_t<decltype(grad.weight)>::value_type>) {
+      if (multiplies_windows(be)) return backward_windows(be, p, saved, dy, dx, grad);
+    }
     const bool aligned = !overlapping || saved.padded.extent(1) % C.stride == 0;
     const Index sessions = dy.extent(0), together = at_once && aligned ? sessions : 1;
     for (Index b = 0; b < sessions; b += together) {
@@ -157,6 +171,29 @@ struct Conv1d {
   }
 
  private:
+  /// Whether the backend may multiply windows as they lie in x.
+  static constexpr bool has_windows =
+      C.groups == 1 && C.dilation == 1 && C.kernel % C.stride == 0 && !replicate && requires(B & be) {
+    be.multiplies_windows();
+  };
+  static Windows<T> windows_of(Sequence<const T, in> x) {
+    const Index steps = x.extent(1);
+    return {x.data(),      x.extent(0),   steps / C.stride, window,
+            C.stride * in, -context * in, steps * in,       steps * in};
+  }
+  /// dx in rows of `stride` samples: each of the kernel / stride rows of dy that it was seen by.
+  static void backward_windows(B& be, const Params& p, const Saved& saved, Sequence<const T, out> dy,
+                               Sequence<T, in> dx, auto& grad) requires(has_windows) {
+    const Index sessions = dy.extent(0), rows = dy.extent(1);
+    be.add_window_gradient(windows_of(saved.padded), dy.matrix(), grad.weight.data(), 1, window,
+                           C.bias ? grad.bias.data() : nullptr);
+    if (dx.data() == nullptr) return;
+    constexpr Index taps = C.kernel / C.stride, width = C.stride * in;
+    be.multiply_windows({dy.data(), sessions, rows, taps * out, out, 0, rows * out, rows * out},
+                        {p.weight.data() + (taps - 1) * width, out, -width, window, 1},
+                        Matrix<T>{dx.data(), sessions * rows, width, width});
+  }
+
   /// (B, context + T, in), the last T steps filled.
   static Sequence<T, in> make_padded(B& be, Sequence<const T, in> x) {
     const Index sessions = x.extent(0), steps = x.extent(1);
@@ -250,13 +287,15 @@ struct Conv1d {
               0, sessions * rows * in);
     } else {
       const Index all = sessions * rows;
-      dwindows = be.template make<T, C.groups, dyn, window>(all).data();
       weight_gradient(be, padded, stride, upper, sessions, rows, grad);
+      if (dx.data() == nullptr) return;
+      dwindows = be.template make<T, C.groups, dyn, window>(all).data();
       for (Index g = 0; g < C.groups; ++g) {
         be.matmul(Matrix<const T>{upper + g * group_out, all, group_out, out}, group_weight(p.weight, g),
                   Matrix<T>{dwindows + g * all * window, all, window, window});
       }
     }
+    if (dx.data() == nullptr) return;
     add_windows(context, steps, dwindows, dx[first].data());
     if constexpr (replicate) {
       const auto before = be.template make<T, dyn, context, in>(sessions);

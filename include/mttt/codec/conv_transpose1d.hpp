@@ -68,12 +68,19 @@ struct ConvTranspose1d {
 
   static void forward(B& be, const Params& p, Sequence<const T, in> x, Sequence<T, out> y, Saved& saved) {
     saved.x = x;
+    if constexpr (has_windows) {
+      if (multiplies_windows(be)) return forward_windows(be, p, x, y);
+    }
     const auto scope = be.scope();
     add_windows(be, p, x, multiply(be, p, x), nullptr, C.bias ? p.bias.data() : nullptr, 0, y);
   }
 
   static void backward(B& be, const Params& p, const Saved& saved, Sequence<const T, out> dy,
                        Sequence<T, in> dx, auto& grad) {
+    if constexpr (has_windows &&
+                  std::is_same_v<T, typename std::remove_cvref_t<decltype(grad.weight)>::value_type>) {
+      if (multiplies_windows(be)) return backward_windows(be, p, saved, dy, dx, grad);
+    }
     constexpr bool aligned = C.groups == 1 || depthwise;
     const Index sessions = dy.extent(0), together = at_once && aligned ? sessions : 1;
     for (Index b = 0; b < sessions; b += together) {
@@ -124,6 +131,34 @@ struct ConvTranspose1d {
   }
 
  private:
+  /// Whether the backend may multiply windows as they lie in x and dy.
+  static constexpr bool has_windows = C.groups == 1 && C.kernel % C.stride == 0 && requires(B & be) {
+    be.multiplies_windows();
+  };
+  static constexpr Index taps = C.kernel / C.stride, width = C.stride * out;
+  /// y in rows of `stride` samples: each of the kernel / stride rows of x that reach it.
+  static void forward_windows(B& be, const Params& p, Sequence<const T, in> x,
+                              Sequence<T, out> y) requires(has_windows) {
+    const Index sessions = x.extent(0), steps = x.extent(1);
+    be.multiply_windows({x.data(), sessions, steps, taps * in, in, -(taps - 1) * in, steps * in, steps * in},
+                        {p.weight.data() + (taps - 1) * width * in, in, -width * in, 1, in},
+                        Matrix<T>{y.data(), sessions * steps, width, width}, C.bias ? p.bias.data() : nullptr,
+                        out);
+  }
+  /// The samples that were cut off have no gradient.
+  static void backward_windows(B& be, const Params& p, const Saved& saved, Sequence<const T, out> dy,
+                               Sequence<T, in> dx, auto& grad) requires(has_windows) {
+    const Index sessions = dx.extent(0), steps = dx.extent(1);
+    const Windows<T> windows{dy.data(), sessions, steps, window, width, 0, steps * width, steps * width};
+    be.add_window_gradient(windows, saved.x.matrix(), grad.weight.data(), in, 1);
+    if constexpr (C.bias) {  // a product with no columns but that of ones
+      const Index rows = sessions * steps * C.stride;
+      be.add_window_gradient({dy.data(), 1, rows, 0, out, 0, 0, rows * out}, dy.matrix(), nullptr, 0, 0,
+                             grad.bias.data());
+    }
+    be.multiply_windows(windows, {p.weight.data(), window, 0, in, 1}, dx.matrix());
+  }
+
   /// The weights of one group, (window, group_in).
   template <class W>  // Weight, or that of gradients
   static Matrix<typename W::value_type> group_weight(const W& weight, Index g) {

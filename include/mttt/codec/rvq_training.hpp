@@ -19,6 +19,7 @@
 #pragma once
 
 #include <cmath>
+#include <cstdint>
 #include <vector>
 
 #include "mttt/codec/codebook_init.hpp"
@@ -90,18 +91,28 @@ struct MoveCode {
   T *sum, *usage;             // (card, dim), (card)
   Index sessions, steps, session_stride, dim;
   A decay;
+  static constexpr Index piece = 32;
+  MTTT_HD Index pieces() const { return (steps + piece - 1) / piece; }
   template <class Team>
   MTTT_HD void operator()(Team team, Index c) const {
     A* total = team.template scratch<A>();
     const Index width = dim;
     team.for_each(width, [=](Index i) { total[i] = 0; });
     Index count = 0;
-    for (Index b = 0; b < sessions; ++b) {
-      for (Index t = 0; t < steps; ++t) {
-        if (codes[b * session_stride + t] != static_cast<std::int32_t>(c)) continue;
+    for (Index i = 0; i < sessions * pieces(); ++i) {
+      const Index b = i / pieces(), first = i % pieces() * piece;
+      const Index n = piece < steps - first ? piece : steps - first;
+      const std::int32_t* code = codes + b * session_stride + first;
+      std::uint32_t own = 0;  // the rows of this code: found together, not one after the other
+#ifdef __CUDA_ARCH__
+      MTTT_PRAGMA(unroll)
+#endif
+      for (Index t = 0; t < piece; ++t)
+        own |= static_cast<std::uint32_t>(code[t < n ? t : 0] == static_cast<std::int32_t>(c) && t < n) << t;
+      for (const T* row = seen + (b * steps + first) * dim; own != 0; row += dim, own >>= 1) {
+        if ((own & 1) == 0) continue;
         ++count;
-        const T* row = seen + (b * steps + t) * dim;
-        team.for_each(width, [=](Index i) { total[i] += wide(row[i]); });  // a member keeps to its elements
+        team.for_each(width, [=](Index d) { total[d] += wide(row[d]); });  // a member keeps to its elements
       }
     }
     T* to = sum + c * dim;

@@ -168,11 +168,12 @@ struct OverlapSum {
   T* y;
   Index steps, kernel, stride, channels, first, count, start_rows;
   MTTT_HD void operator()(Index i) const {
-    const Index c = i % channels, row = i / channels, b = row / count, p = first + row % count;
+    const Index row = quotient(i, channels), c = i - row * channels, b = quotient(row, count),
+                p = first + row - b * count, up_to = quotient(p, stride);
     Wide<T> total = bias == nullptr ? Wide<T>(0) : wide(bias[c]);
     if (start != nullptr && p < start_rows) total += wide(start[(b * start_rows + p) * channels + c]);
-    const Index last = p / stride < steps ? p / stride : steps - 1;
-    for (Index t = p < kernel ? 0 : (p - kernel) / stride + 1; t <= last; ++t)
+    const Index last = up_to < steps ? up_to : steps - 1;
+    for (Index t = p < kernel ? 0 : quotient(p - kernel, stride) + 1; t <= last; ++t)
       total += wide(windows[((b * steps + t) * kernel + p - t * stride) * channels + c]);
     y[i] = static_cast<T>(total);
   }
@@ -233,6 +234,9 @@ struct DepthwiseWeightGradient {
     team.for_each(C, [=](Index c) {
       Wide<T> total = 0;
       for (Index b = 0; b < B; ++b) {
+#ifdef __CUDA_ARCH__  // many reads under way
+        MTTT_PRAGMA(unroll 16)
+#endif
         for (Index t = 0; t < n; ++t) {
           total += wide(first[b * session + t * hop + c]) * wide(values[(b * n + t) * C + c]);
         }

@@ -8,12 +8,20 @@
 // Source:  none.
 #pragma once
 
+#include <cstdint>
+
 #include "mttt/backend/backend.hpp"
 #include "mttt/core/visit.hpp"
 
 namespace mttt {
 
 namespace detail {
+
+/// a / b of what is not negative: a GPU divides 32 bits several times faster than 64.
+MTTT_HD inline Index quotient(Index a, Index b) {
+  if (((a | b) >> 32) != 0) return a / b;
+  return static_cast<Index>(static_cast<std::uint32_t>(a) / static_cast<std::uint32_t>(b));
+}
 
 struct Sum {
   template <class A>

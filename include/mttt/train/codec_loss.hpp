@@ -133,7 +133,7 @@ class CodecTraining {
     if (learns) {
       const auto ddecoded = make<Codec::dimension>(sessions, frames),
                  dlatent = make<Codec::dimension>(sessions, frames);
-      const auto dpcm = make<1>(sessions, pcm.extent(1));
+      const Sequence<T, 1> dpcm(nullptr, {sessions, pcm.extent(1), 1});  // nobody asks for it
       Codec::FromLatent::backward(be_, params.from_latent, spoken, dy, ddecoded, grad->from_latent);
       Quantizer::backward(be_, params.quantizer, quantised, ddecoded, dlatent, grad->quantizer,
                           config_.commitment);

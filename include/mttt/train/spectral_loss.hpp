@@ -28,6 +28,7 @@
 #include "mttt/backend/backend.hpp"
 #include "mttt/core/memory_use.hpp"
 #include "mttt/math/mel.hpp"
+#include "mttt/nn/elementwise.hpp"
 #include "mttt/nn/total.hpp"
 
 namespace mttt {
@@ -48,7 +49,8 @@ struct Magnitudes {
   T* magnitude;
   Index bins;
   MTTT_HD void operator()(Index i) const {
-    const T* parts = spectrum + i / bins * 2 * bins + i % bins;
+    const Index row = quotient(i, bins);
+    const T* parts = spectrum + row * bins + i;
     magnitude[i] = std::sqrt(parts[0] * parts[0] + parts[bins] * parts[bins] + T(1e-12));
   }
 };
@@ -60,7 +62,8 @@ struct MagnitudesBackward {
   T* spectrum;
   Index bins;
   MTTT_HD void operator()(Index i) const {
-    T* parts = spectrum + i / bins * 2 * bins + i % bins;
+    const Index row = quotient(i, bins);
+    T* parts = spectrum + row * bins + i;
     const T scale = dmagnitude[i] / magnitude[i];
     parts[0] *= scale;
     parts[bins] *= scale;
@@ -96,45 +99,49 @@ struct BandLoss {
 /// dy[b, s] += the sum of what the windows that sample s lies in have of it.
 template <class T>
 struct AddWindowGradients {
-  const T* windows;  // (B, count, w)
-  T* dy;             // (B, samples)
-  Index samples, count, window, hop;
+  const T* windows;                   // (B, count, w)
+  T* dy;                              // (B, samples)
+  Index samples, count, window, hop;  // of a quarter window
   MTTT_HD void operator()(Index i) const {
-    const Index b = i / samples, s = i % samples, last = s / hop;
+    const Index b = quotient(i, samples), s = i - b * samples, last = quotient(s, hop);
     T total = 0;
-    for (Index t = last < window / hop ? 0 : last - window / hop + 1; t <= last && t < count; ++t)
+    for (Index t = last < 4 ? 0 : last - 3; t <= last && t < count; ++t)
       total += windows[(b * count + t) * window + s - t * hop];
     dy[i] += total;
   }
 };
 
-/// cos and sin of every bin under a Hann window of unit energy, (w, 2 bins).
-inline std::vector<double> dft_basis(Index window) {
+/// Columns of the bins of a window: the next multiple of 4, so that rows lie evenly; the last ones are empty.
+inline Index bin_columns(Index window) { return (window / 2 + 4) / 4 * 4; }
+
+/// cos and sin of every bin under a Hann window of unit energy, (w, 2 columns): as many as bins, or more.
+inline std::vector<double> dft_basis(Index window, Index columns = 0) {
   const Index bins = window / 2 + 1;
+  columns = std::max(columns, bins);
   const auto hann = [&](Index i) {
     return 0.5 - 0.5 * std::cos(2 * std::numbers::pi * static_cast<double>(i) / static_cast<double>(window));
   };
   double energy = 0;
   for (Index i = 0; i < window; ++i) energy += hann(i) * hann(i);
-  std::vector<double> basis(static_cast<std::size_t>(window * 2 * bins));
+  std::vector<double> basis(static_cast<std::size_t>(window * 2 * columns));
   for (Index i = 0; i < window; ++i) {
-    double* row = basis.data() + i * 2 * bins;
+    double* row = basis.data() + i * 2 * columns;
     for (Index k = 0; k < bins; ++k) {
       const double turn =
           2 * std::numbers::pi * static_cast<double>(i * k % window) / static_cast<double>(window);
       row[k] = hann(i) / std::sqrt(energy) * std::cos(turn);
-      row[bins + k] = hann(i) / std::sqrt(energy) * std::sin(turn);
+      row[columns + k] = hann(i) / std::sqrt(energy) * std::sin(turn);
     }
   }
   return basis;
 }
 
-/// Triangles of height 1 from one band's centre to the next one's, (bins, bands).
-inline std::vector<double> mel_bank(Index window, Index bands, double sample_rate) {
+/// Triangles of height 1 from one band's centre to the next one's, (columns, bands): as many as bins, or more.
+inline std::vector<double> mel_bank(Index window, Index bands, double sample_rate, Index columns = 0) {
   const Index bins = window / 2 + 1;
   const double bin = sample_rate / static_cast<double>(window);  // Hz
   const double band = mel_of_hertz(sample_rate / 2) / static_cast<double>(bands + 1);
-  std::vector<double> bank(static_cast<std::size_t>(bins * bands));
+  std::vector<double> bank(static_cast<std::size_t>(std::max(columns, bins) * bands));
   for (Index m = 0; m < bands; ++m) {
     const double centre = hertz_of_mel(band * static_cast<double>(m + 1));
     const double below = std::max(bin, centre - hertz_of_mel(band * static_cast<double>(m)));
@@ -163,9 +170,9 @@ class SpectralLoss {
         fail("SpectralLoss", "a window of " + std::to_string(window) + " samples", "multiples of 4, from 8",
              "take powers of 2");
       }
-      const Index bins = window / 2 + 1, bands = std::max<Index>(3, window * 5 / 32);
-      scales_.push_back({window, bins, bands, upload(detail::dft_basis(window)),
-                         upload(detail::mel_bank(window, bands, sample_rate))});
+      const Index bins = detail::bin_columns(window), bands = std::max<Index>(3, window * 5 / 32);
+      scales_.push_back({window, bins, bands, upload(detail::dft_basis(window, bins)),
+                         upload(detail::mel_bank(window, bands, sample_rate, bins))});
     }
   }
 

@@ -6,6 +6,9 @@
 // Cuda<bf16> stores in bf16 and computes in float32. `as<float>()` is the same GPU, stream and arena for
 // blocks that store float32: a codec beside a language model in bf16, optimiser moments beside weights.
 //
+// Products of float32 are exact to float32 unless tf32(true) lets them round their factors to 11 bits, as
+// PyTorch's convolutions do: several times faster on tensor cores.
+//
 // Formula, shapes: see backend/backend.hpp.
 // Units:   elements.
 // Errors:  those of check.cuh and memory.cuh: no GPU, too old a driver, no code for this GPU, no memory.
@@ -21,6 +24,7 @@
 #include "mttt/backend/backend.hpp"
 #include "mttt/backend/cuda/attention.cuh"
 #include "mttt/backend/cuda/attention_step.cuh"
+#include "mttt/backend/cuda/brief_attention.cuh"
 #include "mttt/backend/cuda/depth_step.cuh"
 #include "mttt/backend/cuda/gemm.cuh"
 #include "mttt/backend/cuda/layers_step.cuh"
@@ -152,6 +156,10 @@ class Cuda {
   cudaStream_t stream() const { return context_->stream; }
   Index arena_bytes() const { return context_->arena.capacity(); }
 
+  /// Products of float32 on this GPU's tensor cores, their factors rounded to TF32; of all that share the GPU.
+  void tf32(bool on) { context_->gemm.tf32(on); }
+  bool tf32() const { return context_->gemm.tf32(); }
+
   /// Waits until all work is done; errors of kernels are reported here at the latest.
   void synchronize() { detail::check(cudaStreamSynchronize(stream()), "waiting for the GPU"); }
 
@@ -263,6 +271,18 @@ class Cuda {
     context_->gemm.template conv_transpose_step<F>(conv);
   }
 
+  /// Convolutions as products of windows, and their gradients, where multiplies_windows() says so: windows.cuh.
+  bool multiplies_windows() const { return std::is_same_v<T, float> && tf32(); }
+  void multiply_windows(const Windows<T>& a, const WindowWeights<T>& w, Matrix<T> y, const T* bias = nullptr,
+                        Index bias_width = 1) {
+    if constexpr (std::is_same_v<T, float>) context_->gemm.multiply_windows(a, w, y, bias, bias_width);
+  }
+  void add_window_gradient(const Windows<T>& a, Matrix<const T> d, T* grad, Index k_stride, Index n_stride,
+                           T* bias = nullptr) {
+    if constexpr (std::is_same_v<T, float>)
+      context_->gemm.add_window_gradient(a, d, grad, k_stride, n_stride, bias);
+  }
+
   template <class F>
   void for_each(Index n, const F& f) {
     if (n <= 0) return;
@@ -339,6 +359,29 @@ class Cuda {
                        const float* lse, bf16* dq, bf16* dk, bf16* dv) {
     return detail::flash_attend_backward(*this, shape, batch, steps, q, k, v, strides, out, dout, out_strides,
                                          lse, dq, dk, dv);
+  }
+  template <class Shape, class Strides>
+  bool attend(const Shape& shape, Index batch, Index steps, const float* q, const float* k, const float* v,
+              Strides strides, float* out, Strides out_strides, float* lse) {
+    if (!detail::takes_brief_attention(shape, steps)) return false;
+    detail::start_brief_attention<false>(
+        context_->launch, batch,
+        {q, k, v, nullptr, out, lse, nullptr, nullptr, nullptr, strides.batch, strides.step,
+         out_strides.batch, out_strides.step, static_cast<int>(steps), static_cast<int>(shape.heads),
+         static_cast<int>(shape.head_dim)});
+    return true;
+  }
+  template <class Shape, class Strides>
+  bool attend_backward(const Shape& shape, Index batch, Index steps, const float* q, const float* k,
+                       const float* v, Strides strides, const float*, const float* dout, Strides out_strides,
+                       const float* lse, float* dq, float* dk, float* dv) {
+    if (!detail::takes_brief_attention(shape, steps)) return false;
+    detail::start_brief_attention<true>(
+        context_->launch, batch,
+        {q, k, v, dout, nullptr, const_cast<float*>(lse), dq, dk, dv, strides.batch, strides.step,
+         out_strides.batch, out_strides.step, static_cast<int>(steps), static_cast<int>(shape.heads),
+         static_cast<int>(shape.head_dim)});
+    return true;
   }
   template <class U, class Shape, class Strides>
   bool attend_step(const Shape& shape, Index batch, Index steps, const U* q, const U* k, const U* v,

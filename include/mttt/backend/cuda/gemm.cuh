@@ -10,17 +10,20 @@
 // Shapes:  A (M, K), B (K, N), C (M, N); C is never transposed and does not overlap.
 // Units:   elements.
 // Errors:  those of check.cuh.
-// Not supported: TF32 and other short cuts: float32 is float32.
+// Not supported: short cuts unasked: float32 is float32 until tf32(true), which lets products of float32 round
+//          their factors to TF32 (windows.cuh; what that does not take, cuBLAS does so).
 // Source:  cuBLAS, cublas<t>gemmStridedBatched.
 #pragma once
 
 #include <algorithm>
+#include <utility>
 
 #include "mttt/backend/cuda/few_rows.cuh"
 #include "mttt/backend/cuda/many_rows.cuh"
 #include "mttt/backend/cuda/memory.cuh"
 #include "mttt/backend/cuda/streamed_rows.cuh"
 #include "mttt/backend/cuda/tuning.cuh"
+#include "mttt/backend/cuda/windows.cuh"
 #include "mttt/core/tensor.hpp"
 
 namespace mttt::detail {
@@ -55,11 +58,33 @@ class Gemm {
     // A workspace of ours: cuBLAS then allocates nothing, and takes the same algorithm every time.
     check(cublasSetWorkspace(handle_.value, workspace_.data(), tuning::cublas_workspace),
           "setting a workspace");
+    tf32(false);
+  }
+
+  void tf32(bool on) {
+    tf32_ = on && capability_ >= 80;
     // Without the flag, parts of a long sum may meet in bf16.
-    check(cublasSetMathMode(handle_.value,
-                            static_cast<cublasMath_t>(CUBLAS_DEFAULT_MATH |
-                                                      CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION)),
-          "choosing full precision");
+    check(cublasSetMathMode(handle_.value, static_cast<cublasMath_t>(
+                                               (tf32_ ? CUBLAS_TF32_TENSOR_OP_MATH : CUBLAS_DEFAULT_MATH) |
+                                               CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION)),
+          "choosing a precision");
+  }
+  bool tf32() const { return tf32_; }
+
+  /// y (a.rows of every session, n), its sessions one after the other; bias (n / a whole number) or null.
+  void multiply_windows(const Windows<float>& a, const WindowWeights<float>& w, Matrix<float> y,
+                        const float* bias, Index bias_width) {
+    if (y.rows * y.cols == 0) return;
+    require_windows(a);
+    window_product(launch_, processors_,
+                   {a, w, y.data, y.cols, y.ld, a.rows * y.ld, bias, std::max<Index>(1, bias_width), 1, 0});
+  }
+  /// grad[k * k_stride + n * n_stride] += , bias[n] += ; bias may be null.
+  void add_window_gradient(const Windows<float>& a, Matrix<const float> d, float* grad, Index k_stride,
+                           Index n_stride, float* bias) {
+    require_windows(a);
+    window_gradient(launch_, a, d, grad, k_stride, n_stride, bias, 1, 1,
+                    static_cast<float*>(workspace_.data()), tuning::cublas_workspace / 4);
   }
 
   /// A and B hold T; C holds V, which is T or, for bf16, float.
@@ -78,6 +103,9 @@ class Gemm {
       }
       few<Identity, false, T, V>(a.first, {}, b.first.t(), c.first, finish, c.first.ld, alpha);
       return;
+    }
+    if constexpr (std::is_same_v<T, float> && std::is_same_v<V, float>) {
+      if (tf32_ && as_windows(outer, inner, a, b, c, alpha, beta)) return;
     }
     if (overlaps(a.first)) {
       strips(a.first, [&](Index first, Index n) {
@@ -149,6 +177,12 @@ class Gemm {
   }
 
  private:
+  static void require_windows(const Windows<float>& a) {
+    if (a.length < Index{1} << 30 && a.sessions * a.rows < Index{1} << 31) return;
+    fail("a convolution on a GPU", std::to_string(a.length) + " numbers a session", "less than 2^30",
+         "cut the recording into segments");
+  }
+
   template <class T>
   static bool takes_few_rows(const Matrix<const T>& a, const Matrix<const T>& b) {
     constexpr Index most = Index{1} << 17;  // columns and depth that a kernel's grid and its 32 bits hold
@@ -175,6 +209,40 @@ class Gemm {
   static void strips(const Matrix<T>& m, const F& f) {
     const Index length = row_length(m);
     for (Index first = 0; first < length; first += m.ld) f(first, std::min(m.ld, length - first));
+  }
+
+  /// False, and nothing done, for products that are none of windows.cuh's.
+  bool as_windows(Index outer, Index inner, const MatrixGrid<const float>& a,
+                  const MatrixGrid<const float>& b, const MatrixGrid<float>& c, float alpha, float beta) {
+    const Matrix<const float>&x = a.first, &w = b.first;
+    const bool one_factor = outer == 1 || b.outer_stride == 0;
+    const Index columns = std::max(w.cols, w.rows), most = Index{1} << 20, largest = Index{1} << 30;
+    if (inner != 1 || outer * c.first.rows >= largest || columns > most || x.cols == 0 ||
+        std::max(x.rows, x.cols) * x.ld >= largest || std::max(w.rows, w.cols) * w.ld >= largest)
+      return false;
+    if (!x.transposed && one_factor) {
+      const auto [k_stride, n_stride] = w.transposed ? std::pair{Index{1}, w.ld} : std::pair{w.ld, Index{1}};
+      window_product(launch_, processors_,
+                     {{x.data, outer, x.rows, x.cols, x.ld, 0, a.outer_stride, (x.rows - 1) * x.ld + x.cols},
+                      {w.data, x.cols, 0, k_stride, n_stride},
+                      c.first.data,
+                      c.first.cols,
+                      c.first.ld,
+                      c.outer_stride,
+                      nullptr,
+                      1,
+                      alpha,
+                      beta});
+      return true;
+    }
+    if (outer == 1 && x.transposed && !w.transposed && x.cols >= 256) {
+      const Matrix<const float> d = x.t();
+      window_gradient(launch_, {w.data, 1, w.rows, w.cols, w.ld, 0, 0, (w.rows - 1) * w.ld + w.cols}, d,
+                      c.first.data, 1, c.first.ld, nullptr, alpha, beta,
+                      static_cast<float*>(workspace_.data()), tuning::cublas_workspace / 4);
+      return true;
+    }
+    return false;
   }
 
   /// One call where the planes lie evenly, else one for each outer or for each inner index.
@@ -233,6 +301,7 @@ class Gemm {
 
   const Launcher& launch_;  // outlives this
   int capability_, processors_;
+  bool tf32_ = false;
   CudaMemory workspace_;
   Handle handle_;  // destroyed first
 };
