@@ -1,76 +1,30 @@
 // diagnose recall: conversations in which a user states facts and asks for them later (make_data memory):
 // whether the model knows the answers, by how long ago they were told.
 //
-// Formula: an answer is known where, of all words, each piece of it is the likeliest in its frame, given all
-//          that was said before; it is said where a model that talks freely says its pieces within the time of the
-//          answer, half a second before or two after. Chance: 1 / the number of values it might have been.
+// Formula: known answers: see questions.hpp. One is said where a model that talks freely says its pieces within the
+//          time of the answer, half a second before or two after. Chance: 1 / the number of values it might have
+//          been.
 #include <map>
 
+#include "../questions.hpp"
 #include "commands.hpp"
 #include "mttt/io/alignment.hpp"
-#include "mttt/io/json.hpp"
 
 using namespace diagnose;
 
 namespace {
 
-struct Question {
-  std::string says;
-  double chance, delay;  // delay in seconds, from where it was last heard
-  double from, to;       // the word of the answer
-};
-
 std::vector<Question> questions_of(const Recording& recording, const Options& options) {
   const auto folder = options.questions.empty() ? recording.path.parent_path() : options.questions;
-  const auto path = mttt::sidecar_of(folder / recording.path.filename());
-  const auto refuse = [&](const std::string& found) {
-    mttt::fail(path.string(), found, "a JSON file with the member 'questions', as make_data memory writes it",
-               "name the folder of these files with --questions");
-  };
-  if (!std::filesystem::exists(path)) refuse("no such file");
-  const mttt::WholeFile file(path);
-  std::string problem;
-  const auto json = mttt::detail::parse_json(file.text(), &problem);
-  const auto list = json.is_object() ? json.find("questions") : json.end();
-  if (!problem.empty() || list == json.end() || !list->is_array())
-    refuse(problem.empty() ? "no list 'questions'" : problem);
-  std::vector<Question> all;
-  try {
-    for (const auto& q : *list)
-      all.push_back({q.at("person").get<std::string>() + " " + q.at("attribute").get<std::string>() + ": " +
-                         q.at("value").get<std::string>(),
-                     1 / q.at("values").get<double>(), q.at("delay").get<double>(),
-                     q.at("answer").at(0).get<double>(), q.at("answer").at(1).get<double>()});
-  } catch (const nlohmann::json::exception& error) {
-    refuse(error.what());
-  }
-  return all;
+  return read_questions(mttt::sidecar_of(folder / recording.path.filename()),
+                        "name the folder of these files with --questions");
 }
 
-/// A question in frames: the pieces of its answer, where they are expected.
+/// A question, and the pieces of its answer.
 struct Asked {
   Question question;
-  std::vector<std::pair<mttt::Index, std::int32_t>> pieces;  // frame, code
+  Pieces pieces;
 };
-
-Asked in_frames(const Question& question, const Recording& recording, const Facts& facts) {
-  const auto& codes = recording.codes;
-  Asked asked{question, {}};
-  const auto text = codes.stream(0);
-  const auto first = static_cast<mttt::Index>(question.from * codes.frame_rate);
-  const auto end = std::min(codes.frames, static_cast<mttt::Index>(question.to * codes.frame_rate) + 1);
-  for (mttt::Index t = first; t < end; ++t) {
-    const std::int32_t code = text[static_cast<std::size_t>(t)];
-    if (facts.is_word(code)) asked.pieces.emplace_back(t, code);
-  }
-  return asked;
-}
-
-bool knows(const Asked& asked, const mttt::Listened& heard) {
-  return std::all_of(asked.pieces.begin(), asked.pieces.end(), [&](const auto& piece) {
-    return heard.likeliest_word[static_cast<std::size_t>(piece.first)] == piece.second;
-  });
-}
 
 /// Whether the pieces come, one after the other, in what a model says around the time of the answer.
 bool says(const Asked& asked, const Talked& talked, const Recording& recording, const Facts& facts) {
@@ -131,7 +85,9 @@ int recall(Subject& subject, const std::vector<Recording>& recordings, const Opt
   for (const auto& recording : recordings) {
     asked.emplace_back();
     for (const auto& question : questions_of(recording, options)) {
-      asked.back().push_back(in_frames(question, recording, facts));
+      asked.back().push_back(
+          {question, pieces_between(question.from, question.to, recording.codes,
+                                    [&](std::int32_t code) { return facts.is_word(code); })});
       if (asked.back().back().pieces.empty()) {
         asked.back().pop_back();  // beyond --max-frames
       } else {
@@ -163,7 +119,7 @@ int recall(Subject& subject, const std::vector<Recording>& recordings, const Opt
     answers.push_back({condition.name, {}, {}});
     for (std::size_t r = 0; r < recordings.size(); ++r) {
       const auto heard = subject.listen(recordings[r].codes.codes, false);
-      ask(r, answers.back(), [&](const Asked& one) { return knows(one, heard); });
+      ask(r, answers.back(), [&](const Asked& one) { return knows(one.pieces, heard.likeliest_word); });
     }
   }
   subject.become({});

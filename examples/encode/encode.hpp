@@ -11,6 +11,7 @@
 #include <omp.h>
 #endif
 
+#include "../backend.hpp"
 #include "mttt/data/interleaver.hpp"
 #include "mttt/io/alignment.hpp"
 #include "mttt/io/codes.hpp"
@@ -29,9 +30,14 @@ struct Job {
 
 template <mttt::MimiConfig C>
 struct Encode {
-  using B = mttt::Cpu<float>;
+  using B = Device<float>;
   using Codec = mttt::Mimi<C, B>;
   using Index = mttt::Index;
+#ifdef MTTT_EXAMPLES_CUDA
+  static constexpr Index at_once = 250;  // frames of a recording: launches cost more than memory
+#else
+  static constexpr Index at_once = 25;
+#endif
 
   /// What was made of this very recording by this very codec and level, if it is there and whole.
   static std::optional<CodedRecording> find_codes(const fs::path& path, const std::string& codec,
@@ -78,16 +84,18 @@ struct Encode {
                            {.keep_main_only = true});
       }
       const auto scope = be.scope();
-      const auto codes = be.make<std::int32_t, dyn, dyn, dyn>(2, n_q, frames);
-      const Tensor<const float, dyn, dyn, 1> pcm(voices.data(), {2, samples, 1});
-      Codec::encode_recording(be, params, books, pcm, codes);
+      const auto pcm = be.template make<float, dyn, dyn, 1>(2, samples);
+      be.to_device(voices.data(), pcm.data(), pcm.size());
+      const auto codes = be.template make<std::int32_t, dyn, dyn, dyn>(2, n_q, frames);
+      Codec::encode_recording(be, params, books, pcm, codes, at_once);
       CodedRecording recording{1 + 2 * n_q, frames, text,  rate, tokenizer.vocab_size(),
                                Codec::card, id,     source};
       const std::span<const float> sound(voices);
       recording.activity = speech_activity(
           sound.first(static_cast<std::size_t>(samples)), sound.subspan(static_cast<std::size_t>(samples)),
           static_cast<std::size_t>(Codec::frame_size), options.silence_level);
-      recording.codes.insert(recording.codes.end(), codes.data(), codes.data() + codes.size());
+      recording.codes.resize(static_cast<std::size_t>(frames + codes.size()));
+      be.to_host(codes.data(), recording.codes.data() + frames, codes.size());
       return recording;
     }
   };
@@ -116,19 +124,26 @@ struct Encode {
       const auto samples = static_cast<Index>(sound.frames());
       const Index frames = Codec::frames_of(samples), voices = sound.channels;
       const auto scope = be.scope();
-      const auto pcm = be.template make<float, dyn, dyn, 1>(voices, samples);
-      const auto back = be.template make<float, dyn, dyn, 1>(voices, frames * Codec::frame_size);
-      const auto codes = be.template make<std::int32_t, dyn, dyn, dyn>(voices, Codec::n_q, frames);
+      const Index replied = frames * Codec::frame_size;
+      std::vector<float> heard_by_voice(static_cast<std::size_t>(voices * samples)),
+          reply_by_voice(static_cast<std::size_t>(voices * replied));
       for (Index i = 0; i < voices * samples; ++i)
-        pcm(i % voices, i / voices, 0) = sound.samples[static_cast<std::size_t>(i)];
+        heard_by_voice[static_cast<std::size_t>(i % voices * samples + i / voices)] =
+            sound.samples[static_cast<std::size_t>(i)];
       const auto start = std::chrono::steady_clock::now();
-      Codec::encode_recording(be, params, books, pcm, codes);
-      Codec::decode_recording(be, params, books, codes, back);
+      const auto pcm = be.template make<float, dyn, dyn, 1>(voices, samples);
+      const auto back = be.template make<float, dyn, dyn, 1>(voices, replied);
+      const auto codes = be.template make<std::int32_t, dyn, dyn, dyn>(voices, Codec::n_q, frames);
+      be.to_device(heard_by_voice.data(), pcm.data(), pcm.size());
+      Codec::encode_recording(be, params, books, pcm, codes, at_once);
+      Codec::decode_recording(be, params, books, codes, back, at_once);
+      be.to_host(back.data(), reply_by_voice.data(), back.size());
       const std::chrono::duration<double> time = std::chrono::steady_clock::now() - start;
       mttt::Audio answer{std::vector<float>(sound.samples.size()), sound.channels, codec_rate};
       double signal = 0, error = 0;
       for (Index i = 0; i < voices * samples; ++i) {
-        const float x = pcm(i % voices, i / voices, 0), y = back(i % voices, i / voices, 0);
+        const float x = sound.samples[static_cast<std::size_t>(i)],
+                    y = reply_by_voice[static_cast<std::size_t>(i % voices * replied + i / voices)];
         answer.samples[static_cast<std::size_t>(i)] = std::clamp(y, -1.0f, 1.0f);
         signal += double(x) * double(x), error += double(x - y) * double(x - y);
       }
@@ -149,7 +164,7 @@ struct Encode {
     if (options.init_codec && !fs::exists(options.codec)) {
       std::vector<fs::path> recordings;
       for (const auto& job : jobs) recordings.push_back(job.recording);
-      write_untrained_codec<Codec, B>(
+      write_untrained_codec<mttt::Mimi<C, Host>, Host>(
           options.codec, *options.init_codec, options.preset, recordings, [&](const fs::path& path) {
             try {
               return read_voices(path, options.mono);
@@ -163,6 +178,7 @@ struct Encode {
     load_params(options.codec, be, params);
     Store<typename Codec::Codebooks, B> books(be);
     Codec::derive(be, *params, *books);
+    wait_for(be);  // others read these
     if (options.reply) return reply(be, *params, *books, jobs, options);
     const auto tokenizer = TextTokenizer::load(options.tokenizer);
     const Encoder encoder{*params, *books, tokenizer,

@@ -2,9 +2,11 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <string>
 #include <vector>
 
+#include "coder.hpp"
 #include "mttt/core/rng.hpp"
 #include "voices.hpp"
 
@@ -28,12 +30,8 @@ class Conversation {
     const auto spoken = studio_->say(model ? model_voice() : user_, text);
     // Nobody talks across himself.
     const double at = std::max({end_ + gap, free_[model], 0.0});
-    auto& track = tracks_[model];
-    const auto first = static_cast<std::size_t>(at * sample_rate);
-    if (track.size() < first + spoken->samples.size()) track.resize(first + spoken->samples.size());
-    std::copy(spoken->samples.begin(), spoken->samples.end(),
-              track.begin() + static_cast<std::ptrdiff_t>(first));
-    const double start = static_cast<double>(first) / sample_rate;
+    const double start =
+        studio_->coder() != nullptr ? place_codes(model, at, *spoken) : place(model, at, *spoken);
     const std::size_t word = words_.size();
     for (const auto& w : spoken->words)
       words_.push_back({w.text, start + w.start, start + w.end,
@@ -67,10 +65,36 @@ class Conversation {
     return both;
   }
 
+  /// Of a studio with a coder.
+  mttt::CodedRecording coded() const {
+    return studio_->coder()->recording(words_, codes_[true], codes_[false]);
+  }
+
  private:
+  /// Answer when the sentence starts.
+  double place(bool model, double at, const Spoken& spoken) {
+    auto& track = tracks_[model];
+    const auto first = static_cast<std::size_t>(at * sample_rate);
+    if (track.size() < first + spoken.samples.size()) track.resize(first + spoken.samples.size());
+    std::copy(spoken.samples.begin(), spoken.samples.end(),
+              track.begin() + static_cast<std::ptrdiff_t>(first));
+    return static_cast<double>(first) / sample_rate;
+  }
+  double place_codes(bool model, double at, const Spoken& spoken) {
+    const Coder& coder = *studio_->coder();
+    auto& track = codes_[model];
+    const auto first = std::max(static_cast<std::size_t>(std::ceil(at * coder.frame_rate())),
+                                track.size() / coder.codebooks());
+    while (track.size() < first * coder.codebooks())
+      track.insert(track.end(), coder.silence().begin(), coder.silence().end());
+    track.insert(track.end(), spoken.codes.begin(), spoken.codes.end());
+    return static_cast<double>(first) / coder.frame_rate();
+  }
+
   Studio* studio_;
   Voice user_;
   std::vector<std::int16_t> tracks_[2];  // the user's, the model's
+  std::vector<std::int32_t> codes_[2];
   double end_ = 0.3, free_[2] = {0, 0};
   std::vector<mttt::Word> words_;
 };

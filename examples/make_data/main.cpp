@@ -7,6 +7,8 @@
 //   make_data speech ...        people speak, from folders of sounds
 //   make_data text              what the grammars say, for a tokenizer
 //
+// With --codec conversations are written as codes: OUTPUT/train.codes is what `encode` makes of recordings.
+//
 // OUTPUT/train.jsonl names OUTPUT/train/000000.wav and so on (stereo: the model left, a user right), beside each
 // its words with times, and what is asked. Recording i is a function of the seed and i alone: --first lets
 // several machines share a set. With --split test come other voices and texts: OUTPUT/test.jsonl.
@@ -34,7 +36,7 @@ namespace fs = std::filesystem;
 using mttt::Rng;
 
 struct Options {
-  fs::path output;
+  fs::path output, codec, tokenizer;
   std::uint64_t seed = 1;
   double hours = 0.1;
   int first = 0, voices = 12, jobs = 0, lines = 20000;
@@ -91,6 +93,7 @@ Voice draw_voice(const Options& o, Rng& rng) {
 }
 
 Recording finish(const Conversation& c, std::string about) {
+  if (c.studio().coder() != nullptr) return {{}, 2, c.words(), std::move(about), c.coded()};
   return {c.stereo(), 2, c.words(), std::move(about)};
 }
 
@@ -149,7 +152,9 @@ Recording monologue(const Options& o, const Library& library, Rng& rng) {
 /// Makes recordings until they last as long as is asked, as many at once as there are cores.
 int make_all(const Options& o, Studio& studio, const std::function<Recording(Rng&)>& make) {
   const std::string split = o.test ? "test" : "train";
+  const fs::path codes = o.output / (split + ".codes");
   mttt::make_folders(o.output / split);
+  if (studio.coder() != nullptr) mttt::make_folders(codes);
   int threads = 1;
 #ifdef _OPENMP
   threads = o.jobs > 0 ? o.jobs : omp_get_max_threads();
@@ -184,7 +189,7 @@ int make_all(const Options& o, Studio& studio, const std::function<Recording(Rng
       std::snprintf(name, sizeof name, "%s/%06d.wav", split.c_str(), index + static_cast<int>(i));
       names[i] = name;
       try {
-        write_recording(o.output / name, batch[i]);
+        write_recording(o.output / name, codes, batch[i]);
       } catch (...) {
         errors[i] = std::current_exception();
       }
@@ -229,7 +234,7 @@ int make_speech(const Options& o) {
       char number[32];
       std::snprintf(number, sizeof number, "/%04zu.wav", i);
       const std::string name = split + "/" + person.name + number;
-      write_recording(o.output / name, recordings[i]);
+      write_recording(o.output / name, {}, recordings[i]);
       manifest += manifest_line(name, recordings[i]);
       seconds += recordings[i].seconds();
     }
@@ -284,6 +289,15 @@ void common(CLI::App& app, Options& o) {
   app.add_option("--jobs", o.jobs, "recordings at once; 0: one a core")->check(CLI::NonNegativeNumber);
   app.add_flag("--test", o.test, "text that training leaves out");
 }
+
+/// Of conversations.
+void coded(CLI::App& app, Options& o) {
+  auto* codec =
+      app.add_option("--codec", o.codec, "weights of mimi_small: write codes, put together of sentences");
+  auto* tokenizer = app.add_option("--tokenizer", o.tokenizer, "sentencepiece model of the text stream");
+  codec->check(CLI::ExistingFile)->needs(tokenizer);
+  tokenizer->check(CLI::ExistingFile)->needs(codec);
+}
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -294,6 +308,7 @@ int main(int argc, char** argv) {
   CLI::App& voices = *app.add_subcommand("voices", "speakers, and how fast each speaks");
   CLI::App& remember = *app.add_subcommand("memory", "facts are stated, and asked for later");
   common(remember, o);
+  coded(remember, o);
   remember.add_option("--delays", o.delays, "seconds: 5:600, any between, or 5,10,20")->capture_default_str();
   remember.add_option("--facts", o.facts, "in a conversation: 1:4")->capture_default_str();
   remember.add_option("--values", o.memory.values, "of each attribute")
@@ -313,6 +328,7 @@ int main(int argc, char** argv) {
       ->check(CLI::Range(0.0, 1.0));
   CLI::App& talk = *app.add_subcommand("dialogue", "questions and answers by grammars");
   common(talk, o);
+  coded(talk, o);
   CLI::App& read = *app.add_subcommand("monologue", "one voice reads texts; mono");
   common(read, o);
   read.add_option("--festival", o.festival, "voices of festival instead: kal_diphone,cmu_us_slt_arctic_hts")
@@ -338,7 +354,9 @@ int main(int argc, char** argv) {
     if (voices) return print_voices();
     if (text) return print_text(o, values);
     if (people) return make_speech(o);
-    Studio studio(static_cast<std::size_t>(o.cache_gb * 1e9));
+    std::optional<Coder> coder;
+    if (!o.codec.empty()) coder.emplace(o.codec, o.tokenizer);
+    Studio studio(static_cast<std::size_t>(o.cache_gb * 1e9), coder ? &*coder : nullptr);
     if (talk) return make_all(o, studio, [&](Rng& rng) { return dialogue(o, studio, rng); });
     if (read) {
       const Library library(o.texts);

@@ -3,20 +3,25 @@
 
 #include <cstdio>
 #include <filesystem>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
 
-#include "mttt/io/file.hpp"
+#include "mttt/io/codes.hpp"
 #include "voices.hpp"
 
 struct Recording {
   std::vector<std::int16_t> samples;  // (frames, channels)
   int channels = 1;
   std::vector<mttt::Word> words;
-  std::string about;  // further members of the sidecar, each after a comma
+  std::string about;                               // further members of the sidecar, each after a comma
+  std::optional<mttt::CodedRecording> coded = {};  // in the place of samples
 
-  double seconds() const { return static_cast<double>(samples.size()) / channels / sample_rate; }
+  double seconds() const {
+    return coded ? static_cast<double>(coded->frames) / coded->frame_rate
+                 : static_cast<double>(samples.size()) / channels / sample_rate;
+  }
 };
 
 inline std::string json_number(double x) {
@@ -55,12 +60,19 @@ inline std::string wav_header(const Recording& recording) {
   return header;
 }
 
-inline void write_recording(const std::filesystem::path& wav, const Recording& recording) {
-  mttt::write_file_atomically(wav, [&](mttt::FileSink& sink) {
-    const std::string header = wav_header(recording);
-    sink.write(std::as_bytes(std::span(header)));
-    sink.write(std::as_bytes(std::span(recording.samples)));
-  });
+/// Codes go to the folder `codes`, as io/manifest.hpp names them.
+inline void write_recording(const std::filesystem::path& wav, const std::filesystem::path& codes,
+                            const Recording& recording) {
+  if (recording.coded)
+    mttt::save_codes(
+        codes / (wav.parent_path().filename().string() + "_" + wav.stem().string() + ".safetensors"),
+        *recording.coded);
+  else
+    mttt::write_file_atomically(wav, [&](mttt::FileSink& sink) {
+      const std::string header = wav_header(recording);
+      sink.write(std::as_bytes(std::span(header)));
+      sink.write(std::as_bytes(std::span(recording.samples)));
+    });
   if (!recording.words.empty())
     mttt::write_file_atomically(std::filesystem::path(wav).replace_extension(".json"), sidecar(recording));
 }

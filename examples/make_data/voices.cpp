@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <cstdlib>
 
+#include "coder.hpp"
 #include "mttt/core/error.hpp"
 #include "resample.hpp"
 
@@ -164,7 +165,9 @@ std::shared_ptr<const Spoken> Studio::say(const Voice& voice, const std::string&
     if (const auto found = shelf.sentences.find(key); found != shelf.sentences.end()) spoken = found->second;
   }
   if (!spoken) {
-    spoken = std::make_shared<const Spoken>(speak(voice, text));
+    Spoken anew = speak(voice, text);
+    if (coder_ != nullptr) anew.codes = coder_->encode(anew.samples);
+    spoken = std::make_shared<const Spoken>(std::move(anew));
     made_ += spoken->samples.size();
     const std::size_t bytes = 2 * spoken->samples.size() + 64 * spoken->words.size() + 256;
     if (bytes_ + bytes < most_bytes_) {

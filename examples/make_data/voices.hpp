@@ -29,8 +29,9 @@ struct Voice {
 
 /// A sentence without silence at its ends.
 struct Spoken {
-  std::vector<std::int16_t> samples;  // 24 kHz, mono
-  std::vector<mttt::Word> words;      // lower case, seconds from its start, of no speaker
+  std::vector<std::int16_t> samples;     // 24 kHz, mono
+  std::vector<mttt::Word> words;         // lower case, seconds from its start, of no speaker
+  std::vector<std::int32_t> codes = {};  // (frames, codebooks), if the studio has a coder
 
   double seconds() const { return static_cast<double>(samples.size()) / sample_rate; }
 };
@@ -50,9 +51,14 @@ std::string plain_word(const char* token);
 /// What was said at 24 kHz without the silence around its words, as loud as all voices.
 Spoken trimmed(std::span<const float> sound, std::vector<mttt::Word> words);
 
+class Coder;
+
 class Studio {
  public:
-  explicit Studio(std::size_t most_bytes) : most_bytes_(most_bytes) {}
+  /// With a coder, sentences are encoded too.
+  explicit Studio(std::size_t most_bytes, const Coder* coder = nullptr)
+      : most_bytes_(most_bytes), coder_(coder) {}
+  const Coder* coder() const { return coder_; }
 
   std::shared_ptr<const Spoken> say(const Voice& voice, const std::string& text);
 
@@ -68,5 +74,6 @@ class Studio {
   };
   mutable std::array<Shelf, 64> shelves_;
   std::size_t most_bytes_;
+  const Coder* coder_;
   std::atomic<std::size_t> bytes_ = 0, said_ = 0, made_ = 0;  // samples
 };

@@ -7,6 +7,7 @@
 #include "mttt/io/published.hpp"
 #include "mttt/lm/gates.hpp"
 #include "start.hpp"
+#include "upload_start.hpp"
 
 template <mttt::MoshiConfig C, mttt::StorageType T>
 void Start<C, T>::draw(B& be, Trainer& trainer, bool without_base) {
@@ -20,18 +21,7 @@ void Start<C, T>::draw(B& be, Trainer& trainer, bool without_base) {
   Store<typename Model::Params, Host> start(host, 1, drawn);
   Rng rng(trainer.options.seed);
   Model::init(*start, rng);
-  trainer.edit_weights([&](auto& all) {
-    for_each_tensor(
-        [&](std::string_view, const auto& from, auto& trained, auto& read) {
-          if (left_out(from)) return;
-          if (!left_out(trained)) return be.to_device(from.data(), trained.data(), from.size());
-          std::vector<T> rounded(static_cast<std::size_t>(from.size()));
-          std::transform(from.data(), from.data() + from.size(), rounded.begin(),
-                         [](float x) { return static_cast<T>(x); });
-          be.to_device(rounded.data(), read.data(), read.size());
-        },
-        *start, *all, *trainer.params);
-  });
+  upload_start(be, trainer, start);
 }
 
 /// The learned start of another model of these shapes: all of it, or a base without what is_added, whose own

@@ -201,6 +201,57 @@ TEST_CASE("make_data: spoken conversations, the same each time, that encode read
   CHECK(sources.at(0).recordings.at(0).activity->user > 0.2);
 }
 
+TEST_CASE("make_data: conversations put together of sentences' codes") {
+  if (!std::filesystem::exists(MTTT_BIN_DIR "/make_data")) return;  // told above
+  const Workshop shop;
+  const auto run = [&](const std::string& program, const std::string& arguments) {
+    const std::string command = MTTT_BIN_DIR "/" + program + " " + arguments + " >" + shop.at("log");
+    INFO(command);
+    REQUIRE(std::system(command.c_str()) == 0);
+  };
+  const std::string coder = " --codec " + shop.at("codec.safetensors") + " --tokenizer " + MTTT_SOURCE_DIR +
+                            "/assets/speech_tokenizer.model ";
+  const std::string memory = "memory --delays 5 --facts 1 --seed 4 --hours 0.001 --output ";
+  run("make_data", memory + shop.at("sound"));
+  run("encode", coder + "--preset mimi_small --init-codec 3 --data " + shop.at("sound/train.jsonl"));
+  run("make_data", memory + shop.at("codes") + coder);
+  run("make_data", memory + shop.at("again") + coder + "--jobs 1");
+  const char* name = "train.codes/train_000000.safetensors";
+  CHECK(content_of(shop.scratch / "codes" / name) == content_of(shop.scratch / "again" / name));
+
+  const auto entries = read_manifest(shop.scratch / "codes/train.jsonl");
+  REQUIRE(entries.size() == 1);
+  const CodedRecording coded = load_codes(entries[0].codes),
+                       recorded = load_codes(shop.scratch / "sound" / name);
+  CHECK(coded.codec == recorded.codec);
+  CHECK(coded.streams == recorded.streams);
+  CHECK(static_cast<double>(coded.frames) / 12.5 == Approx(entries[0].duration).margin(0.001));
+  CHECK(std::abs(coded.frames - recorded.frames) < 12);
+
+  // Words where the file beside says, in the model's text and in both voices; else silence, which is one code.
+  const auto words = read_alignment(sidecar_of(entries[0].recording));
+  REQUIRE(words.size() > 8);
+  for (const bool model : {true, false}) {
+    const auto voice = coded.stream(model ? 1 : 9);
+    const std::int32_t silence = coded.stream(1)[0];  // nobody begins at once
+    std::vector<char> spoken(voice.size());
+    for (const Word& word : words) {
+      if ((word.speaker == main_speaker) != model) continue;
+      const auto first = static_cast<std::size_t>(word.start * 12.5);
+      std::fill(spoken.begin() + static_cast<std::ptrdiff_t>(first),
+                spoken.begin() + static_cast<std::ptrdiff_t>(word.end * 12.5) + 1, true);
+      if (model) CHECK(coded.stream(0)[first] > 3);
+    }
+    double heard = 0, said = 0, quiet = 0, rest = 0;
+    for (std::size_t t = 0; t < voice.size(); ++t) {
+      (spoken[t] ? heard : quiet) += (voice[t] != silence) == (spoken[t] != 0);
+      (spoken[t] ? said : rest) += 1;
+    }
+    CHECK(heard > 0.6 * said);
+    CHECK(quiet > 0.9 * rest);
+  }
+}
+
 TEST_CASE("make_data: people's sounds become recordings, as loud as other voices") {
   if (!std::filesystem::exists(MTTT_BIN_DIR "/make_data")) return;  // told above
   const Workshop shop;

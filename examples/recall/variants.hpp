@@ -1,0 +1,60 @@
+// What is compared: models of one size (compiled, in files of their own) and with what they start (numbers).
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "mttt/core/tensor.hpp"
+#include "mttt/io/json.hpp"
+
+namespace recalls {
+
+using mttt::Index;
+
+/// Segments of these recordings, one after the other, until so many steps are done.
+struct Stage {
+  std::string data;
+  Index frames;
+  std::int64_t steps;
+};
+
+/// A manifest of conversations with questions, or of recordings without.
+struct Test {
+  std::string name, data;
+};
+
+struct Settings {
+  std::vector<Stage> stages;
+  std::vector<Test> tests;
+  Index frames_a_step = 4800;
+  double lr = 1e-3, text_padding_weight = 0.1;
+  std::int64_t look_every = 250;  // steps between two looks at some of the tests
+  Index looked_at = 24;           // recordings of each test then; at the end all
+  std::string from, save;         // checkpoints
+};
+
+struct Variant {
+  const char *name, *says;
+  nlohmann::json (*run)(const Variant&, const Settings&, std::uint64_t seed);
+  double base_lr = 1, gate = 0.1;
+};
+
+// Each is compiled in a file of its own.
+#define MTTT_RECALL_MODELS(f) f(local) f(full) f(linear) f(mlp) f(after) f(before) f(instead)
+#define MTTT_DECLARE(model) nlohmann::json model(const Variant&, const Settings&, std::uint64_t seed);
+MTTT_RECALL_MODELS(MTTT_DECLARE)
+#undef MTTT_DECLARE
+
+inline constexpr Variant variants[] = {
+    {"local", "attention in a window", local},
+    {"full", "attention over the whole stream", full},
+    {"linear", "the window, TTT-Linear beside attention", linear},
+    {"mlp", "the window, TTT-MLP beside attention", mlp, 0.1},
+    {"after", "the window, TTT-Linear after attention", after},
+    {"before", "the window, TTT-Linear before attention", before},
+    {"instead", "TTT-Linear instead of attention but in the first layer", instead},
+};
+
+}  // namespace recalls
