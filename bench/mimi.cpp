@@ -2,7 +2,8 @@
 //
 // Counted: two FLOPs a multiply-add of every convolution, projection, codebook score and attended key; every
 // weight read once a frame, and the scored codebooks. Activations are not counted: they stay in the caches.
-// In 8 bits are the weights of the two transformers, 60 % of all bytes.
+// In 16 bits (f16) are the weights of the transformers and of convolutions with half a million or more; in
+// 8 bits those of the two transformers, 60 % of all bytes.
 #include "mttt/presets/mimi.hpp"
 
 #include "harness.hpp"
@@ -114,6 +115,7 @@ int main(int argc, char** argv) {
   frame<presets::mimi_tiny>(suite, "mimi_tiny");
   if (!suite.quick()) {
     frame<presets::mimi_24khz>(suite, "mimi_24khz");
+    frame<presets::mimi_24khz, WithWeights<f16, Plain>>(suite, "mimi_24khz, f16");
     frame<presets::mimi_24khz, WithWeights<Int8, Plain>>(suite, "mimi_24khz, int8");
   }
   return suite.finish();

@@ -1,5 +1,5 @@
-// Weights in 8 and 4 bits: what rounding to them loses, their products against sums written out, in every set
-// of instructions that this processor has, and the same bits in any batch and with any number of threads.
+// Weights in 16, 8 and 4 bits: what rounding to them loses, their products against sums written out, in every
+// set of instructions that this processor has, and the same bits in any batch and with any number of threads.
 #include <cmath>
 #include <cstring>
 #include <vector>
@@ -7,8 +7,11 @@
 #include "catch.hpp"
 #include "mttt/backend/cpu/cpu.hpp"
 #include "mttt/backend/with_weights.hpp"
+#include "mttt/codec/conv_transpose1d.hpp"
+#include "mttt/core/quantise.hpp"
 #include "mttt/core/rng.hpp"
 #include "mttt/core/store.hpp"
+#include "mttt/laws.hpp"
 
 namespace {
 using namespace mttt;
@@ -220,4 +223,135 @@ TEMPLATE_TEST_CASE("NaN and infinity in a row make its products NaN, and no othe
       for (std::size_t i = 0; i < 9; ++i) CHECK((std::isfinite(c[i]) && std::isnan(c[9 + i])));
     }
   }
+}
+
+namespace {
+template <class N>
+std::vector<N> narrow_numbers(Index n, std::uint64_t seed) {
+  const auto wide_ones = normal_numbers(n, seed, 0.02);
+  std::vector<N> numbers;
+  for (const float x : wide_ones) numbers.push_back(N(x));
+  return numbers;
+}
+
+/// Conv and Plain are one block with weights in f16 and in float32: they give the same, stepped and at once,
+/// once these are rounded.
+template <class Conv, class Plain>
+void steps_as_rounded() {
+  using Narrow = WithWeights<f16, Cpu<float>>;
+  static_assert(std::is_same_v<typename Conv::Weight::value_type, f16>);
+  Cpu<float> be(1);
+  Narrow narrow(2);
+  Rng rng(14);
+  Store<typename Plain::Params, Cpu<float>> params(be);
+  Plain::init(*params, rng);
+  Store<typename Conv::Params, Narrow> small(narrow);
+  quantise(params, small);
+  CHECK(100 * small.bytes() < 51 * params.bytes());
+  for (Index i = 0; i < params->weight.size(); ++i) params->weight.data()[i] = small->weight.data()[i];
+  const Index steps = 40;
+  const auto x = be.make<float, dyn, dyn, Plain::in>(1, steps);
+  laws::fill_normal(x, 1, rng);
+  const auto make = [&] { return be.make<float, dyn, dyn, Plain::out>(1, Plain::out_time(steps)); };
+  const auto expected = make(), offline = make(), streamed = make();
+  typename Plain::Saved saved;
+  typename Conv::Saved narrow_saved;
+  Plain::forward(be, *params, x, expected, saved);
+  Conv::forward(narrow, *small, x, offline, narrow_saved);
+  Store<typename Conv::State, Narrow> state(narrow);
+  Conv::reset(narrow, *small, *state, Mask{});
+  for (Index at = 0; at < steps; at += 2)
+    Conv::step(narrow, *small, *state, Sequence<const float, Plain::in>(&x(0, at, 0), {1, 2, Plain::in}),
+               Sequence<float, Plain::out>(&streamed(0, Plain::out_time(at), 0),
+                                           {1, Plain::out_time(2), Plain::out}),
+               Mask{});
+  CHECK(laws::largest_difference(expected.data(), offline.data(), expected.size()) < 1e-5);
+  CHECK(laws::largest_difference(expected.data(), streamed.data(), expected.size()) < 1e-5);
+}
+}  // namespace
+
+TEMPLATE_TEST_CASE("products of few rows with weights in 16 bits are those of the same weights", "", f16,
+                   bf16) {
+  using Shape = std::array<Index, 3>;  // rows, out, in
+  for (const auto [M, N, K] :
+       {Shape{1, 64, 128}, {1, 7, 1}, {2, 33, 31}, {3, 12, 129}, {4, 5, 352}, {16, 20, 1000}, {2, 9, 0}}) {
+    const Index ldw = K + 5, lda = K + 3, ldc = N + 2;
+    const auto w = narrow_numbers<TestType>(N * ldw, 15);
+    const auto a = normal_numbers(M * lda, 16), before = normal_numbers(M * ldc, 17);
+    for (const auto instructions : instructions_here()) {
+      CAPTURE(M, N, K, static_cast<int>(instructions));
+      for (const float beta : {0.0f, 0.5f}) {
+        auto c = before;
+        Cpu<float> be(1);
+        REQUIRE(be.narrow_product(Matrix<const float>{a.data(), M, K, lda},
+                                  Matrix<const TestType>{w.data(), N, K, ldw},
+                                  Matrix<float>{c.data(), M, N, ldc}, 2.0f, beta, instructions));
+        for (Index m = 0; m < M; ++m) {
+          for (Index n = 0; n < ldc; ++n) {
+            const auto at = static_cast<std::size_t>(m * ldc + n);
+            double sum = 0, moduli = 0;
+            for (Index k = 0; n < N && k < K; ++k) {
+              const double product = static_cast<double>(a[static_cast<std::size_t>(m * lda + k)]) *
+                                     static_cast<double>(wide(w[static_cast<std::size_t>(n * ldw + k)]));
+              sum += product, moduli += std::abs(product);
+            }
+            const double expected =
+                n < N ? 2 * sum + static_cast<double>(beta * before[at]) : static_cast<double>(before[at]);
+            REQUIRE(std::abs(static_cast<double>(c[at]) - expected) <= (n < N ? 2e-6 * moduli + 1e-6 : 0));
+          }
+        }
+      }
+    }
+  }
+}
+
+TEMPLATE_TEST_CASE("a row has the same bits in any batch, by weights in 16 bits", "", f16, bf16) {
+  const Index N = 1021, K = 700;
+  const auto w = narrow_numbers<TestType>(N * K, 18);
+  const auto a = normal_numbers(16 * K, 19);
+  const Matrix<const TestType> weights{w.data(), N, K, K};
+  for (const auto instructions : instructions_here()) {
+    std::vector<float> alone(static_cast<std::size_t>(16 * N)), together = alone;
+    Cpu<float> one(1), several(3);
+    for (Index m = 0; m < 16; ++m)
+      one.narrow_product(Matrix<const float>{a.data() + m * K, 1, K, K}, weights,
+                         Matrix<float>{alone.data() + m * N, 1, N, N}, 1, 0, instructions);
+    for (const Index M : {2, 3, 4, 16}) {
+      several.narrow_product(Matrix<const float>{a.data(), M, K, K}, weights,
+                             Matrix<float>{together.data(), M, N, N}, 1, 0, instructions);
+      CHECK(std::memcmp(alone.data(), together.data(), static_cast<std::size_t>(M * N) * 4) == 0);
+    }
+  }
+}
+
+TEST_CASE("large convolutions of a backend with weights in f16 hold them, small ones do not") {
+  using Narrow = WithWeights<f16, Cpu<float>>;
+  constexpr Conv1dConfig conv{.in = 256, .out = 1024, .kernel = 2};
+  steps_as_rounded<Conv1d<conv, Narrow>, Conv1d<conv, Cpu<float>>>();
+  constexpr ConvTranspose1dConfig transposed{.in = 512, .out = 256, .kernel = 4, .stride = 2};
+  steps_as_rounded<ConvTranspose1d<transposed, Narrow>, ConvTranspose1d<transposed, Cpu<float>>>();
+  constexpr Conv1dConfig small{.in = 64, .out = 64, .kernel = 7};
+  static_assert(std::is_same_v<Conv1d<small, Narrow>::Weight::value_type, float>);
+}
+
+TEST_CASE("f16 refuses weights that it does not hold") {
+  using Narrow = WithWeights<f16, Cpu<float>>;
+  constexpr LinearConfig config{.in = 3, .out = 2};
+  Cpu<float> be(1);
+  Narrow narrow(1);
+  Store<Linear<config, Cpu<float>>::Params, Cpu<float>> params(be);
+  Store<Linear<config, Narrow>::Params, Narrow> small(narrow);
+  for (Index i = 0; i < 6; ++i) params->weight.data()[i] = i == 0 ? 1e-7f : 65504.0f;
+  quantise(params, small);
+  CHECK(float(small->weight(0, 0)) == Approx(1e-7).epsilon(0.2));  // subnormal
+  CHECK(float(small->weight(1, 2)) == 65504);
+  const float x[2][3] = {{1, 0, 0}, {0, 0, 1}};
+  float up[2][2], down[2][3];  // by rows of the weights and, as a gradient is, by columns
+  narrow.matmul(Matrix<const float>{x[0], 2, 3, 3}, small->weight.matrix().t(),
+                Matrix<float>{up[0], 2, 2, 2});
+  CHECK(up[1][0] == 65504);
+  narrow.matmul(Matrix<const float>{up[0], 2, 2, 2}, small->weight.matrix(), Matrix<float>{down[0], 2, 3, 3});
+  CHECK(down[0][1] == up[0][0] * 65504 + up[0][1] * 65504);
+  params->weight(1, 1) = 65520;
+  CHECK_THROWS_WITH(quantise(params, small), mttt::test::contains("to store in f16"));
 }

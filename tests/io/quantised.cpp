@@ -1,4 +1,4 @@
-// Models whose weights stay in 8 and 4 bits: from files in floats, from published int8 rows and from
+// Models whose weights stay in 16, 8 and 4 bits: from files in floats, from published int8 rows and from
 // checkpoints of their own, to the bit; and files of these that are broken.
 #include "foreign.hpp"
 #include "mttt/backend/with_weights.hpp"
@@ -121,6 +121,29 @@ TEMPLATE_TEST_CASE("a checkpoint in 8 or 4 bits comes back to the bit, into a pl
   quantise(meant, expected);
   load_params(folder / "q", other, rounded);
   CHECK(same_bytes(expected, rounded));
+}
+
+TEMPLATE_TEST_CASE("weights in 16 bits come from floats and their own files, and go into a plain model",
+                   "[io]", f16, bf16) {
+  const Scratch folder;
+  B be;
+  Quantised<TestType> narrow;
+  Store<MoshiParams, B> trained(be), numbers(be), meant(be);
+  number_with_zeros(*trained);
+  trained->text_linear.weight(2, 5) = 0.1f;  // which neither holds
+  ParamsOf<Quantised<TestType>> expected(narrow), found(narrow), back(narrow);
+  quantise(trained, expected);
+  save_params(folder / "f32", be, trained);
+  load_params(folder / "f32", narrow, found);
+  CHECK(same_bytes(expected, found));
+  save_params(folder / "narrow", narrow, expected);
+  load_params(folder / "narrow", narrow, back);
+  CHECK(same_bytes(expected, back));
+  CHECK(std::filesystem::file_size(folder / "narrow") < std::filesystem::file_size(folder / "f32"));
+  load_params(folder / "narrow", be, numbers);
+  as_numbers<Quantised<TestType>>(*expected, *meant);
+  CHECK(same_bytes(meant, numbers));
+  CHECK(numbers->text_linear.weight(2, 5) != 0.1f);
 }
 
 TEST_CASE("published int8 rows are taken as they are", "[io]") {

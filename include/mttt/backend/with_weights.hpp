@@ -1,8 +1,10 @@
-// WithWeights: a backend whose models hold their large weights in 8 or 4 bits, and everything else as before.
+// WithWeights: a backend whose models hold their large weights in 16, 8 or 4 bits, all else as before.
 //
 //   WithWeights<Int8, Cuda<bf16>> be;                                   // or be(plain.as<bf16>()), its GPU
 //   Store<Moshi<C, decltype(be)>::Params, decltype(be)> params(be);     // half the memory
 //   load_params("model.safetensors", be, params);                       // rounds what is not in 8 bits yet
+//
+//   WithWeights<f16, Cpu<float>> be;     // weights in 16 bits: f16 or bf16, on the CPU; convolutions' too
 //
 // It is the backend that it derives from, but for one product; as<U>() gives a plain one, for a codec that
 // shares its memory and its order of work.
@@ -26,6 +28,22 @@
 #include "mttt/core/quantised.hpp"
 
 namespace mttt {
+
+namespace detail {
+template <class N>
+struct WidenRow {
+  const N* from;
+  Index ld;
+  float* to;  // (rows, cols)
+  Index cols;
+  template <class Team>
+  MTTT_HD void operator()(Team team, Index r) const {
+    const N* in = from + r * ld;
+    float* out = to + r * cols;
+    team.for_each(cols, [=](Index i) { out[i] = in[i]; });
+  }
+};
+}  // namespace detail
 
 template <class Format, Backend Base>
 class WithWeights : public Base {
@@ -70,6 +88,31 @@ class WithWeights : public Base {
 
  private:
   static constexpr Index panel_size = Index{1} << 22;  // weights: what a CPU's last cache holds
+};
+
+/// Weights in 16 bits are Tensors like others, of another number type. Products of few rows widen them as
+/// they come from memory, others widen them first.
+template <NarrowNumber N, Backend Base>
+requires std::same_as<typename Base::Scalar, float>
+class WithWeights<N, Base> : public Base {
+ public:
+  using Weights = N;
+  using Base::Base;
+  using Base::matmul;
+  explicit WithWeights(Base base) : Base(std::move(base)) {}
+
+  template <class U, class W, class V>
+  requires std::same_as<std::remove_const_t<W>, N>
+  void matmul(Matrix<U> a, Matrix<W> w, Matrix<V> c, Wide<V> alpha = 1, Wide<V> beta = 0) {
+    if (w.transposed && this->narrow_product(Matrix<const float>(a), Matrix<const N>(w.t()), c, alpha, beta))
+      return;
+    const auto scope = this->scope();
+    const Index rows = w.transposed ? w.cols : w.rows, cols = w.transposed ? w.rows : w.cols;
+    float* widened = this->template make<float, dyn, dyn>(rows, cols).data();
+    this->rows(rows, detail::WidenRow<N>{w.data, w.ld, widened, cols}, 0, cols);
+    const Matrix<const float> by{widened, rows, cols, cols};
+    Base::matmul(Matrix<const float>(a), w.transposed ? by.t() : by, c, alpha, beta);
+  }
 };
 
 }  // namespace mttt

@@ -61,9 +61,10 @@ struct Conv1d {
   static constexpr bool replicate = C.pad_mode == PadMode::replicate && context > 0;
   static constexpr Index out_time(Index steps) { return steps / C.stride; }
 
+  using Number = typename detail::ConvolutionNumber<B, depthwise ? 0 : C.out * window>::type;
   using Weight =
       std::conditional_t<depthwise, PermutedTensor<T, std::index_sequence<2, 0, 1>, C.kernel, C.out, 1>,
-                         PermutedTensor<T, std::index_sequence<0, 2, 1>, C.out, C.kernel, group_in>>;
+                         PermutedTensor<Number, std::index_sequence<0, 2, 1>, C.out, C.kernel, group_in>>;
   struct Params {
     Weight weight;
     Tensor<T, C.bias ? C.out : 0> bias;  // of no elements without bias
@@ -230,35 +231,42 @@ struct Conv1d {
   static constexpr bool at_once = detail::wants_large<B>;                // all sessions in one product
 
   static void apply(B& be, const Params& p, Sequence<const T, in> padded, Sequence<T, out> y) {
-    const Index sessions = y.extent(0), steps = y.extent(1), stride = padded.extent(1) * in;
     detail::require_multiple("Conv1d", padded.extent(1) - context, C.stride);
     if constexpr (depthwise) {
-      be.rows(sessions * steps,
+      be.rows(y.extent(0) * y.extent(1),
               detail::DepthwiseWindows<T>{padded.data(), p.weight.data(), C.bias ? p.bias.data() : nullptr,
-                                          y.data(), steps, C.kernel, C.stride, C.dilation, in, stride},
+                                          y.data(), y.extent(1), C.kernel, C.stride, C.dilation, in,
+                                          padded.extent(1) * in},
               0, C.kernel * in);
-      return;
+    } else {
+      multiply_windows(be, p, padded, y);
+      if constexpr (C.bias) add_row(be, p.bias.data(), y.data(), y.flat_rows().extent(0), out);
     }
+  }
+
+  static void multiply_windows(B& be, const Params& p, Sequence<const T, in> padded, Sequence<T, out> y) {
+    const Index sessions = y.extent(0), steps = y.extent(1), stride = padded.extent(1) * in;
     constexpr Index few = 16;  // rows a session below which the weights should be read once for all sessions
-    if (overlapping && at_once && steps >= few) {
-      be.matmul_grid(sessions, 1,
-                     MatrixGrid<const T>{{padded.data(), steps, window, C.stride * in}, stride, 0},
-                     MatrixGrid<const T>{group_weight(p.weight, 0).t(), 0, 0},
-                     MatrixGrid<T>{{y.data(), steps, out, out}, steps * out, 0});
-    } else if (overlapping && (sessions == 1 || steps >= few)) {
+    if constexpr (overlapping && at_once) {
+      if (steps >= few)
+        return be.matmul_grid(sessions, 1,
+                              MatrixGrid<const T>{{padded.data(), steps, window, C.stride * in}, stride, 0},
+                              MatrixGrid<const T>{group_weight(p.weight, 0).t(), 0, 0},
+                              MatrixGrid<T>{{y.data(), steps, out, out}, steps * out, 0});
+    }
+    if (overlapping && (sessions == 1 || steps >= few)) {
       for (Index b = 0; b < sessions; ++b) {
         const Matrix<const T> windows{padded.data() + b * stride, steps, window, C.stride * in};
         be.matmul(windows, group_weight(p.weight, 0).t(), y[b].matrix());
       }
-    } else {
-      const auto scope = be.scope();
-      const auto windows = gather(be, padded.data(), sessions, steps, stride);
-      for (Index g = 0; g < C.groups; ++g) {
-        be.matmul(windows[g].matrix(), group_weight(p.weight, g).t(),
-                  Matrix<T>{y.data() + g * group_out, sessions * steps, group_out, out});
-      }
+      return;
     }
-    if constexpr (C.bias) add_row(be, p.bias.data(), y.data(), sessions * steps, out);
+    const auto scope = be.scope();
+    const auto windows = gather(be, padded.data(), sessions, steps, stride);
+    for (Index g = 0; g < C.groups; ++g) {
+      be.matmul(windows[g].matrix(), group_weight(p.weight, g).t(),
+                Matrix<T>{y.data() + g * group_out, sessions * steps, group_out, out});
+    }
   }
 
   /// Of sessions [first, first + sessions).

@@ -40,7 +40,8 @@ struct ConvTranspose1d {
   static constexpr bool depthwise = C.depthwise();
   static constexpr Index out_time(Index steps) { return steps * C.stride; }
 
-  using Weight = PermutedTensor<T, std::index_sequence<2, 1, 0>, C.kernel, group_out, C.in>;
+  using Number = typename detail::ConvolutionNumber<B, depthwise ? 0 : window * C.in>::type;
+  using Weight = PermutedTensor<Number, std::index_sequence<2, 1, 0>, C.kernel, group_out, C.in>;
   struct Params {
     Weight weight;
     Tensor<T, C.bias ? C.out : 0> bias;  // of no elements without bias

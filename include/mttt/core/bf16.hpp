@@ -62,7 +62,15 @@ concept StorageType = std::floating_point<T> || std::same_as<T, bf16>;
 
 /// The type to compute in with numbers stored as T.
 template <class T>
-using Wide = std::conditional_t<std::is_same_v<std::remove_const_t<T>, bf16>, float, std::remove_const_t<T>>;
+struct WideOf {
+  using type = T;
+};
+template <>
+struct WideOf<bf16> {
+  using type = float;
+};
+template <class T>
+using Wide = typename WideOf<std::remove_const_t<T>>::type;
 
 template <class T>
 MTTT_HD constexpr Wide<T> wide(T x) {

@@ -1,4 +1,4 @@
-// quantise: trained weights into 8 or 4 bits.
+// quantise: trained weights into 16, 8 or 4 bits.
 //
 //   Store<Moshi<C, Cpu<float>>::Params, Cpu<float>> trained(host);
 //   Store<Moshi<C, WithWeights<Int4, Cpu<float>>>::Params, Cpu<float>> small(host);
@@ -8,7 +8,8 @@
 //          copied, into another storage type if need be.
 // Shapes:  both of one block, the first on a plain backend, the second WithWeights. Both in host memory.
 // Units:   none.
-// Errors:  NaN and infinity in a weight, with its name and place; `to` is then half written.
+// Errors:  NaN and infinity in a weight, with its name and place; one that f16 does not hold; `to` is then
+//          half written.
 // Not supported: rounding that looks at activations (GPTQ, AWQ).
 // Source:  none.
 #pragma once
@@ -51,6 +52,15 @@ void quantise_rows(std::string_view name, const T* weights, Index out, Index in,
        "finite numbers that a float holds", "quantise a checkpoint from before training went wrong");
 }
 
+namespace detail {
+/// A weight that f16 does not hold.
+inline void require_finite(std::string_view name, double number, float held) {
+  if (std::isfinite(held)) return;
+  fail("weight '" + std::string(name) + "' to store in f16", std::to_string(number),
+       "numbers of less than 65520", "store it in bf16 or float32");
+}
+}  // namespace detail
+
 template <class P, class A, class Q, class B>
 void quantise(const Store<P, A>& from, Store<Q, B>& to) {
   static_assert(std::is_same_v<typename A::Memory, typename B::Memory>,
@@ -64,7 +74,11 @@ void quantise(const Store<P, A>& from, Store<Q, B>& to) {
                                 target.scales.data());
         } else {
           using T = typename Target::value_type;
-          for (Index i = 0; i < source.size(); ++i) target.data()[i] = static_cast<T>(wide(source.data()[i]));
+          for (Index i = 0; i < source.size(); ++i) {
+            const auto number = wide(source.data()[i]);
+            target.data()[i] = static_cast<T>(number);
+            if constexpr (std::is_same_v<T, f16>) detail::require_finite(name, number, target.data()[i]);
+          }
         }
       },
       *to, *from);

@@ -26,7 +26,7 @@
 #include <cmath>
 #include <limits>
 
-#include "mttt/core/bf16.hpp"
+#include "mttt/core/f16.hpp"
 #include "mttt/core/visit.hpp"
 
 namespace mttt {
@@ -181,14 +181,35 @@ inline constexpr bool is_quantised<QuantisedTensor<Format, out, in>> = true;
 
 namespace detail {
 
+template <class B>
+concept OwnWeights = requires {
+  typename B::Weights;
+};
+template <class B>
+concept NarrowWeights = OwnWeights<B> && NarrowNumber<typename B::Weights>;
+
 template <class B, Index out, Index in>
 struct WeightOf {
   using type = Tensor<typename B::Scalar, out, in>;
 };
-template <class B, Index out, Index in>
-requires requires { typename B::Weights; }
+template <OwnWeights B, Index out, Index in>
 struct WeightOf<B, out, in> {
   using type = QuantisedTensor<typename B::Weights, out, in>;
+};
+template <NarrowWeights B, Index out, Index in>
+struct WeightOf<B, out, in> {
+  using type = Tensor<typename B::Weights, out, in>;
+};
+
+/// The numbers that a convolution's weights are. Those of less than half a million lie in a cache, and meet
+/// many samples there: the backend's own serve better.
+template <class B, Index count>
+struct ConvolutionNumber {
+  using type = typename B::Scalar;
+};
+template <NarrowWeights B, Index count>
+requires(count >= (Index{1} << 19)) struct ConvolutionNumber<B, count> {
+  using type = typename B::Weights;
 };
 
 /// One row of weights as numbers.

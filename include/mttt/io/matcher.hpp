@@ -80,11 +80,11 @@ inline std::size_t count_of(const Shape& shape) {
 /// Reads a tensor into what the model holds.
 template <class T>
 void read_into(const TensorFile& file, const TensorEntry& entry, T* out) {
-  if constexpr (std::same_as<T, bf16>) {  // from floats of any width
-    if (entry.dtype == DType::BF16)
+  if constexpr (NarrowNumber<T>) {  // from floats of any width
+    if (entry.dtype == dtype_of<T>())
       return file.read_bytes(entry, std::as_writable_bytes(std::span(out, entry.count())));
     const auto values = file.read<float>(entry);
-    std::transform(values.begin(), values.end(), out, [](float x) { return bf16(x); });
+    std::transform(values.begin(), values.end(), out, [](float x) { return T(x); });
   } else {
     file.read(entry, out, entry.count());
   }
@@ -362,7 +362,7 @@ class Matcher {
       return known;
     }
     const auto lora = find_lora(name, shape);
-    if constexpr (StorageType<T>) {
+    if constexpr (FloatNumber<T>) {
       if (lora) {
         using W = Wide<T>;
         std::vector<W> sum(count_of(found.shape));
@@ -618,7 +618,7 @@ class Matcher {
                     options_.head_dim, " rows (LoadOptions::head_dim)");
     }
     if (piece.coding == TensorPiece::Coding::plain) return check_values<T>(*piece.file, piece.entry);
-    if (!StorageType<T>)
+    if (!FloatNumber<T>)
       return problems_.add(where, ": found numbers in 8 bits, expected ", dtype_name(dtype_of<T>()));
     if (piece.coding == TensorPiece::Coding::blocks) {
       if (!read_values_ || !options_.check_finite) return;
@@ -685,7 +685,7 @@ class Matcher {
 
   template <class T>
   void check_values(const TensorFile& file, const TensorEntry& piece) {
-    if (is_float(piece.dtype) != StorageType<T>) {
+    if (is_float(piece.dtype) != FloatNumber<T>) {
       problems_.add("mistyped tensor ", quote(piece.name), ": found ", dtype_name(piece.dtype), ", expected ",
                     dtype_name(dtype_of<T>()), " or a type that converts to it");
       return;

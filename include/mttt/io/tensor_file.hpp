@@ -127,6 +127,9 @@ bool representable(From from) {
   if constexpr (std::is_same_v<To, bf16> && std::is_floating_point_v<From>) {
     return !(std::isfinite(from) && std::abs(from) >= From{0x1.ffp127f});
   }
+  if constexpr (std::is_same_v<To, f16> && std::is_floating_point_v<From>) {
+    return !(std::isfinite(from) && std::abs(from) >= From{65520});
+  }
   return true;
 }
 

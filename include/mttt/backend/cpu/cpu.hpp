@@ -28,6 +28,7 @@
 #include "mttt/backend/arena.hpp"
 #include "mttt/backend/backend.hpp"
 #include "mttt/backend/cpu/matmul.hpp"
+#include "mttt/backend/cpu/narrow.hpp"
 #include "mttt/backend/cpu/quantised.hpp"
 #include "mttt/core/error.hpp"
 #include "mttt/core/memory_use.hpp"
@@ -254,6 +255,20 @@ class Cpu {
     parallel(w.rows, std::max<Index>(1, parallel_weights / std::max<Index>(1, a.rows * a.cols)),
              [&](Index begin, Index end, int) {
                detail::quantised_product(instructions, x, w.take_rows(begin, end),
+                                         detail::take_columns(c, begin, end), alpha, beta);
+             });
+    return true;
+  }
+
+  /// WithWeights' product for few rows by weights (N, K) in 16 bits (cpu/narrow.hpp).
+  template <NarrowNumber N>
+  bool narrow_product(
+      Matrix<const T> a, Matrix<const N> w, Matrix<T> c, T alpha, T beta,
+      detail::Instructions instructions = detail::processor_instructions()) requires std::same_as<T, float> {
+    if (a.transposed || a.rows > 16) return false;
+    parallel(w.rows, std::max<Index>(4, parallel_work / std::max<Index>(1, a.rows * a.cols) / 4 * 4),
+             [&](Index begin, Index end, int) {
+               detail::narrow_product<N>(instructions, a, detail::take_rows(w, begin, end),
                                          detail::take_columns(c, begin, end), alpha, beta);
              });
     return true;
