@@ -1,5 +1,6 @@
 // The macros of the library: MTTT_HD marks scalar code that runs on host and device, MTTT_INLINE such code
-// that must be part of the loop that calls it, MTTT_SIMD a loop whose iterations are independent.
+// that must be part of the loop that calls it, MTTT_SIMD a loop whose iterations are independent,
+// MTTT_UNROLL one of 16 at most whose sums must stay in registers.
 //
 // Shapes:  none.   Units: none.   Errors: none.
 // Not supported: other compilers' vectorisation hints; they ignore MTTT_SIMD and stay correct.
@@ -26,6 +27,13 @@
 #endif
 
 #define MTTT_PRAGMA(text) _Pragma(#text)
+#if defined(__CUDACC__)
+#define MTTT_UNROLL
+#elif defined(__clang__)
+#define MTTT_UNROLL MTTT_PRAGMA(unroll)
+#else
+#define MTTT_UNROLL MTTT_PRAGMA(GCC unroll 16)
+#endif
 #if defined(__CUDACC__)
 #define MTTT_SIMD
 #define MTTT_SIMD_SUM(variable)

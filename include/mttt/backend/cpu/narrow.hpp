@@ -27,11 +27,9 @@ struct NarrowTile {
     for (auto& row : sums) std::fill_n(row, NR, 0.0f);
     for (Index k = 0; k < K; k += block) {
       const Index count = std::min(block, K - k);
-#pragma GCC unroll 4
       for (int n = 0; n < NR; ++n) {
         float row[block];
         for (Index i = 0; i < count; ++i) row[i] = wide(w[n * ldw + k + i]);
-#pragma GCC unroll 4
         for (int m = 0; m < MR; ++m) {
           float sum = 0;
           MTTT_SIMD_SUM(sum)
@@ -52,23 +50,23 @@ struct NarrowAvx2Tile {
   MTTT_AVX2 static void run(const float* a, Index lda, const N* w, Index ldw, Index K,
                             float (&sums)[MR][NR]) {
     __m256 total[MR][NR];
-#pragma GCC unroll 16
+    MTTT_UNROLL
     for (int i = 0; i < MR * NR; ++i) total[i / NR][i % NR] = _mm256_setzero_ps();
     const Index whole = K / 8 * 8;
     for (Index k = 0; k < whole; k += 8) {
       __m256 x[MR];
-#pragma GCC unroll 4
+      MTTT_UNROLL
       for (int m = 0; m < MR; ++m) x[m] = _mm256_loadu_ps(a + m * lda + k);
-#pragma GCC unroll 4
+      MTTT_UNROLL
       for (int n = 0; n < NR; ++n) {
         const __m256 weights = eight(w + n * ldw + k);
-#pragma GCC unroll 4
+        MTTT_UNROLL
         for (int m = 0; m < MR; ++m) total[m][n] = _mm256_fmadd_ps(x[m], weights, total[m][n]);
       }
     }
-#pragma GCC unroll 4
+    MTTT_UNROLL
     for (int m = 0; m < MR; ++m) {
-#pragma GCC unroll 4
+      MTTT_UNROLL
       for (int n = 0; n < NR; ++n) {
         sums[m][n] = sum_of(total[m][n]);
         for (Index k = whole; k < K; ++k) sums[m][n] += a[m * lda + k] * wide(w[n * ldw + k]);
@@ -97,16 +95,14 @@ struct NarrowAvx512Tile {
   MTTT_AVX512 static void run(const float* a, Index lda, const N* w, Index ldw, Index K,
                               float (&sums)[MR][NR]) {
     __m512 total[MR][NR];
-#pragma GCC unroll 16
+    MTTT_UNROLL
     for (int i = 0; i < MR * NR; ++i) total[i / NR][i % NR] = _mm512_setzero_ps();
     const Index whole = K / 16 * 16;
     for (Index k = 0; k < whole; k += 16) add(a + k, lda, w + k, ldw, 0xffff, total);
     if (whole < K)
       add(a + whole, lda, w + whole, ldw, static_cast<__mmask16>((1u << (K - whole)) - 1), total);
-#pragma GCC unroll 4
-    for (int m = 0; m < MR; ++m)
-#pragma GCC unroll 4
-      for (int n = 0; n < NR; ++n) sums[m][n] = sum_of(total[m][n]);
+    MTTT_UNROLL
+    for (int i = 0; i < MR * NR; ++i) sums[i / NR][i % NR] = sum_of(total[i / NR][i % NR]);
   }
 
  private:
@@ -114,9 +110,9 @@ struct NarrowAvx512Tile {
                               __m512 (&total)[MR][NR]) {
     constexpr Index ahead = 256;  // weights, 512 bytes, as for those in 4 bits
     __m512 x[MR];
-#pragma GCC unroll 4
+    MTTT_UNROLL
     for (int m = 0; m < MR; ++m) x[m] = _mm512_maskz_loadu_ps(which, a + m * lda);
-#pragma GCC unroll 4
+    MTTT_UNROLL
     for (int n = 0; n < NR; ++n) {
       const __m256i bits = _mm256_maskz_loadu_epi16(which, w + n * ldw);
       _mm_prefetch(reinterpret_cast<const char*>(w + n * ldw + ahead), _MM_HINT_T0);
@@ -127,7 +123,7 @@ struct NarrowAvx512Tile {
         weights = _mm512_castsi512_ps(
             _mm512_maskz_slli_epi32(0xffff, _mm512_maskz_cvtepu16_epi32(0xffff, bits), 16));
       }
-#pragma GCC unroll 4
+      MTTT_UNROLL
       for (int m = 0; m < MR; ++m) total[m][n] = _mm512_fmadd_ps(x[m], weights, total[m][n]);
     }
   }
@@ -150,9 +146,9 @@ void narrow_tile(const float* a, Index lda, Matrix<const N> w, float* c, Index l
                  Index K, float alpha, float beta) {
   float sums[MR][NR];
   Tile<N, MR, NR>::run(a, lda, w.data + j * w.ld, part * w.ld, K, sums);
-#pragma GCC unroll 4
+  MTTT_UNROLL
   for (int m = 0; m < MR; ++m) {
-#pragma GCC unroll 4
+    MTTT_UNROLL
     for (int n = 0; n < NR; ++n) {
       float& out = c[m * ldc + j + n * part];
       out = beta == 0 ? alpha * sums[m][n] : alpha * sums[m][n] + beta * out;
