@@ -5,7 +5,6 @@
 //
 //   encode ... --data dailytalk.jsonl      recordings of a manifest, their codes in dailytalk.codes/
 //   encode --codec mimi.safetensors --reply --output back a.wav    what the codec makes of it, as sound
-//   encode --codec run/model.safetensors --pack mimi.safetensors   the codec in 8 and 16 bits, to ship
 //
 // A recording is a stereo file, the model's voice left and the user's right, with the words of the model
 // beside it (NAME.flac, NAME.json). OUTPUT/NAME.safetensors receives text, the model's codes and the user's
@@ -16,7 +15,6 @@
 #include <set>
 
 #include "../program.hpp"
-#include "mttt/io/pack.hpp"
 #include "options.hpp"
 
 namespace {
@@ -54,7 +52,6 @@ void check(const Options& options) {
 
 int main(int argc, char** argv) {
   Options options;
-  std::filesystem::path pack;
   CLI::App app("Encodes recordings for training: sound and words become codes.");
   app.add_option("--codec", options.codec, "weights of Mimi, of the preset that they name")->required();
   app.add_option("--preset", options.preset, "what the codec is, if its file does not say so")
@@ -66,18 +63,12 @@ int main(int argc, char** argv) {
   app.add_flag("--mono", options.mono, "take recordings of one voice, with or without words, as well");
   app.add_flag("--reply", options.reply,
                "write what the codec makes of each recording, wav files instead of codes");
-  app.add_option("--pack", pack, "write the codec itself, in 8 and 16 bits, and nothing else");
   app.add_option("--silence-level", options.silence_level, "dB of full scale under which nobody speaks")
       ->capture_default_str();
   app.add_option("--jobs", options.jobs, "recordings at once; 0: one a core")->check(CLI::NonNegativeNumber);
   app.add_option("recordings", options.recordings, "stereo sound files, a .json beside each");
   CLI11_PARSE(app, argc, argv);
   return run_program("encode", [&] {
-    if (!pack.empty()) {
-      const auto bytes = mttt::pack_codec(options.codec, pack);
-      std::printf("%s: %.2f MB\n", pack.c_str(), 1e-6 * static_cast<double>(bytes));
-      return 0;
-    }
     check(options);
     options.preset = preset_of(options);
     if (options.preset == "mimi_tiny") return encode_mimi_tiny(options);

@@ -17,11 +17,12 @@ using Codec = mttt::Mimi<mttt::presets::mimi_small, B>;
 constexpr Index n_q = Codec::n_q,
                 settled = 12;  // frames of silence after which a codec has forgotten its start
 
+/// Of `offset` samples of silence and the sentence.
 std::vector<std::int32_t> encode_with(const Codec::Params& params, const Codec::Codebooks& books,
-                                      std::span<const std::int16_t> samples) {
+                                      Index offset, std::span<const std::int16_t> samples) {
   B be(1);
-  const Index frames = Codec::frames_of(static_cast<Index>(samples.size())),
-              lead = settled * Codec::frame_size;
+  const Index frames = Codec::frames_of(offset + static_cast<Index>(samples.size())),
+              lead = settled * Codec::frame_size + offset;
   const auto pcm = be.make<float, mttt::dyn, mttt::dyn, 1>(1, lead + static_cast<Index>(samples.size()));
   be.fill(pcm.data(), lead, 0.0f);
   for (std::size_t i = 0; i < samples.size(); ++i)
@@ -50,7 +51,7 @@ struct Coder::Impl {
         id(mttt::content_id(std::vector{codec, text})) {
     mttt::load_params(codec, be, params);
     Codec::derive(be, *params, *books);
-    silence = encode_with(*params, *books, std::vector<std::int16_t>(Codec::frame_size));
+    silence = encode_with(*params, *books, 0, std::vector<std::int16_t>(Codec::frame_size));
   }
 };
 
@@ -62,8 +63,12 @@ double Coder::frame_rate() const { return Codec::config.frame_rate(); }
 std::size_t Coder::codebooks() const { return n_q; }
 const std::vector<std::int32_t>& Coder::silence() const { return impl_->silence; }
 
-std::vector<std::int32_t> Coder::encode(std::span<const std::int16_t> samples) const {
-  return encode_with(*impl_->params, *impl_->books, samples);
+std::vector<std::vector<std::int32_t>> Coder::encode(std::span<const std::int16_t> samples) const {
+  std::vector<std::vector<std::int32_t>> by_phase;
+  for (std::size_t phase = 0; phase < phases; ++phase)
+    by_phase.push_back(encode_with(*impl_->params, *impl_->books,
+                                   static_cast<Index>(phase * Codec::frame_size / phases), samples));
+  return by_phase;
 }
 
 mttt::CodedRecording Coder::recording(const std::vector<mttt::Word>& words, std::vector<std::int32_t> model,
@@ -99,7 +104,7 @@ Coder::Coder(const std::filesystem::path&, const std::filesystem::path&) {
 Coder::~Coder() = default;
 double Coder::frame_rate() const { return 0; }
 std::size_t Coder::codebooks() const { return 0; }
-std::vector<std::int32_t> Coder::encode(std::span<const std::int16_t>) const { return {}; }
+std::vector<std::vector<std::int32_t>> Coder::encode(std::span<const std::int16_t>) const { return {}; }
 const std::vector<std::int32_t>& Coder::silence() const {
   static const std::vector<std::int32_t> none;
   return none;

@@ -1,8 +1,9 @@
 // Sentences as a language model reads them: each is spoken and encoded once, and conversations are put together of
 // codes. So any number of hours of conversation costs the sentences alone.
 //
-// A sentence is encoded between silences, and so does not sound of what was said before it, as it would a little in
-// a recording that is encoded whole: test with such recordings.
+// Half of a sentence's codes are others when it begins half a frame later, so each is encoded from several places within
+// a frame on. It is encoded between silences, and does not sound of what was said before it, as it would a little
+// in a recording that is encoded whole: test with such recordings.
 #pragma once
 
 #include <filesystem>
@@ -20,8 +21,10 @@ class Coder {
 
   double frame_rate() const;
   std::size_t codebooks() const;
-  /// (frames, codebooks) from the first sample on. Any number of threads.
-  std::vector<std::int32_t> encode(std::span<const std::int16_t> samples) const;
+  static constexpr std::size_t phases = 4;
+  /// (frames, codebooks) for a sentence that begins 0, 1/4, 1/2 and 3/4 of a frame after a frame does. Any number
+  /// of threads.
+  std::vector<std::vector<std::int32_t>> encode(std::span<const std::int16_t> samples) const;
   /// What a frame of silence sounds like.
   const std::vector<std::int32_t>& silence() const;
   /// Text and the voices' codes, each (frames, codebooks), of which the shorter one ends in silence.

@@ -83,12 +83,14 @@ class Conversation {
   double place_codes(bool model, double at, const Spoken& spoken) {
     const Coder& coder = *studio_->coder();
     auto& track = codes_[model];
-    const auto first = std::max(static_cast<std::size_t>(std::ceil(at * coder.frame_rate())),
-                                track.size() / coder.codebooks());
+    const auto parts = std::max(static_cast<std::size_t>(std::ceil(at * coder.frame_rate() * Coder::phases)),
+                                track.size() / coder.codebooks() * Coder::phases);
+    const std::size_t first = parts / Coder::phases;
+    const auto& codes = spoken.codes[parts % Coder::phases];
     while (track.size() < first * coder.codebooks())
       track.insert(track.end(), coder.silence().begin(), coder.silence().end());
-    track.insert(track.end(), spoken.codes.begin(), spoken.codes.end());
-    return static_cast<double>(first) / coder.frame_rate();
+    track.insert(track.end(), codes.begin(), codes.end());
+    return static_cast<double>(parts) / Coder::phases / coder.frame_rate();
   }
 
   Studio* studio_;

@@ -29,9 +29,9 @@ struct Voice {
 
 /// A sentence without silence at its ends.
 struct Spoken {
-  std::vector<std::int16_t> samples;     // 24 kHz, mono
-  std::vector<mttt::Word> words;         // lower case, seconds from its start, of no speaker
-  std::vector<std::int32_t> codes = {};  // (frames, codebooks), if the studio has a coder
+  std::vector<std::int16_t> samples;                  // 24 kHz, mono
+  std::vector<mttt::Word> words;                      // lower case, seconds from its start, of no speaker
+  std::vector<std::vector<std::int32_t>> codes = {};  // if the studio has a coder: Coder::encode
 
   double seconds() const { return static_cast<double>(samples.size()) / sample_rate; }
 };

@@ -9,7 +9,7 @@ using namespace mttt;
 struct Memory {
   LayerSet layers = LayerSet::range(1, 6);
   Placement placement = Placement::parallel;
-  Index inner_layers = 1, window = 50;
+  Index inner_layers = 1, window = presets::moshi_small.temporal.context;
 };
 
 /// Numbers in the layers.

@@ -16,6 +16,7 @@
 #include "mttt/io/alignment.hpp"
 #include "mttt/io/checkpoint.hpp"
 #include "mttt/io/manifest.hpp"
+#include "mttt/io/model_config.hpp"
 #include "mttt/lm/gates.hpp"
 #include "mttt/lm/listen.hpp"
 #include "mttt/train/trainer.hpp"
@@ -46,13 +47,13 @@ struct Answers {
         std::min<std::size_t>(static_cast<std::size_t>(edge - delay_edges), std::size(delay_edges) - 1);
     known[bin] += right, ++asked[bin];
   }
-  void add(const Listened& heard) {
-    for (std::size_t t = 0; t < heard.text_loss.size(); ++t) {
+  void add(const Listened& listened) {
+    for (std::size_t t = 0; t < listened.text_loss.size(); ++t) {
       const std::size_t bin = t / frames_a_bin;
       if (bin >= frames.size()) text_loss.resize(bin + 1), audio_loss.resize(bin + 1), frames.resize(bin + 1);
-      if (!std::isfinite(heard.audio_loss[t])) continue;
-      if (std::isfinite(heard.text_loss[t])) text_loss[bin] += heard.text_loss[t];
-      audio_loss[bin] += heard.audio_loss[t], frames[bin] += 1;
+      if (!std::isfinite(listened.audio_loss[t])) continue;
+      if (std::isfinite(listened.text_loss[t])) text_loss[bin] += listened.text_loss[t];
+      audio_loss[bin] += listened.audio_loss[t], frames[bin] += 1;
     }
   }
   double share() const {
@@ -93,7 +94,9 @@ class Run {
     Json looks = Json::array();
     for (const Stage& stage : settings_.stages) train(stage, looks);
     const double trained = seconds_since(begin);
-    if (!settings_.save.empty()) save_params(settings_.save, be_, params_, {});
+    if (!settings_.save.empty())
+      save_params(settings_.save, be_, params_,
+                  {.dtype = DType::BF16, .config = config_json<C>("moshi_small")});
     Json tests, gates = Json::array();
     for (const Test& test : settings_.tests) tests[test.name] = ask(test, -1).json();
     if constexpr (has_ttt)

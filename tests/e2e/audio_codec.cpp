@@ -77,7 +77,7 @@ TEST_CASE("train_codec: the loss falls, the reply comes nearer to the sound, and
   CHECK(w.says("training of this codec: 60 steps on 8 s of sound"));
 
   // In the form that ships it is half as large, and says nearly the same.
-  REQUIRE(w.run("--codec run/model.safetensors --pack packed.safetensors", "encode") == 0);
+  REQUIRE(w.run("run/model.safetensors packed.safetensors", "pack") == 0);
   CHECK(2 * std::filesystem::file_size(w.scratch / "packed.safetensors") <
         std::filesystem::file_size(w.scratch / "run/model.safetensors"));
   const SafetensorsFile packed(w.scratch / "packed.safetensors");

@@ -1,12 +1,13 @@
-// pack_codec: the file of a trained codec in the form that ships: large weights in 8 bits, the rest in 16.
+// pack_model: the file of a trained model or codec in the form that ships: large weights in 8 bits, the rest in 16.
 //
 // Formula: of each row w of a large weight scale = max |w| / 127, value = the whole number nearest to
 //          w / scale; vectors of codebooks become their means (usage 1), all else rounds to float16.
-// Shapes:  rows are those of the published tensors' first axis: outputs, of transposed convolutions inputs.
-//          Large is a weight of two axes or more, rows of 16 numbers, 4096 in all, outside the quantiser.
+// Shapes:  rows are those of the published tensors' first axis: outputs, of transposed convolutions inputs, of
+//          embeddings codes. Large is a weight of two axes, or three in a convolution, rows of 16 numbers, 4096
+//          in all, outside a codec's quantiser and the fast weights' start (ttt.W1, ...).
 //          load_params reads both, into a model of any type.
 // Units:   bytes: 1 a weight and 4 a row; 2 a number.
-// Errors:  what is no file of a codec's parameters; numbers that float16 does not hold.
+// Errors:  numbers that float16 does not hold.
 // Not supported: training on from it as if the codebooks had been used as before.
 // Source:  bitsandbytes `int8_vectorwise_quant`, for the rows.
 #pragma once
@@ -29,12 +30,15 @@ inline void average_codes(std::vector<float>& sums, std::vector<float>& usage) {
 
 }  // namespace detail
 
+inline bool packs_in_8_bits(const TensorEntry& entry, Index rows, Index columns) {
+  const std::string_view name = entry.name;
+  return entry.shape.size() >= 2 && rows * columns >= 4096 && columns >= 16 &&
+         !name.starts_with("quantizer.") && name.find(".ttt.W") == name.npos;
+}
+
 /// Returns the bytes of the new file.
-inline std::uintmax_t pack_codec(const std::filesystem::path& from, const std::filesystem::path& to) {
+inline std::uintmax_t pack_model(const std::filesystem::path& from, const std::filesystem::path& to) {
   const SafetensorsFile file(from);
-  if (file.find("quantizer.rvq_first.vq.layers.0._codebook.embedding_sum") == nullptr)
-    fail(from.string(), "no codebooks", "a codec's parameters under the published names",
-         "choose the model.safetensors that train_codec wrote");
   SafetensorsWriter writer;
   for (const auto& [key, value] : file.metadata()) writer.set_metadata(key, value);
   std::vector<std::vector<float>> kept;
@@ -45,7 +49,7 @@ inline std::uintmax_t pack_codec(const std::filesystem::path& from, const std::f
     const auto rows = entry.shape.empty() ? 1 : static_cast<Index>(entry.shape[0]);
     const Index count = static_cast<Index>(numbers.size()), columns = rows > 0 ? count / rows : 0;
     const std::string& name = entry.name;
-    if (entry.shape.size() >= 2 && count >= 4096 && columns >= 16 && !name.starts_with("quantizer.")) {
+    if (packs_in_8_bits(entry, rows, columns)) {
       auto& row = values.emplace_back(numbers.size());
       auto& scales = kept.emplace_back(static_cast<std::size_t>(rows));
       quantise_rows<Int8>(name, numbers.data(), rows, columns, row.data(), scales.data(), true);

@@ -5,7 +5,7 @@
 // layers but the first, gate 0.1, mini-batches of 16 frames, heads of 64 channels.
 //
 // Formula, shapes: see lm/moshi.hpp.
-// Units:   context and delays in frames of 80 ms. Attention sees 10 s; what was earlier, only TTT can know.
+// Units:   context and delays in frames of 80 ms. Attention sees 4 s; what was earlier, only TTT can know.
 // Errors:  none.
 // Not supported: none.
 // Source:  streams and proportions of kyutai-labs/moshi models/loaders.py `_lm_kwargs`.
@@ -25,7 +25,7 @@ inline constexpr MoshiConfig moshi_small{
                  .num_heads = 5,
                  .num_layers = 7,
                  .hidden = 816,
-                 .context = 125,
+                 .context = 50,
                  .ttt_layers = LayerSet::range(1, 6),
                  .placement = Placement::parallel,
                  .initial_gating_alpha = 0.1,
