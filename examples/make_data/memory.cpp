@@ -66,9 +66,17 @@ struct Fact {
   bool done = false;
 };
 
-std::string statement(const std::string& subject, const std::string& value, Rng& rng) {
+std::string opening(Rng& rng) {
   static const List openings{"", "", "please remember, ", "you know, ", "let me tell you, ", "by the way, "};
-  return pick(openings, rng) + subject + " is " + value + ".";
+  return pick(openings, rng);
+}
+
+/// The value is spoken by itself. In one sentence the pitch, pace and loudness of what comes before it would tell it: a
+/// model that has learned the sentences by heart answers without having listened. Answers the value's word.
+std::size_t say_fact(Speaker speaker, const std::string& before, const std::string& value, double gap,
+                     Conversation& c) {
+  c.say(speaker, before + " is", gap);
+  return c.say(speaker, value + ".", 0.04);
 }
 
 std::string question(const std::string& subject, Rng& rng) {
@@ -142,21 +150,24 @@ void wait_until(double due, const MemoryOptions& o, Split split, Conversation& c
 
 void tell(Fact& fact, const MemoryOptions& o, Conversation& c, Rng& rng) {
   Question& q = fact.question;
-  c.say(Speaker::user, statement(what(q.person, q.attribute), q.value, rng), Conversation::turn_gap(rng));
-  q.told_word = q.heard_word = c.words().size() - 1;
+  q.told_word = q.heard_word = say_fact(Speaker::user, opening(rng) + what(q.person, q.attribute), q.value,
+                                        Conversation::turn_gap(rng), c);
   q.echoed = rng.uniform() < o.echo;
-  const std::string echo = "okay, " + what(for_model(q.person), q.attribute) + " is " + q.value + ".";
-  c.say(Speaker::model, q.echoed ? echo : pick(acknowledgements(), rng), 0.25 + 0.3 * rng.uniform());
-  if (q.echoed) q.heard_word = c.words().size() - 1;
+  const double gap = 0.25 + 0.3 * rng.uniform();
+  if (q.echoed) {
+    q.heard_word =
+        say_fact(Speaker::model, "okay, " + what(for_model(q.person), q.attribute), q.value, gap, c);
+  } else {
+    c.say(Speaker::model, pick(acknowledgements(), rng), gap);
+  }
   fact.ask_at = c.words()[q.heard_word].end + fact.delay - 4.1;  // about what question and answer take
 }
 
 void ask(Fact& fact, Conversation& c, Rng& rng) {
   Question& q = fact.question;
   q.asked_word = c.say(Speaker::user, question(what(q.person, q.attribute), rng), 0.3 + 0.4 * rng.uniform());
-  c.say(Speaker::model, what(for_model(q.person), q.attribute) + " is " + q.value + ".",
-        0.25 + 0.3 * rng.uniform());
-  q.answer_word = c.words().size() - 1;
+  q.answer_word = say_fact(Speaker::model, what(for_model(q.person), q.attribute), q.value,
+                           0.25 + 0.3 * rng.uniform(), c);
   fact.done = true;
 }
 }  // namespace
@@ -196,7 +207,7 @@ std::vector<std::string> memory_text() {
     for (const auto& value : attribute.values) {
       for (const auto& person : people()) {
         const std::string subject = what(person, attribute.name);
-        text.push_back(statement(subject, value, rng));
+        text.push_back(opening(rng) + subject + " is " + value + ".");
         text.push_back(question(subject, rng));
         text.push_back(what(for_model(person), attribute.name) + " is " + value + ".");
         text.push_back(pick(acknowledgements(), rng));

@@ -183,6 +183,10 @@ TEST_CASE("make_data: spoken conversations, the same each time, that encode read
   CHECK(answer[0] == question.at("value"));
   CHECK(answer[1] == question.at("answer"));
   CHECK(answer[2] == "SPEAKER_MAIN");
+  // The value is spoken by itself: what comes before it must not tell it by its sound.
+  const auto& before = json["alignments"].at(question["answer_word"].get<std::size_t>() - 1);
+  CHECK(before[0] == "is");
+  CHECK(answer[1][0].get<double>() - before[1][1].get<double>() > 0.03);
   const double delay = question.at("delay");
   CHECK(delay ==
         Approx(question["answer"][0].get<double>() - question["heard"][1].get<double>()).margin(0.002));
