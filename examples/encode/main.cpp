@@ -15,6 +15,7 @@
 #include <set>
 
 #include "../program.hpp"
+#include "mttt/io/safetensors.hpp"
 #include "options.hpp"
 
 namespace {
