@@ -1,5 +1,5 @@
 // What a model remembers of a conversation, by the kind of its memory: trains models of one size on conversations in
-// which facts are told and asked for, and asks them. bench/memory makes the data and runs it; docs/memory.md is what
+// which facts are told and asked for, and asks them. bench/memory.sh makes the data and runs it; docs/memory.md is what
 // came of it.
 //
 //   recall --stage easy/train.jsonl:300:2000 --stage far/train.jsonl:600:2000 --test near:near/test.jsonl
@@ -74,7 +74,8 @@ int recall(int argc, char** argv) {
   for (const auto& name : only) {
     if (std::none_of(std::begin(variants), std::end(variants),
                      [&](const Variant& v) { return v.name == name; }))
-      mttt::fail("--only", "'" + name + "'", "names of variants", "see docs/memory.md");
+      mttt::fail("--only", "'" + name + "'", "local, full, linear, mlp, after, before, instead",
+                 "correct it");
   }
   mttt::JsonLines file(output);
   for (const std::uint64_t seed : seeds) {

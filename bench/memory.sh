@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What a model remembers by the kind of its memory: docs/memory.md. Makes conversations of the codes of sentences, trains
-# models of one size on them, asks them. bench/memory [FOLDER] [options of recall], with a build for a GPU in build/gpu.
+# models of one size on them, asks them. bench/memory.sh [FOLDER] [options of recall], with a build for a GPU in build/gpu.
 #
 # VARIANTS=linear,local and SEEDS=1,2,3 choose what is trained.
 set -euo pipefail
