@@ -49,6 +49,12 @@ void draw_start(B& be, mttt::Store<typename Codec::Params, B>& params, const mtt
   std::printf("codebooks placed on %td frames\n", batches * rows);
 }
 
+/// Where the backend has such products.
+template <class B>
+void use_tf32(B& be, bool wanted) {
+  if constexpr (requires { be.tf32(wanted); }) be.tf32(wanted);
+}
+
 template <mttt::MimiConfig C, mttt::DiscriminatorConfig D>
 int train_codec(const Options& options) {
   using namespace mttt;
@@ -56,7 +62,7 @@ int train_codec(const Options& options) {
   using Codec = Mimi<C, B>;
   using Params = typename Codec::Params;
   B be;
-  if constexpr (requires { be.tf32(true); }) be.tf32(options.tf32);
+  use_tf32(be, options.tf32);
   std::printf("training on %s\n", name_of(be).c_str());
 
   // The data: recordings, of which micro-batch i is a function of the seed and i alone.
