@@ -26,6 +26,15 @@ struct Question {
   double heard_from, heard_to;  // ... or the user did, here
 };
 
+/// Whether the file beside a recording is there and has questions: those of dialogues have none.
+inline bool asks_questions(const std::filesystem::path& sidecar) {
+  if (!std::filesystem::exists(sidecar)) return false;
+  const mttt::WholeFile file(sidecar);
+  std::string problem;
+  const auto json = mttt::detail::parse_json(file.text(), &problem);
+  return json.is_object() && json.contains("questions");
+}
+
 /// Of a recording, from the file beside it; `advice`: what to do if there is none.
 inline std::vector<Question> read_questions(const std::filesystem::path& sidecar, const char* advice) {
   const auto refuse = [&](const std::string& found) {

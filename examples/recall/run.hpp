@@ -218,7 +218,7 @@ class Run {
         const Listened heard = listen<Model>(be_, *params_, recording.codes, {.chunk = chunk});
         answers.add(heard);
         const auto sidecar = sidecar_of(entry.recording);
-        if (!std::filesystem::exists(sidecar)) continue;
+        if (!asks_questions(sidecar)) continue;
         for (const Question& question : read_questions(sidecar, "make it with make_data memory")) {
           const auto pieces = [&](double from, double to) {
             return pieces_between(from, to, recording, is_word);
