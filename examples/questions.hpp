@@ -20,10 +20,10 @@
 
 struct Question {
   std::string says;
-  double chance, delay;         // delay in seconds, from where it was last heard
-  double from, to;              // the word of the answer
-  bool echoed;                  // the model said the value when it was told ...
-  double heard_from, heard_to;  // ... or the user did, here
+  double chance, delay;  // delay in seconds, from where it was last heard
+  double from, to;       // the word of the answer
+  bool echoed = false;   // the model said the value when it was told, here:
+  double heard_from = 0, heard_to = 0;
 };
 
 /// Whether the file beside a recording is there and has questions: those of dialogues have none.
@@ -50,13 +50,15 @@ inline std::vector<Question> read_questions(const std::filesystem::path& sidecar
     refuse(problem.empty() ? "no list 'questions'" : problem);
   std::vector<Question> all;
   try {
-    for (const auto& q : *list)
-      all.push_back({q.at("person").get<std::string>() + " " + q.at("attribute").get<std::string>() + ": " +
-                         q.at("value").get<std::string>(),
-                     1 / q.at("values").get<double>(), q.at("delay").get<double>(),
-                     q.at("answer").at(0).get<double>(), q.at("answer").at(1).get<double>(),
-                     q.at("echoed").get<bool>(), q.at("heard").at(0).get<double>(),
-                     q.at("heard").at(1).get<double>()});
+    for (const auto& q : *list) {
+      Question one{q.at("person").get<std::string>() + " " + q.at("attribute").get<std::string>() + ": " +
+                       q.at("value").get<std::string>(),
+                   1 / q.at("values").get<double>(), q.at("delay").get<double>(),
+                   q.at("answer").at(0).get<double>(), q.at("answer").at(1).get<double>()};
+      if ((one.echoed = q.value("echoed", false)))
+        one.heard_from = q.at("heard").at(0).get<double>(), one.heard_to = q.at("heard").at(1).get<double>();
+      all.push_back(std::move(one));
+    }
   } catch (const nlohmann::json::exception& error) {
     refuse(error.what());
   }
