@@ -34,9 +34,9 @@ struct Encode {
   using Codec = mttt::Mimi<C, B>;
   using Index = mttt::Index;
 #ifdef MTTT_EXAMPLES_CUDA
-  static constexpr Index at_once = 250;  // frames of a recording: launches cost more than memory
+  static constexpr Index frames_at_once = 250;  // frames of a recording: launches cost more than memory
 #else
-  static constexpr Index at_once = 25;
+  static constexpr Index frames_at_once = 25;
 #endif
 
   /// What was made of this very recording by this very codec and level, if it is there and whole.
@@ -87,7 +87,7 @@ struct Encode {
       const auto pcm = be.template make<float, dyn, dyn, 1>(2, samples);
       be.to_device(voices.data(), pcm.data(), pcm.size());
       const auto codes = be.template make<std::int32_t, dyn, dyn, dyn>(2, n_q, frames);
-      Codec::encode_recording(be, params, books, pcm, codes, at_once);
+      Codec::encode_recording(be, params, books, pcm, codes, frames_at_once);
       CodedRecording recording{1 + 2 * n_q, frames, text,  rate, tokenizer.vocab_size(),
                                Codec::card, id,     source};
       const std::span<const float> sound(voices);
@@ -135,8 +135,8 @@ struct Encode {
       const auto back = be.template make<float, dyn, dyn, 1>(voices, replied);
       const auto codes = be.template make<std::int32_t, dyn, dyn, dyn>(voices, Codec::n_q, frames);
       be.to_device(heard_by_voice.data(), pcm.data(), pcm.size());
-      Codec::encode_recording(be, params, books, pcm, codes, at_once);
-      Codec::decode_recording(be, params, books, codes, back, at_once);
+      Codec::encode_recording(be, params, books, pcm, codes, frames_at_once);
+      Codec::decode_recording(be, params, books, codes, back, frames_at_once);
       be.to_host(back.data(), reply_by_voice.data(), back.size());
       const std::chrono::duration<double> time = std::chrono::steady_clock::now() - start;
       mttt::Audio answer{std::vector<float>(sound.samples.size()), sound.channels, codec_rate};
