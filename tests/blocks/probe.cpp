@@ -20,9 +20,9 @@ constexpr TttConfig small(Index layers, TttMemory memory) {
           .mini_batch_size = 3,
           .layers = layers,
           .expansion = 2,
+          .memory = memory,
           .rope = false,
-          .base_lr = 2,
-          .memory = memory};
+          .base_lr = 2};
 }
 
 /// One head of width F, its weights as lists of (W, b), rows of W for inputs.

@@ -50,12 +50,12 @@ struct TttConfig {
   Index layers = 1;     // of the inner model: 1 is TTT-Linear, 2 to 5 TTT-MLP
   Index expansion = 4;  // hidden width of a TTT-MLP, in head widths
   TttVariant variant = TttVariant::lm;
+  TttMemory memory = TttMemory::sums;  // not the last member: clang++ 14 then computed with another config
   bool rope = true;
   double rope_theta = 10000;
   double base_lr = 1;  // initial value of the parameter of that name
   double inner_eps = 1e-6;
   double inner_clip = 0;  // the longest inner gradient of a token, see ttt/inner_model.hpp; 0: any
-  TttMemory memory = TttMemory::sums;
 
   constexpr Index head_dim() const { return dim / num_heads; }
   constexpr InnerModel model() const {
