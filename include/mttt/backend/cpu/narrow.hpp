@@ -83,11 +83,6 @@ struct NarrowAvx2Tile {
       return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
     }
   }
-  MTTT_AVX2 static float sum_of(__m256 x) {
-    __m128 sum = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
-    sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
-    return _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
-  }
 };
 
 template <class N, int MR, int NR>
@@ -126,13 +121,6 @@ struct NarrowAvx512Tile {
       MTTT_UNROLL
       for (int m = 0; m < MR; ++m) total[m][n] = _mm512_fmadd_ps(x[m], weights, total[m][n]);
     }
-  }
-  MTTT_AVX512 static float sum_of(__m512 x) {
-    const __m256d upper = _mm512_maskz_extractf64x4_pd(0xf, _mm512_castps_pd(x), 1);
-    const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(x), _mm256_castpd_ps(upper));
-    __m128 sum = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
-    sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
-    return _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
   }
 };
 

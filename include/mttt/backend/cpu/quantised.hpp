@@ -172,6 +172,18 @@ struct PlainTile {
 
 #if MTTT_HAS_AVX
 
+// The sum of a register. A function is inlined only where all of its instructions may be used: these ask for
+// no more than every tile has, here and in narrow.hpp.
+__attribute__((target("avx2"))) inline float sum_of(__m256 x) {
+  __m128 sum = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+  sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
+  return _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
+}
+__attribute__((target("avx512f"))) inline float sum_of(__m512 x) {
+  const __m256d upper = _mm512_maskz_extractf64x4_pd(0xf, _mm512_castps_pd(x), 1);
+  return sum_of(_mm256_add_ps(_mm512_castps512_ps256(x), _mm256_castpd_ps(upper)));
+}
+
 template <class Format, int MR, int NR>
 struct Avx2Tile {
   MTTT_AVX2 static void run(const RowsIn16Bits& x, Index i, const QuantisedMatrix<Format>& w, Index j,
@@ -232,11 +244,6 @@ struct Avx2Tile {
   }
   MTTT_AVX2 static void add(__m256& total, __m256i sum, float scale) {
     total = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), _mm256_set1_ps(scale), total);
-  }
-  MTTT_AVX2 static float sum_of(__m256 x) {
-    __m128 sum = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
-    sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
-    return _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
   }
 };
 
@@ -322,14 +329,6 @@ struct Avx512Tile {
   static constexpr Index ahead = std::is_same_v<Format, Int8> ? 256 : 512;
   MTTT_AVX512 static void fetch(const void* from) {
     _mm_prefetch(static_cast<const char*>(from), _MM_HINT_T0);
-  }
-
-  MTTT_AVX512 static float sum_of(__m512 x) {
-    const __m256d upper = _mm512_maskz_extractf64x4_pd(0xf, _mm512_castps_pd(x), 1);
-    const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(x), _mm256_castpd_ps(upper));
-    __m128 sum = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
-    sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
-    return _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
   }
   MTTT_AVX512 static __m512i bytes(const void* from) { return _mm512_loadu_si512(from); }
   /// `count` bytes, zeros for the rest.
