@@ -28,13 +28,13 @@ inline void average_codes(std::vector<float>& sums, std::vector<float>& usage) {
   }
 }
 
-}  // namespace detail
-
 inline bool packs_in_8_bits(const TensorEntry& entry, Index rows, Index columns) {
   const std::string_view name = entry.name;
   return entry.shape.size() >= 2 && rows * columns >= 4096 && columns >= 16 &&
          !name.starts_with("quantizer.") && name.find(".ttt.W") == name.npos;
 }
+
+}  // namespace detail
 
 /// Returns the bytes of the new file.
 inline std::uintmax_t pack_model(const std::filesystem::path& from, const std::filesystem::path& to) {
@@ -49,7 +49,7 @@ inline std::uintmax_t pack_model(const std::filesystem::path& from, const std::f
     const auto rows = entry.shape.empty() ? 1 : static_cast<Index>(entry.shape[0]);
     const Index count = static_cast<Index>(numbers.size()), columns = rows > 0 ? count / rows : 0;
     const std::string& name = entry.name;
-    if (packs_in_8_bits(entry, rows, columns)) {
+    if (detail::packs_in_8_bits(entry, rows, columns)) {
       auto& row = values.emplace_back(numbers.size());
       auto& scales = kept.emplace_back(static_cast<std::size_t>(rows));
       quantise_rows<Int8>(name, numbers.data(), rows, columns, row.data(), scales.data(), true);
