@@ -60,13 +60,12 @@ inline std::string wav_header(const Recording& recording) {
   return header;
 }
 
-/// Codes go to the folder `codes`, as io/manifest.hpp names them.
+/// Codes go to the folder `codes`, where the manifest beside the folder of `wav` looks for them.
 inline void write_recording(const std::filesystem::path& wav, const std::filesystem::path& codes,
                             const Recording& recording) {
   if (recording.coded)
-    mttt::save_codes(
-        codes / (wav.parent_path().filename().string() + "_" + wav.stem().string() + ".safetensors"),
-        *recording.coded);
+    mttt::save_codes(codes / mttt::codes_name(wav.parent_path().filename() / wav.filename()),
+                     *recording.coded);
   else
     mttt::write_file_atomically(wav, [&](mttt::FileSink& sink) {
       const std::string header = wav_header(recording);

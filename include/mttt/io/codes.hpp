@@ -49,6 +49,13 @@ inline std::string content_id(std::span<const std::filesystem::path> paths) {
   return text;
 }
 
+/// The file of a recording's codes in their folder, by its path in the manifest: of a/b.wav a_b.safetensors.
+inline std::string codes_name(const std::filesystem::path& recording) {
+  std::string name = std::filesystem::path(recording).replace_extension().lexically_normal().string();
+  std::replace(name.begin(), name.end(), '/', '_');
+  return name + ".safetensors";
+}
+
 namespace detail {
 
 /// How a stream is packed.

@@ -63,15 +63,13 @@ struct RecordingFilter {
 
 namespace detail {
 
-/// a/b.wav: NAME.codes/a_b.safetensors, each name once.
+/// Of codes in a folder, each name once.
 class CodeNames {
  public:
   explicit CodeNames(std::filesystem::path folder) : folder_(std::move(folder)) {}
 
   std::filesystem::path of(const std::filesystem::path& recording, std::string_view subject) {
-    std::string name = std::filesystem::path(recording).replace_extension().lexically_normal().string();
-    std::replace(name.begin(), name.end(), '/', '_');
-    const auto codes = folder_ / (name + ".safetensors");
+    const auto codes = folder_ / codes_name(recording);
     if (!given_.insert(codes).second)
       fail(subject,
            cat(quote(recording.string()), ", whose codes would be ", codes.string(), " as those of another"),
