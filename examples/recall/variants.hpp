@@ -1,7 +1,6 @@
 // What is compared: models of one size (compiled, in files of their own) and with what they start (numbers).
 #pragma once
 
-#include <cmath>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -42,10 +41,13 @@ struct Variant {
 };
 
 // Each is compiled in a file of its own.
-#define MTTT_RECALL_MODELS(f) f(local) f(full) f(linear) f(mlp) f(after) f(before) f(instead)
-#define MTTT_DECLARE(model) nlohmann::json model(const Variant&, const Settings&, std::uint64_t seed);
-MTTT_RECALL_MODELS(MTTT_DECLARE)
-#undef MTTT_DECLARE
+nlohmann::json local(const Variant&, const Settings&, std::uint64_t seed);
+nlohmann::json full(const Variant&, const Settings&, std::uint64_t seed);
+nlohmann::json linear(const Variant&, const Settings&, std::uint64_t seed);
+nlohmann::json mlp(const Variant&, const Settings&, std::uint64_t seed);
+nlohmann::json after(const Variant&, const Settings&, std::uint64_t seed);
+nlohmann::json before(const Variant&, const Settings&, std::uint64_t seed);
+nlohmann::json instead(const Variant&, const Settings&, std::uint64_t seed);
 
 inline constexpr Variant variants[] = {
     {"local", "attention in a window", local},
