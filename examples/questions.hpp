@@ -4,7 +4,7 @@
 // Formula: an answer is known where, of all words, each piece of it is the likeliest in its frame, given all
 //          that was said before.
 // Units:   seconds in files, frames in what is asked of a model.
-// Errors:  a file that is not there, or has no member 'questions' of that form.
+// Errors:  a file that is not there or has no member 'questions', unless that is allowed; another form.
 #pragma once
 
 #include <algorithm>
@@ -26,29 +26,29 @@ struct Question {
   double heard_from = 0, heard_to = 0;
 };
 
-/// Whether the file beside a recording is there and has questions: those of dialogues have none.
-inline bool asks_questions(const std::filesystem::path& sidecar) {
-  if (!std::filesystem::exists(sidecar)) return false;
-  const mttt::WholeFile file(sidecar);
-  std::string problem;
-  const auto json = mttt::detail::parse_json(file.text(), &problem);
-  return json.is_object() && json.contains("questions");
-}
+/// A recording with no file beside it, or with one that has no questions, as those of dialogues.
+enum class WithoutQuestions { refused, allowed };
 
-/// Of a recording, from the file beside it; `advice`: what to do if there is none.
-inline std::vector<Question> read_questions(const std::filesystem::path& sidecar, const char* advice) {
+/// Of a recording, from the file beside it; `advice`: what to do if there are none, or they cannot be read.
+inline std::vector<Question> read_questions(const std::filesystem::path& sidecar, const char* advice,
+                                            WithoutQuestions without = WithoutQuestions::refused) {
   const auto refuse = [&](const std::string& found) {
     mttt::fail(sidecar.string(), found,
                "a JSON file with the member 'questions', as make_data memory writes it", advice);
   };
-  if (!std::filesystem::exists(sidecar)) refuse("no such file");
+  std::vector<Question> all;
+  const bool may_lack = without == WithoutQuestions::allowed;
+  if (!std::filesystem::exists(sidecar)) {
+    if (may_lack) return all;
+    refuse("no such file");
+  }
   const mttt::WholeFile file(sidecar);
   std::string problem;
   const auto json = mttt::detail::parse_json(file.text(), &problem);
+  if (!problem.empty()) refuse(problem);
   const auto list = json.is_object() ? json.find("questions") : json.end();
-  if (!problem.empty() || list == json.end() || !list->is_array())
-    refuse(problem.empty() ? "no list 'questions'" : problem);
-  std::vector<Question> all;
+  if (may_lack && list == json.end()) return all;
+  if (list == json.end() || !list->is_array()) refuse("no list 'questions'");
   try {
     for (const auto& q : *list) {
       Question one{q.at("person").get<std::string>() + " " + q.at("attribute").get<std::string>() + ": " +

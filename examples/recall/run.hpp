@@ -217,9 +217,8 @@ class Run {
         const CodedRecording recording = load_codes(entry.codes);
         const Listened heard = listen<Model>(be_, *params_, recording.codes, {.chunk = chunk});
         answers.add(heard);
-        const auto sidecar = sidecar_of(entry.recording);
-        if (!asks_questions(sidecar)) continue;
-        for (const Question& question : read_questions(sidecar, "make it with make_data memory")) {
+        for (const Question& question : read_questions(
+                 sidecar_of(entry.recording), "make it with make_data memory", WithoutQuestions::allowed)) {
           const auto pieces = [&](double from, double to) {
             return pieces_between(from, to, recording, is_word);
           };
