@@ -7,10 +7,9 @@
 int main() {
   using namespace mttt;
   return bench::guarded([] {
-    const std::vector<GroupRule> learners{
-        {.says = "TTT", .matches = name_contains(".ttt.")},
-        {.says = "gates", .matches = name_contains("gating_alpha")},
-        {.says = "base_lr", .matches = name_contains("base_lr"), .frozen = true}};
+    const std::vector<GroupRule> learners{{.says = "TTT", .matches = name_contains(".ttt.")},
+                                          {.says = "gates", .matches = name_contains("gating_alpha")},
+                                          frozen_base_lr()};
     const LeaveOut base = [](std::string_view name) { return !is_ttt_name(name); };
     for (const int parts : {1, 4})
       bench::finetune<presets::moshi_7b_ttt>("moshi_7b_ttt", 16 / parts, 1248, parts, 2, learners, base);

@@ -126,7 +126,7 @@ class Run {
   }
   static std::vector<GroupRule> rules() {
     if (!has_ttt) return {};
-    return {{.says = "base_lr", .matches = name_contains("base_lr"), .frozen = true}};
+    return {frozen_base_lr()};
   }
 
   /// Drawn on the host, the same on every backend, with the variant's gates and inner rate; or from a file.

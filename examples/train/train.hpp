@@ -39,7 +39,7 @@ inline mttt::Batches load_batches(const Options& options, bool tell) {
   return mttt::Batches(std::move(sources), segments);
 }
 
-/// What trains. The inner learning rate is a parameter, so that it is saved with the weights; it keeps its value.
+/// What trains.
 template <mttt::MoshiConfig C>
 std::vector<mttt::GroupRule> rules_of(const Options& options) {
   if (options.config) {
@@ -47,7 +47,7 @@ std::vector<mttt::GroupRule> rules_of(const Options& options) {
     return mttt::what_trains<C>(options.config->config);
   }
   if (C.temporal.num_ttt_layers() == 0) return {};
-  return {{.says = "base_lr", .matches = mttt::name_contains("base_lr"), .frozen = true}};
+  return {mttt::frozen_base_lr()};
 }
 
 /// A training from its start to its end.

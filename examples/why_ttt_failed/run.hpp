@@ -173,7 +173,7 @@ Result run(const Variant& variant, const Settings& s) {
   result.device = name_of(static_cast<Plain&>(be));
   Store<typename Model::Params, B> params(be);
   std::vector<GroupRule> rules;
-  if (has_ttt) rules.push_back({.says = "base_lr", .matches = name_contains("base_lr"), .frozen = true});
+  if (has_ttt) rules.push_back(frozen_base_lr());
   Trainer<typename Model::Params, B, Weights> trainer(
       be, params, {.max_steps = s.steps, .lr = s.lr, .adam = {.weight_decay = 0.01}}, rules);
   start<C>(be, trainer, variant);

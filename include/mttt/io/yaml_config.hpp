@@ -410,7 +410,7 @@ std::vector<GroupRule> what_trains(const TrainConfig& config) {
                        .matches = name_contains("gating_alpha"),
                        .learning_rate = config.ttt.alpha_lr_multiplier,
                        .frozen = fixed_gates});
-    rules.push_back({.says = "base_lr", .matches = name_contains("base_lr"), .frozen = true});
+    rules.push_back(frozen_base_lr());
   }
   return rules;
 }

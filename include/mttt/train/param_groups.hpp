@@ -39,6 +39,12 @@ inline std::function<bool(std::string_view)> name_contains(std::string part) {
   return [part = std::move(part)](std::string_view name) { return name.find(part) != name.npos; };
 }
 
+/// For models with TTT layers. base_lr is a constant of their formula, a parameter only so that it is saved
+/// with the weights: what learns of the inner learning rate is the sigmoid that it multiplies.
+inline GroupRule frozen_base_lr() {
+  return {.says = "base_lr", .matches = name_contains("base_lr"), .frozen = true};
+}
+
 template <class P>
 std::vector<ParamGroup> make_groups(const P& params, double weight_decay,
                                     const std::vector<GroupRule>& rules = {}) {
