@@ -74,6 +74,12 @@ struct MoshiConfig {
     config.lora = {.rank = rank, .scaling = scaling, .frozen = false};
     return config;
   }
+  /// The same model as a CPU streams it fastest, see TttConfig. It loads the same files.
+  constexpr MoshiConfig for_cpu_streams() const {
+    MoshiConfig config = *this;
+    config.temporal = temporal.for_cpu_streams();
+    return config;
+  }
   /// The same model without TTT: what the gates at 0 must reproduce.
   constexpr MoshiConfig without_ttt() const {
     MoshiConfig config = *this;

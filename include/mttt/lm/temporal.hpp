@@ -88,6 +88,12 @@ struct TemporalConfig {
             .max_period = max_period,
             .lora = lora};
   }
+  /// The same transformer with the TttMemory that a CPU streams fastest with.
+  constexpr TemporalConfig for_cpu_streams() const {
+    TemporalConfig config = *this;
+    config.ttt.memory = ttt_config().for_cpu_streams().memory;
+    return config;
+  }
   /// The same transformer without TTT: what the gates at 0 must reproduce.
   constexpr TemporalConfig without_ttt() const {
     TemporalConfig config = *this;

@@ -62,6 +62,13 @@ struct TttConfig {
     return {head_dim(), expansion * head_dim(), layers, static_cast<float>(inner_clip),
             memory == TttMemory::factors ? mini_batch_size : 0};
   }
+  /// The same layer as a CPU streams it fastest: TTT-MLPs keep what is fewer numbers. Replies are the same to
+  /// rounding, weights to the bit; the State is another, so that conversations do not move to a GPU.
+  constexpr TttConfig for_cpu_streams() const {
+    TttConfig config = *this;
+    config.memory = TttMemory::factors;
+    return layers > 1 && config.model().gathered() < model().size() ? config : *this;
+  }
 };
 
 /// The learned start of the inner model. Tensors of layers that the config does without have no elements.
