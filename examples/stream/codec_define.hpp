@@ -4,26 +4,26 @@
 #include "codec.hpp"
 
 template <mttt::MimiConfig M>
-void Codec<M>::load(const mttt::ModelFiles& files, B& be, mttt::Store<Params, B>& params,
-                    mttt::Store<Codebooks, B>& books) {
+void Codec<M>::load(const mttt::ModelFiles& files, Backend& be, mttt::Store<Params, Backend>& params,
+                    mttt::Store<Codebooks, Backend>& books) {
   mttt::load_mimi<M>(files, be, params);
   Mimi::derive(be, *params, *books);
 }
 template <mttt::MimiConfig M>
-void Codec<M>::reset_encoder(B& be, const Params& p, EncoderState& state, mttt::Mask mask) {
+void Codec<M>::reset_encoder(Backend& be, const Params& p, EncoderState& state, mttt::Mask mask) {
   Mimi::reset_encoder(be, p, state, mask);
 }
 template <mttt::MimiConfig M>
-void Codec<M>::reset_decoder(B& be, const Params& p, DecoderState& state, mttt::Mask mask) {
+void Codec<M>::reset_decoder(Backend& be, const Params& p, DecoderState& state, mttt::Mask mask) {
   Mimi::reset_decoder(be, p, state, mask);
 }
 template <mttt::MimiConfig M>
-void Codec<M>::encode_step(B& be, const Params& p, const Codebooks& books, EncoderState& state,
+void Codec<M>::encode_step(Backend& be, const Params& p, const Codebooks& books, EncoderState& state,
                            Sound<const T> pcm, mttt::Codes<> codes, mttt::Mask mask) {
   Mimi::encode_step(be, p, books, state, pcm, codes, mask);
 }
 template <mttt::MimiConfig M>
-void Codec<M>::decode_step(B& be, const Params& p, const Codebooks& books, DecoderState& state,
+void Codec<M>::decode_step(Backend& be, const Params& p, const Codebooks& books, DecoderState& state,
                            mttt::Codes<const std::int32_t> codes, Sound<T> pcm, mttt::Mask mask) {
   Mimi::decode_step(be, p, books, state, codes, pcm, mask);
 }

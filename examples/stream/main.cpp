@@ -42,8 +42,8 @@ int main(int argc, char** argv) {
       ->default_str("s16le");
   app.add_option(
          "--dtype", options.dtype,
-         "what the language model's weights are stored in; Mimi stores f32. auto: for moshi_7b bf16 on "
-         "a GPU and int8 on a CPU, else f32")
+         "what the language model's weights are stored in; Mimi's are f32, of the published Mimi on a CPU "
+         "f16. auto: for moshi_7b bf16 on a GPU and int8 on a CPU, else f32")
       ->check(CLI::IsMember({"auto", "f32", "bf16", "int8", "int4"}));
   app.add_option("--temp", options.gen.audio.temperature, "temperature of the audio codes");
   app.add_option("--temp-text", options.gen.text.temperature, "temperature of the text codes");

@@ -64,7 +64,16 @@ nlohmann::json contributions(B& be, const typename Moshi<C, B>::Params& params,
   return list;
 }
 
-/// What was learned and one conversation. The language model is on backend `On`; the codec stores float32.
+/// A preset as it streams fastest here.
+#ifdef MTTT_EXAMPLES_CUDA
+template <MoshiConfig C>
+inline constexpr MoshiConfig streamed = C;
+#else
+template <MoshiConfig C>
+inline constexpr MoshiConfig streamed = C.for_cpu_streams();
+#endif
+
+/// What was learned and one conversation. The language model is on backend `On`; the codec computes in float32.
 template <MoshiConfig C, MimiConfig M, class On>
 struct Conversation {
   using B = On;
@@ -94,9 +103,10 @@ struct Conversation {
   typename Talk::Models models() const { return {*codec, *books, *params}; }
 
   B be;
-  Device<float> codec_be = be.template as<float>();
-  Store<typename Codec::Params, Device<float>> codec{codec_be};
-  Store<typename Codec::Codebooks, Device<float>> books{codec_be};
+  using CodecBackend = typename Codec::Backend;
+  CodecBackend codec_be = CodecBackend(be.template as<float>());
+  Store<typename Codec::Params, CodecBackend> codec{codec_be};
+  Store<typename Codec::Codebooks, CodecBackend> books{codec_be};
   Store<typename Gen::Params, B> params{be};
   Store<typename Talk::State, B> state{be, 1};
 };
@@ -156,9 +166,10 @@ Said converse(Conversation<C, M, B>& talk, Microphone& microphone, Speaker& spea
 }  // namespace mttt
 
 /// B: where the language model is, and what it stores.
-template <mttt::MoshiConfig C, mttt::MimiConfig M, class B>
+template <mttt::MoshiConfig Preset, mttt::MimiConfig M, class B>
 int stream(const Options& options, const Model& found) {
   using namespace mttt;
+  constexpr MoshiConfig C = streamed<Preset>;
   using Types = Conversation<C, M, B>;
   using Codec = typename Types::Codec;
   const char* dtype = stored_in<B>();

@@ -3,6 +3,9 @@
 
 #include <set>
 
+#include "mttt/backend/with_weights.hpp"
+#include "mttt/core/quantise.hpp"
+
 namespace {
 using namespace mttt;
 using namespace mttt::testing;
@@ -207,6 +210,40 @@ TEST_CASE_METHOD(Fixture, "A warm frame of a conversation allocates nothing") {
     step(state);
   }
   CHECK(allocation_count() == before);
+}
+
+TEST_CASE_METHOD(Fixture, "A codec with weights in 16 bits beside a language model without") {
+  using Narrow = WithWeights<f16, B>;
+  using NarrowCodec = Mimi<mimi_small, Narrow>;
+  using NarrowTalk = Duplex<NarrowCodec, Gen, B>;
+  Narrow narrow(be.as<float>());
+  Store<NarrowCodec::Params, Narrow> codec(narrow);
+  Store<NarrowCodec::Codebooks, Narrow> books(narrow);
+  quantise(learned.codec, codec);
+  CHECK(codec.bytes() < learned.codec.bytes());
+  NarrowCodec::derive(narrow, *codec, *books);
+  const NarrowTalk::Models narrow_models{*codec, *books, *learned.lm};
+  Store<NarrowTalk::State, B> talk(be, batch), parts(be, batch);
+  NarrowTalk::reset(be, narrow_models, *talk, Mask{});
+  NarrowTalk::reset(be, narrow_models, *parts, Mask{});
+  const auto heard = be.make<std::int32_t, dyn, dyn, dyn>(batch, Gen::heard_streams, 1);
+  const auto voice = be.make<std::int32_t, dyn, dyn, dyn>(batch, Gen::K, 1);
+  const auto sound = be.make<float, dyn, dyn, 1>(batch, size);
+  NarrowTalk::Input narrow_in{in->pcm, in->active, in->reset, in->seed};
+  const NarrowTalk::Output narrow_out{out->pcm, out->said, out->heard};
+  for (Index t = 0; t < 12; ++t) {
+    all_active();
+    const auto before = allocation_count();
+    NarrowTalk::step(be, narrow_models, *talk, narrow_in, narrow_out, options);
+    if (t > 0) CHECK(allocation_count() == before);
+    NarrowCodec::encode_step(narrow, *codec, *books, parts->encoder, in->pcm, heard);
+    CHECK(same_bits(out->heard.data(), heard.data(), heard.size()));
+    if (out->said(0, 0) == ungenerated_code) continue;
+    for (Index b = 0; b < batch; ++b)
+      for (Index k = 0; k < Gen::K; ++k) voice(b, k, 0) = out->said(b, 1 + k);
+    NarrowCodec::decode_step(narrow, *codec, *books, parts->decoder, voice, sound);
+    CHECK(same_bits(out->pcm.data(), sound.data(), sound.size()));
+  }
 }
 
 TEST_CASE_METHOD(Fixture, "Frames of another batch are refused") {

@@ -42,6 +42,7 @@ struct Mimi {
                 "mttt: Mimi: the transformer and the quantiser must have seanet.dimension channels");
 
   using T = typename B::Scalar;
+  using Backend = B;
   static constexpr MimiConfig config = C;
   static constexpr Index dimension = C.seanet.dimension, channels = C.seanet.channels,
                          frame_size = C.frame_size(), n_q = C.quantizer.n_q, card = C.quantizer.card;

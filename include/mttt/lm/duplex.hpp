@@ -52,7 +52,8 @@ struct Silence {
 
 }  // namespace detail
 
-/// `Gen` is an LMGen on the backend B; `Codec` a Mimi on B or on a view of it that stores another type.
+/// `Gen` is an LMGen on the backend B; `Codec` a Mimi on B or on a view of it that stores another type, also
+/// with narrow weights: WithWeights<f16, Cpu<float>>.
 template <class Codec, class Gen, class B>
 struct Duplex {
   using U = typename Codec::T;
@@ -112,7 +113,7 @@ struct Duplex {
   /// Starts sessions anew, with the given seeds (B) or those they have (0 at first).
   static void reset(B& be, const Models& models, State& state, Mask mask,
                     Tensor<const std::int64_t, dyn> seeds = {}) {
-    auto codec_be = be.template as<U>();
+    auto codec_be = view(be);
     Codec::reset_encoder(codec_be, models.codec, state.encoder, mask);
     Gen::reset(be, models.lm, state.lm, mask, seeds);
     Codec::reset_decoder(codec_be, models.codec, state.decoder, mask);
@@ -124,7 +125,7 @@ struct Duplex {
     const Index batch = state.lm.offset.extent(0);
     check(in, out, batch);
     const auto scope = be.scope();
-    auto codec_be = be.template as<U>();  // the same memory and order of work
+    auto codec_be = view(be);
     options.check = false;
     if (in.reset.data() != nullptr) reset(be, models, state, in.reset, in.seed);
 
@@ -141,6 +142,9 @@ struct Duplex {
   }
 
  private:
+  /// The codec's: the same memory and order of work.
+  static auto view(B& be) { return typename Codec::Backend(be.template as<U>()); }
+
   template <class Tens>
   static void expect(const Tens& tensor, Index batch, const char* what, bool needed) {
     if (tensor.data() == nullptr ? !needed : tensor.extent(0) == batch) return;
