@@ -1,8 +1,8 @@
 // Linear at batch 1 (a streaming step: reads its weights at memory speed), 8 and 256 (training: GEMM speed).
 //
 // Counted: forward 2 rows in out FLOPs, weights read once; backward twice the FLOPs (dx and dW), weights read
-// once, their gradient read and written. At batch 1 the weights rotate through 256 MB, as they do in a model
-// whose layers take turns.
+// once, their gradient read and written. At batch 1 the weights rotate through 256 MB of one Store, as they do
+// in a model whose layers take turns.
 #include "mttt/nn/linear.hpp"
 
 #include "harness.hpp"
@@ -19,17 +19,21 @@ template <Index out, Index in>
 struct Case {
   using Block = Linear<LinearConfig{.in = in, .out = out}, B>;
   using Params = Store<typename Block::Params, B>;
+  template <std::size_t n>
+  struct Layers {
+    std::array<typename Block::Params, n> layer;
+    static void visit(auto&& f, auto&&... l) {
+      for (std::size_t i = 0; i < n; ++i) f("layer", l.layer[i]...);
+    }
+  };
   static constexpr double weights = static_cast<double>(out) * static_cast<double>(in);
 
   /// Streaming steps of few rows; `copies` sets of weights take turns.
+  template <std::size_t copies = (std::size_t{1} << 26) / (out * in) + 1>
   static void step(bench::Suite& suite, Index rows) {
     B first;
-    std::vector<Params> layers;
-    const Index copies = suite.quick() ? 1 : (Index{1} << 26) / (out * in) + 1;
-    for (Index i = 0; i < copies; ++i) {
-      layers.emplace_back(first);
-      bench::fill_tensors(*layers.back(), 0.02f);
-    }
+    Store<Layers<copies>, B> layers(first);
+    bench::fill_tensors(*layers, 0.02f);
     for (const int threads : suite.thread_counts()) {
       B be(threads);
       const auto x = be.make<float, dyn, dyn, in>(1, rows);
@@ -39,7 +43,7 @@ struct Case {
       NoState none;
       suite.run("step " + shape(out, in, rows),
                 {.threads = threads, .flops = 2 * weights * static_cast<double>(rows), .bytes = 4 * weights},
-                [&] { Block::step(be, *layers[turn++ % layers.size()], none, x, y, Mask{}); });
+                [&] { Block::step(be, layers->layer[turn++ % copies], none, x, y, Mask{}); });
     }
   }
 
@@ -69,7 +73,7 @@ struct Case {
 int main(int argc, char** argv) {
   bench::Suite suite("linear", argc, argv);
   if (suite.quick()) {
-    Case<128, 64>::step(suite, 1);
+    Case<128, 64>::step<1>(suite, 1);
     Case<128, 64>::train(suite, 8);
     return suite.finish();
   }

@@ -114,6 +114,8 @@ int main(int argc, char** argv) {
   bench::Suite suite("mimi", argc, argv);
   frame<presets::mimi_tiny>(suite, "mimi_tiny");
   if (!suite.quick()) {
+    frame<presets::mimi_small>(suite, "mimi_small");
+    frame<presets::mimi_small, WithWeights<f16, Plain>>(suite, "mimi_small, f16");
     frame<presets::mimi_24khz>(suite, "mimi_24khz");
     frame<presets::mimi_24khz, WithWeights<f16, Plain>>(suite, "mimi_24khz, f16");
     frame<presets::mimi_24khz, WithWeights<Int8, Plain>>(suite, "mimi_24khz, int8");
