@@ -123,6 +123,10 @@ TEST_CASE("yaml: all problems of a file at once, with their lines") {
   check_problems("", {"found nothing"});
   check_problems("- 1\n", {"found no keys"});
   check_problems(std::string(5000, '[') + "\n", {"expected YAML"});
+  // What a file holds reaches no terminal as it is, and a zero ends no message.
+  check_problems("a: \"\\\x1b[2J\"\n", {"unknown escape character: ?'; expected YAML"});
+  check_problems(std::string("a: \"\\\0\"\n", 8), {"unknown escape character: ?'; expected YAML"});
+  check_problems("\"\\0\": 1\n\"\\0\": 2\n", {"found '?' a second time"});
   check_problems(std::string((1 << 20) + 1, '#'), {"at most 1 MB"});
 }
 

@@ -96,7 +96,7 @@ class YamlReader {
       }
       const std::string name = key.Scalar();
       if (!found.emplace(name, item.second).second)
-        problems_.add("line ", line, ": found '", name, "' a second time");
+        problems_.add("line ", line, ": found ", quote(name), " a second time");
       keys_.lines.emplace(prefix + name, line);
     }
     std::vector<std::string> known;
@@ -225,7 +225,8 @@ YamlKeys read_yaml(const std::filesystem::path& path, S& to) {
     if (!root.IsMap()) fail(path.string(), root.IsNull() ? "nothing" : "no keys", "keys with values", advice);
     detail::YamlReader(keys, problems).section(root, "", to);
   } catch (const YAML::Exception& error) {
-    fail(path.string(), detail::cat("line ", error.mark.line + 1, ": ", error.msg), "YAML", advice);
+    fail(path.string(), detail::cat("line ", error.mark.line + 1, ": ", detail::quote(error.msg)), "YAML",
+         advice);
   }
   problems.stop(path.string(), "known keys, each once, with values of their types and in their ranges",
                 advice);
