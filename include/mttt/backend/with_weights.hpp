@@ -98,20 +98,28 @@ class WithWeights<N, Base> : public Base {
  public:
   using Weights = N;
   using Base::Base;
-  using Base::matmul;
   explicit WithWeights(Base base) : Base(std::move(base)) {}
 
+  /// All products: clang++ 14 does not tell a base's function from one of other constraints.
   template <class U, class W, class V>
-  requires std::same_as<std::remove_const_t<W>, N>
+  requires ProductTypes<U, W, V> || std::same_as<std::remove_const_t<W>, N>
   void matmul(Matrix<U> a, Matrix<W> w, Matrix<V> c, Wide<V> alpha = 1, Wide<V> beta = 0) {
-    if (w.transposed && this->narrow_product(Matrix<const float>(a), Matrix<const N>(w.t()), c, alpha, beta))
-      return;
+    if constexpr (std::same_as<std::remove_const_t<W>, N>) {
+      narrow_matmul(Matrix<const float>(a), Matrix<const N>(w), c, alpha, beta);
+    } else {
+      Base::matmul(a, w, c, alpha, beta);
+    }
+  }
+
+ private:
+  void narrow_matmul(Matrix<const float> a, Matrix<const N> w, Matrix<float> c, float alpha, float beta) {
+    if (w.transposed && this->narrow_product(a, w.t(), c, alpha, beta)) return;
     const auto scope = this->scope();
     const Index rows = w.transposed ? w.cols : w.rows, cols = w.transposed ? w.rows : w.cols;
     float* widened = this->template make<float, dyn, dyn>(rows, cols).data();
     this->rows(rows, detail::WidenRow<N>{w.data, w.ld, widened, cols}, 0, cols);
     const Matrix<const float> by{widened, rows, cols, cols};
-    Base::matmul(Matrix<const float>(a), w.transposed ? by.t() : by, c, alpha, beta);
+    Base::matmul(a, w.transposed ? by.t() : by, c, alpha, beta);
   }
 };
 
