@@ -129,27 +129,15 @@ void frame(B& be, const char* weights) {
     show(be, "  temporal transformer", temporal + rings,
          [&] { Model::Transformer::step(be, lm->transformer, state->lm.transformer, x, h, Mask{}); });
   }
-  const auto logits = be.template make<bf16, dyn, dyn, config.card>(1, 1);
   const auto text = be.template make<bf16, dyn, dyn, config.text_card>(1, 1);
   const auto codes = be.template make<std::int32_t, dyn, Gen::spoken>(1);
   be.fill(codes.data(), codes.size(), std::int32_t{3});
-  be.for_each(logits.size(), Fill<bf16>{logits.data(), 3});
   be.for_each(text.size(), Fill<bf16>{text.data(), 3});
   NoState none;
   show(be, "text logits", 2.0 * config.text_card * Model::dim,
        [&] { Model::TextLinear::step(be, lm->text_linear, none, h, text, Mask{}); });
-  show(be, "depformer, 8 steps", depth, [&] {
-    const auto scope = be.scope();
-    auto steps = Model::Depth::begin_frame(be, 1);
-    for (Index k = 0; k < Model::K; ++k) {
-      Model::depth_step(be, *lm, steps, k, h, CodeRows<std::int32_t>(codes.data() + k, 1, 1, {1, 1}), logits);
-    }
-  });
-  show(be, "8 audio samples", 0, [&] {
-    for (Index k = 0; k < Model::K; ++k)
-      sample(be, Tensor<bf16, dyn, config.card>(logits.data(), {1, config.card}), options.audio,
-             state->lm.seed.data(), state->lm.offset.data(), 1 + k, codes.data() + k);
-  });
+  show(be, "depformer, 8 steps and draws", depth,
+       [&] { Gen::say_audio(be, *lm, state->lm, h, codes, options, {}); });
   show(be, "a text sample", 0, [&] {
     sample(be, Tensor<bf16, dyn, config.text_card>(text.data(), {1, config.text_card}), options.text,
            state->lm.seed.data(), state->lm.offset.data(), 0, codes.data());

@@ -4,7 +4,7 @@
 // Formula: product_step   y = addend + scale * F(norm(x) W^T + bias)
 //          gated_step     y = F(a) * b, [a | b] = norm(x) W^T
 //          layers_step    lm/temporal.hpp's step of layers without TTT
-//          depth_step     a step of lm/depformer.hpp and the logits of its code
+//          depth_frame    the steps of lm/depformer.hpp in a frame, with the draws of their codes
 //          conv_step      y = addend + scale * (conv(F(x)) + bias), the convolution of codec/conv1d.hpp
 //          conv_transpose_step
 //                         y = conv_transpose(F(x)) + partial + bias, and the samples past the end
@@ -63,23 +63,28 @@ struct LayersStep {
   std::array<LayerStep<T, Weights>, n> layers;
 };
 
-/// A layer of the depformer, as depth_step runs it for one session.
-template <class T, class Weights>
-struct DepthLayerStep {
-  NormRows<T> norm1, norm2;
+/// A frame of the depformer's steps with the draws of their codes, as depth_frame runs it for one session.
+template <class Weights>
+struct DepthLayer {
   Weights in_proj, out_proj, up, down;
-  T* qkv;  // (steps, 3 dim): those before k hold their keys and values, k receives its own
 };
-template <class T, class Weights, std::size_t n>
+template <class T, class Weights, std::size_t layers>
 struct DepthStep {
-  const T* z;
-  T* logits;
-  Index k;
-  const std::int32_t* code;  // of the step before
-  const T* embedding;        // (embedding_card, dim)
+  const T* embedding;  // of the code before: (embedding_card, dim)
   Index embedding_card;
   Weights in, linear;  // (dim, in_dim), (card, dim)
-  std::array<DepthLayerStep<T, Weights>, n> layers;
+  std::array<DepthLayer<Weights>, layers> layers_of;
+};
+template <class T, class Weights, class Draw, std::size_t layers, std::size_t n>
+struct DepthFrame {
+  const T* z;
+  T* logits;                   // (n, card); null: not wanted
+  std::int32_t* codes;         // (1 + n): the text's, and those that are drawn
+  const std::int32_t* forced;  // (1 + n), instead of a draw unless `unforced`; null: none
+  std::int32_t unforced;
+  Draw draw;  // of the first step; the others are of the streams after
+  std::array<std::array<NormRows<T>, 2>, layers> norms;
+  std::array<DepthStep<T, Weights, layers>, n> steps;
 };
 
 template <class T>

@@ -165,6 +165,26 @@ struct LMGen {
     advance(be, state.offset.data(), batch, 1, mask);
   }
 
+  /// The audio codes of a frame, from the transformer's rows z (B, 1, dim) and the text codes, chosen[b][0].
+  static void say_audio(B& be, const Params& p, const State& state, Sequence<const T, dim> z,
+                        Tensor<std::int32_t, dyn, spoken> chosen, const GenOptions& options,
+                        const Taps& taps) {
+    const auto scope = be.scope();
+    const Index batch = chosen.extent(0);
+    const auto draw = sample_row<T>(nullptr, C.card, options.audio, state.seed.data(), state.offset.data(), 1,
+                                    chosen.data());
+    if (batch == 1 && Model::depth_frame(be, p, z, chosen.data(), taps.forced.data(), taps.logits, draw))
+      return;
+    auto frame = Model::Depth::begin_frame(be, batch);
+    const auto scratch = be.template make<T, dyn, C.card>(batch);
+    for (Index k = 0; k < K; ++k) {
+      const auto logits = taps.logits.data() != nullptr ? Tensor<T, dyn, C.card>(taps.logits[k]) : scratch;
+      const CodeRows<std::int32_t> before(chosen.data() + k, batch, 1, {spoken, 1});
+      Model::depth_step(be, p, frame, k, z, before, Sequence<T, C.card>(logits.data(), {1, batch, C.card}));
+      choose(be, state, logits, options.audio, 1 + k, chosen, taps);
+    }
+  }
+
  private:
   static void say_text(B& be, const Params& p, const State& state, Sequence<const T, dim> z,
                        Tensor<std::int32_t, dyn, spoken> chosen, const GenOptions& options,
@@ -176,21 +196,6 @@ struct LMGen {
     Model::TextLinear::step(be, p.text_linear, none, z,
                             Sequence<T, C.text_card>(logits.data(), {batch, 1, C.text_card}), Mask{});
     choose(be, state, logits, options.text, 0, chosen, taps);
-  }
-
-  static void say_audio(B& be, const Params& p, const State& state, Sequence<const T, dim> z,
-                        Tensor<std::int32_t, dyn, spoken> chosen, const GenOptions& options,
-                        const Taps& taps) {
-    const auto scope = be.scope();
-    const Index batch = chosen.extent(0);
-    auto frame = Model::Depth::begin_frame(be, batch);
-    const auto scratch = be.template make<T, dyn, C.card>(batch);
-    for (Index k = 0; k < K; ++k) {
-      const auto logits = taps.logits.data() != nullptr ? Tensor<T, dyn, C.card>(taps.logits[k]) : scratch;
-      const CodeRows<std::int32_t> before(chosen.data() + k, batch, 1, {spoken, 1});
-      Model::depth_step(be, p, frame, k, z, before, Sequence<T, C.card>(logits.data(), {1, batch, C.card}));
-      choose(be, state, logits, options.audio, 1 + k, chosen, taps);
-    }
   }
 
   template <Index Card>

@@ -18,6 +18,7 @@
 
 #include "mttt/lm/delays.hpp"
 #include "mttt/lm/depformer.hpp"
+#include "mttt/lm/sampler.hpp"
 #include "mttt/lm/temporal.hpp"
 
 namespace mttt {
@@ -194,23 +195,36 @@ struct Moshi {
     Linears::init(p.linears, rng);
   }
 
-  /// Step k of the depformer's frame, in the order 0, 1, ..., and the logits of its code: z (N, 1, dim), the N codes
-  /// of the step before, logits (1, N, card).
+  /// Step k of the depformer's frame, in the order 0, 1, ..., and the logits of its code: z (N, 1, dim), the N
+  /// codes of the step before, logits (1, N, card).
   static void depth_step(B& be, const Params& p, typename Depth::Frame& frame, Index k,
                          Sequence<const T, dim> z, CodeRows<std::int32_t> before,
                          Sequence<T, C.card> logits) {
     const auto scope = be.scope();
-    if constexpr (C.lora.rank == 0 && requires(DepthAtOnce step) {
-                    be.template depth_step<dim, depth, C.depformer.hidden, Depth::head_dim, C.card>(step);
-                  }) {
-      if (z.extent(0) * z.extent(1) == 1 &&
-          be.template depth_step<dim, depth, C.depformer.hidden, Depth::head_dim, C.card>(
-              depth_at_once(p, frame, k, z, before, logits)))
-        return;
-    }
     const auto y = be.template make<T, dyn, dyn, depth>(1, z.extent(0) * z.extent(1));
     Depth::step(be, p.depformer, frame, k, z, before, y);
     Linears::step(be, p.linears, k, y, logits);
+  }
+
+  /// All steps of one session's frame, with `draw` of each code, in one kernel: z (1, 1, dim), codes (1 + K), the
+  /// text's first, as are `forced`, which may be null; logits (K, 1, card) may be empty. False, and nothing done,
+  /// where the backend has none.
+  static bool depth_frame(B& be, const Params& p, Sequence<const T, dim> z, std::int32_t* codes,
+                          const std::int32_t* forced, Sequence<T, C.card> logits,
+                          const detail::SampleRow<T>& draw) {
+    if constexpr (C.lora.rank == 0 && requires(DepthAtOnce frame) {
+                    be.template depth_frame<dim, depth, C.depformer.hidden, Depth::head_dim, C.card>(frame);
+                  }) {
+      DepthAtOnce frame{z.data(), logits.data(), codes, forced, ungenerated_code, draw, {}, {}};
+      const auto& d = p.depformer;
+      using Norm = typename Depth::Layer::Norm;
+      for (std::size_t l = 0; l < Depth::layers; ++l)
+        frame.norms[l] = {Norm::rows(d.depformer_layers[l].norm1), Norm::rows(d.depformer_layers[l].norm2)};
+      for (std::size_t k = 0; k < frame.steps.size(); ++k) frame.steps[k] = depth_weights(p, k);
+      return be.template depth_frame<dim, depth, C.depformer.hidden, Depth::head_dim, C.card>(frame);
+    } else {
+      return false;
+    }
   }
 
   static constexpr CodeRange codes_known{zero_code, C.initial().text, C.initial().audio};
@@ -309,32 +323,22 @@ struct Moshi {
   }
 
  private:
+  using DepthMatrix = decltype(std::declval<const Weight<B, depth, depth>&>().matrix());
   using DepthAtOnce =
-      DepthStep<T, decltype(std::declval<const Weight<B, depth, depth>&>().matrix()), Depth::layers>;
-  static DepthAtOnce depth_at_once(const Params& p, typename Depth::Frame& frame, Index k,
-                                   Sequence<const T, dim> z, CodeRows<std::int32_t> before,
-                                   Sequence<T, C.card> logits) {
-    const auto at = static_cast<std::size_t>(k);
+      DepthFrame<T, DepthMatrix, detail::SampleRow<T>, Depth::layers, static_cast<std::size_t>(K)>;
+  static DepthStep<T, DepthMatrix, Depth::layers> depth_weights(const Params& p, std::size_t k) {
     const auto& d = p.depformer;
-    DepthAtOnce step{z.data(),
-                     logits.data(),
-                     k,
-                     before.data,
-                     k == 0 ? d.depformer_text_emb.weight.data() : d.depformer_emb[at - 1].weight.data(),
-                     k == 0 ? C.text_card + 1 : C.card + 1,
-                     d.depformer_in[at].weight.matrix(),
-                     p.linears.of[at].weight.matrix(),
-                     {}};
+    DepthStep<T, DepthMatrix, Depth::layers> step{
+        k == 0 ? d.depformer_text_emb.weight.data() : d.depformer_emb[k - 1].weight.data(),
+        k == 0 ? C.text_card + 1 : C.card + 1,
+        d.depformer_in[k].weight.matrix(),
+        p.linears.of[k].weight.matrix(),
+        {}};
     for (std::size_t l = 0; l < Depth::layers; ++l) {
       const auto& layer = d.depformer_layers[l];
-      using Norm = typename Depth::Layer::Norm;
-      step.layers[l] = {Norm::rows(layer.norm1),
-                        Norm::rows(layer.norm2),
-                        layer.in_projs.of[at].weight.matrix(),
-                        layer.out_projs.of[at].weight.matrix(),
-                        layer.gating.of[at].linear_in.weight.matrix(),
-                        layer.gating.of[at].linear_out.weight.matrix(),
-                        frame.qkv[static_cast<Index>(l)].data()};
+      step.layers_of[l] = {layer.in_projs.of[k].weight.matrix(), layer.out_projs.of[k].weight.matrix(),
+                           layer.gating.of[k].linear_in.weight.matrix(),
+                           layer.gating.of[k].linear_out.weight.matrix()};
     }
     return step;
   }

@@ -47,22 +47,24 @@ struct SampleRow {
   MTTT_HD void operator()(Team team, Index row) const {
     const T* x = logits + row * card;
     Index best;
-    if (inverse_temperature == 0) {
+    if (greedy()) {
       best = team.template argmax<Wide<T>>(card, [=](Index i) { return wide(x[i]); });
     } else {
       const std::uint64_t edge = top_k > 0 ? find_edge(team, x) : 0;
-      const std::uint64_t seed = static_cast<std::uint64_t>(seeds[row]);
-      const std::uint64_t frame = static_cast<std::uint64_t>(frames[row]);
-      const std::uint64_t high = static_cast<std::uint64_t>(stream) << 32;
-      const double scale = inverse_temperature;
-      best = team.template argmax<double>(card, [=, this](Index i) {
-        if (place(x, i) < edge) return -INFINITY + 0.0;
-        const auto block = philox(seed, frame, high | (static_cast<std::uint64_t>(i) >> 2));
-        const double u = uniform_from(block.word[i & 3]);
-        return static_cast<double>(wide(x[i])) * scale - std::log(-std::log(u));
-      });
+      best = team.template argmax<double>(
+          card, [=, this](Index i) { return place(x, i) < edge ? -INFINITY + 0.0 : score(x, row, i); });
     }
     if (team.leader()) codes[row * stride] = static_cast<std::int32_t>(best);
+  }
+
+  MTTT_HD bool greedy() const { return inverse_temperature == 0; }
+  /// Logit i of row `row` with its noise: the largest is drawn.
+  MTTT_HD double score(const T* x, Index row, Index i) const {
+    const auto block =
+        philox(static_cast<std::uint64_t>(seeds[row]), static_cast<std::uint64_t>(frames[row]),
+               static_cast<std::uint64_t>(stream) << 32 | (static_cast<std::uint64_t>(i) >> 2));
+    const double u = uniform_from(block.word[i & 3]);
+    return static_cast<double>(wide(x[i])) * inverse_temperature - std::log(-std::log(u));
   }
 
   static constexpr Index digits = 256;
@@ -112,18 +114,24 @@ struct SampleRow {
 
 }  // namespace detail
 
-/// One code a row. seeds and frames may be null when the choice is greedy.
+/// How rows of `card` logits are drawn from. seeds and frames may be null when the choice is greedy.
+template <class T>
+detail::SampleRow<T> sample_row(const T* logits, Index card, const SampleOptions& options,
+                                const std::int64_t* seeds, const std::int64_t* frames, Index stream,
+                                std::int32_t* codes, Index stride = 1) {
+  const bool greedy = options.greedy || !(options.temperature > 0);
+  const Index top_k = options.top_k > 0 && options.top_k < card ? options.top_k : 0;
+  return {logits, seeds, frames, codes, card, stride, stream, top_k, greedy ? 0 : 1 / options.temperature};
+}
+
+/// One code a row.
 template <class B, class T, Index Card>
 void sample(B& be, Tensor<T, dyn, Card> logits, const SampleOptions& options, const std::int64_t* seeds,
             const std::int64_t* frames, Index stream, std::int32_t* codes, Index stride = 1) {
   const Index card = logits.extent(1);
-  const bool greedy = options.greedy || !(options.temperature > 0);
-  const Index top_k = options.top_k > 0 && options.top_k < card ? options.top_k : 0;
-  using Row = detail::SampleRow<std::remove_const_t<T>>;
-  be.rows(logits.extent(0),
-          Row{logits.data(), seeds, frames, codes, card, stride, stream, top_k,
-              greedy ? 0 : 1 / options.temperature},
-          Row::scratch, card * (top_k > 0 ? 16 : 4));
+  const auto row =
+      sample_row<std::remove_const_t<T>>(logits.data(), card, options, seeds, frames, stream, codes, stride);
+  be.rows(logits.extent(0), row, row.scratch, card * (row.top_k > 0 ? 16 : 4));
 }
 
 }  // namespace mttt

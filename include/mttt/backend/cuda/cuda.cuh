@@ -25,7 +25,7 @@
 #include "mttt/backend/cuda/attention.cuh"
 #include "mttt/backend/cuda/attention_step.cuh"
 #include "mttt/backend/cuda/brief_attention.cuh"
-#include "mttt/backend/cuda/depth_step.cuh"
+#include "mttt/backend/cuda/depth_frame.cuh"
 #include "mttt/backend/cuda/gemm.cuh"
 #include "mttt/backend/cuda/layers_step.cuh"
 #include "mttt/backend/cuda/memory.cuh"
@@ -412,12 +412,14 @@ class Cuda {
     return false;
   }
 
-  template <Index in_dim, Index dim, Index hidden, Index head_dim, Index card, class Step>
-  bool depth_step(const Step& step) {
-    if constexpr (std::is_same_v<T, bf16> && head_dim == 64 && detail::streamed_slices(in_dim) > 0 &&
-                  detail::streamed_slices(dim) > 0 && detail::streamed_slices(hidden) > 0) {
-      return detail::depth_step<int{in_dim}, int{dim}, int{hidden}, int{card}>(
-          *this, context_->launch, context_->capability, context_->processors, context_->counts(), step);
+  /// A frame of the depformer of one session with its draws; false, and nothing done, for others.
+  template <Index in_dim, Index dim, Index hidden, Index head_dim, Index card, class Frame>
+  bool depth_frame(const Frame& frame) {
+    if constexpr (std::is_same_v<T, bf16> && head_dim == 64 && card % 8 == 0 &&
+                  detail::streamed_slices(in_dim) > 0 && detail::streamed_slices(dim) > 0 &&
+                  detail::streamed_slices(hidden) > 0) {
+      return detail::depth_frame<int{in_dim}, int{dim}, int{hidden}, int{card}>(
+          *this, context_->launch, context_->capability, context_->processors, context_->counts(), frame);
     }
     return false;
   }

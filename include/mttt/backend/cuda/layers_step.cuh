@@ -27,7 +27,7 @@
 namespace mttt::detail {
 
 inline constexpr int most_layers = 64;
-using LayersQueue = ResidentQueueShape<tuning::layers_stage, tuning::layers_stages>;
+using LayersQueue = ResidentQueueShape<tuning::layers_stage, tuning::layers_stages, tuning::layers_under_way>;
 
 template <class W>
 struct LayerTask {
@@ -53,16 +53,30 @@ struct LayersTask {
 template <int dim, int hidden>
 struct LayerTold {
   static constexpr int mix = 128 + 4, mixes = dim / 128 * tuning::ring_parts * mix;
-  static constexpr int size = 5 * dim + hidden + 2 * mixes;
+  static constexpr int size = 6 * dim + hidden + 2 * mixes;
   bf16* at;
   __device__ LayerTold(bf16* told, int layer) : at(told + static_cast<Index>(layer) * size) {}
   __device__ bf16* qkv() const { return at; }
   __device__ bf16* h() const { return at + 3 * dim; }
   __device__ bf16* y() const { return at + 4 * dim; }
-  __device__ bf16* g() const { return at + 5 * dim; }
+  __device__ bf16* mixed() const { return at + 5 * dim; }
+  __device__ bf16* g() const { return at + 6 * dim; }
   __device__ float* mix_of(int head, int part) const {
-    return reinterpret_cast<float*>(at + 5 * dim + hidden) + (head * tuning::ring_parts + part) * mix;
+    return reinterpret_cast<float*>(at + 6 * dim + hidden) + (head * tuning::ring_parts + part) * mix;
   }
+};
+
+/// The products of layer l.
+template <int dim, int hidden, class W>
+struct LayerProducts {
+  ResidentProduct<dim, false, W> in, out;
+  ResidentProduct<dim, true, W> up;
+  ResidentProduct<hidden, false, W> down;
+  __device__ LayerProducts(const LayersTask<W>& task, int l)
+      : in{task.layers[l].in_proj, 3 * dim, task.layers[l].norm1, task.eps1},
+        out{task.layers[l].out_proj, dim},
+        up{task.layers[l].up, hidden, task.layers[l].norm2, task.eps2},
+        down{task.layers[l].down, dim} {}
 };
 
 /// What a layer has to attend to: keys 0 to `filled` of its ring, of which its own is `slot`.
@@ -80,7 +94,7 @@ __global__ void __launch_bounds__(resident_threads + 32, 1)
   static_assert(warps <= resident_warps && stage_keys % pass == 0);
   using Join = Mix<float, n>;
   using Told = LayerTold<dim, hidden>;
-  __shared__ ResidentShared<LayersQueue> shared;
+  __shared__ ResidentShared<LayersQueue, W> shared;
   __shared__ LayerKeys seen[most_layers];
   __shared__ float rotation[D];
   __shared__ __align__(16) bf16 own[3][D];  // q, k, v of the block's head
@@ -111,7 +125,8 @@ __global__ void __launch_bounds__(resident_threads + 32, 1)
     ResidentAsker<LayersQueue, W> queue(shared);
     for (int l = 0; l < task.n_layers; ++l) {
       const LayerTask<W>& layer = task.layers[l];
-      queue.template ask<dim, false>(layer.in_proj, 3 * dim);
+      const LayerProducts<dim, hidden, W> products(task, l);
+      queue.ask(products.in);
       const int end = end_key(l);
       for (int key = first_key(l); key < end; key += stage_keys) {
         const int bytes = min(stage_keys, end - key) * D * 2;
@@ -121,19 +136,48 @@ __global__ void __launch_bounds__(resident_threads + 32, 1)
           copy_bulk(to + LayersQueue::stage / 2, layer.values + at, bytes, barrier);
         });
       }
-      queue.template ask<dim, false>(layer.out_proj, dim);
-      queue.template ask<dim, true>(layer.up, hidden);
-      queue.template ask<hidden, false>(layer.down, dim);
+      queue.ask(products.out);
+      queue.ask(products.up);
+      queue.ask(products.down);
     }
     return;
   }
 
   bf16* const row = reinterpret_cast<bf16*>(resident_memory + LayersQueue::stages * LayersQueue::stage);
-  float* const parts = reinterpret_cast<float*>(row + (hidden > dim ? hidden : dim));
+  float* const parts = reinterpret_cast<float*>(row + std::max(hidden, 2 * dim));
   ResidentBlock<LayersQueue, W> block(shared, row, parts, task.arrived);
   if (tid < D / 2) RopeTable<float>{task.layers[0].position, rotation, 1, D / 2, 0, task.log_period, 1}(tid);
 
-  // Scores and mixes the block's part of a head's keys.
+  // A number of the head's mixed row, of so many parts, once they are there.
+  const auto join = [&](const Told& told, int count, int number) {
+    std::uint32_t sums[most], of[most][2];  // of: a part's largest score and total
+    bool lacks;
+    do {
+      lacks = false;
+#pragma unroll
+      for (int p = 0; p < most; ++p) {
+        const float* const from = told.mix_of(head, min(p, count - 1));
+        read_told(from + number, sums[p]), read_told(from + D, of[p]);
+      }
+#pragma unroll
+      for (int p = 0; p < most; ++p)
+        lacks |= lacks_word(sums[p]) || lacks_word(of[p][0]) || lacks_word(of[p][1]);
+    } while (lacks);
+    float top = -INFINITY, total = 0, sum = 0;
+#pragma unroll
+    for (int p = 0; p < most; ++p) {
+      top = top < __uint_as_float(of[p][0]) ? __uint_as_float(of[p][0]) : top;
+    }
+#pragma unroll
+    for (int p = 0; p < most; ++p) {
+      if (p >= count) continue;
+      const float weight = exp2_of(__uint_as_float(of[p][0]) - exp2_shift(top));
+      total += weight * __uint_as_float(of[p][1]);
+      sum += weight * __uint_as_float(sums[p]);
+    }
+    return sum / total;
+  };
+  // Scores and mixes the block's part of a head's keys, and its part of their joint mix.
   const auto attend = [&](int l) {
     const LayerTask<W>& layer = task.layers[l];
     const Told told(task.told, l);
@@ -195,40 +239,12 @@ __global__ void __launch_bounds__(resident_threads + 32, 1)
       if (tid == 0) tell(to + D, top), tell(to + D + 1, total);
     }
     block.arrive();
-  };
-  // Numbers 8 i and on of the mixed row; whether any is not there.
-  const auto mixed = [&](int l, int i, std::uint32_t(&chunk)[4]) {
-    const int count = 1 << ring_log_parts(seen[l].filled);
-    const Told told(task.told, l);
-    std::uint32_t low[most][4], high[most][4], of[most][2];  // of: a part's largest score and total
-#pragma unroll
-    for (int p = 0; p < most; ++p) {
-      const float* const from = told.mix_of(8 * i / D, min(p, count - 1));
-      read_told(from + D, of[p]);
-      read_told(from + 8 * i % D, low[p]), read_told(from + 8 * i % D + 4, high[p]);
+    // A part of the head's mixed row, once the other parts are there.
+    if (head < heads && tid < D / most) {
+      const int number = part * (D / most) + tid;
+      tell(told.mixed() + head * D + number,
+           on ? static_cast<bf16>(join(told, 1 << ring_log_parts(seen[l].filled), number)) : bf16(0.0f));
     }
-    bool lacks = false;
-    float top = -INFINITY, total = 0, sum[8] = {};
-#pragma unroll
-    for (int p = 0; p < most; ++p) {
-      lacks |= lacks_word(of[p][0]) || lacks_word(of[p][1]);
-      top = top < __uint_as_float(of[p][0]) ? __uint_as_float(of[p][0]) : top;
-    }
-#pragma unroll
-    for (int p = 0; p < most; ++p) {
-      if (p >= count) continue;
-      const float weight = exp2_of(__uint_as_float(of[p][0]) - exp2_shift(top));
-      total += weight * __uint_as_float(of[p][1]);
-#pragma unroll
-      for (int j = 0; j < 8; ++j) {
-        const std::uint32_t word = j < 4 ? low[p][j] : high[p][j - 4];
-        lacks |= lacks_word(word);
-        sum[j] += weight * __uint_as_float(word);
-      }
-    }
-#pragma unroll
-    for (int j = 0; j < 4; ++j) chunk[j] = pack_bf16(sum[2 * j] / total, sum[2 * j + 1] / total);
-    return lacks;
   };
 
   // A thread keeps its column of the rows that products are added to.
@@ -241,12 +257,13 @@ __global__ void __launch_bounds__(resident_threads + 32, 1)
       kept = wide(sum);
     };
   };
+  block.look_ahead(LayerProducts<dim, hidden, W>(task, 0).in);
 #pragma unroll 1
   for (int l = 0; l < task.n_layers; ++l) {
-    const LayerTask<W>& layer = task.layers[l];
     const Told told(task.told, l);
-    block.template product<dim, false>(
-        layer.norm1, task.eps1, layer.in_proj, 3 * dim,
+    const LayerProducts<dim, hidden, W> products(task, l);
+    block.product(
+        products.in,
         [&] {
           if (l == 0) {
             block.template fetch_given<dim>(task.x);
@@ -254,27 +271,26 @@ __global__ void __launch_bounds__(resident_threads + 32, 1)
             block.template fetch_told<dim>(Told(task.told, l - 1).y());
           }
         },
+        [&] { block.look_ahead(products.out); },
         [&](int column, const float* total) { tell(told.qkv() + column, static_cast<bf16>(total[0])); });
     attend(l);
-    block.template product<dim, false>(
-        nullptr, 0, layer.out_proj, dim,
-        [&] {
-          block.await_others();
-          block.template fetch<dim>([&](int i, std::uint32_t(&chunk)[4]) {
-            chunk[0] = chunk[1] = chunk[2] = chunk[3] = 0;  // of a session that is not active
-            return on && mixed(l, i, chunk);
-          });
-        },
-        add(told.h()));
-    block.template product<dim, true>(
-        layer.norm2, task.eps2, layer.up, hidden, [&] { block.template fetch_told<dim>(told.h()); },
+    block.product(
+        products.out, [&] { block.template fetch_told<dim>(told.mixed()); },
+        [&] { block.look_ahead(products.up); }, add(told.h()));
+    block.product(
+        products.up, [&] { block.template fetch_told<dim>(told.h()); },
+        [&] { block.look_ahead(products.down); },
         [&](int column, const float* total) {
           tell(told.g() + column, static_cast<bf16>(Silu::f(total[0]) * total[1]));
         });
-    block.template product<hidden, false>(
-        nullptr, 0, layer.down, dim, [&] { block.template fetch_told<hidden>(told.g()); },
-        add(l + 1 == task.n_layers ? task.y : told.y()));
+    block.product(
+        products.down, [&] { block.template fetch_told<hidden>(told.g()); },
+        [&] {
+          if (l + 1 < task.n_layers) block.look_ahead(LayerProducts<dim, hidden, W>(task, l + 1).in);
+        },
+        add(told.y()));
   }
+  if (tid < columns.count) task.y[columns.first + tid] = static_cast<bf16>(kept);
   if (block.leave() && on) {  // all have read the positions
     for (int l = 0; l < task.n_layers; ++l) *task.layers[l].position = position + 1;
   }
@@ -288,7 +304,8 @@ bool layers_step(B& be, const Launcher& launch, int capability, int processors, 
   using W = FormatOf<decltype(step.layers[0].in_proj)>;
   constexpr Index D = 128, heads = dim / D;
   if (capability < 90 || step.layers.size() > most_layers || heads * tuning::ring_parts > processors ||
-      step.context > INT_MAX / 16 || (3 * dim + processors - 1) / processors > resident_threads ||
+      dim < processors || step.context > INT_MAX / 16 ||
+      (3 * dim + processors - 1) / processors > resident_threads ||
       (hidden + processors - 1) / processors > resident_threads || !copies_in_chunks(2, {}, step.x))
     return false;
   const auto scope = be.scope();
@@ -322,7 +339,7 @@ bool layers_step(B& be, const Launcher& launch, int capability, int processors, 
                                 resident_parts<LayersQueue, hidden, false, W>(dim, processors),
                                 tuning::ring_threads / 32 * (D + 2)});
   const Index shared =
-      Index{LayersQueue::stages} * LayersQueue::stage + 2 * std::max(dim, hidden) + 4 * parts;
+      Index{LayersQueue::stages} * LayersQueue::stage + 2 * std::max(hidden, 2 * dim) + 4 * parts;
   if (shared > 224 << 10) return false;
   const auto kernel = layers_kernel<dim, hidden, W>;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),

@@ -2,11 +2,12 @@
 //
 // One thread of a block asks for the weights of all products in their order, as far ahead as its queue in shared
 // memory has room, for weights wait for nobody: while blocks tell each other a product's results, which takes
-// some 2 us, the memory goes on. The others multiply as streamed_rows.cuh does, to the bit.
+// some 2 us, the memory goes on. It asks for a few stages at a time: what blocks tell each other would queue behind
+// more. The others multiply as streamed_rows.cuh does, to the bit.
 //
 // What blocks tell each other lies in memory that is full of a NaN before, which no result is, and is written once:
 // who reads a number knows whether it is there, and nobody waits until all he wrote is seen by all. Blocks that
-// are done with a product are counted, so that none asks in vain, and often, for what is not there yet.
+// are about to end a product are counted, so that none asks in vain, and often, for what is not there yet.
 //
 // Formula: a product is finish(norm(x) w^T); norm is RmsNorm, rounded to bf16. Block i of n takes the columns from
 //          cols i / n to cols (i + 1) / n.
@@ -23,10 +24,21 @@ namespace mttt::detail {
 
 inline constexpr int resident_warps = tuning::resident_warps, resident_threads = 32 * resident_warps;
 
-/// The queue of stages, by their bytes and their number.
-template <int stage_bytes, int n>
+/// The queue of stages, by their bytes and their number; the most that are asked for and not yet there.
+template <int stage_bytes, int n, int most>
 struct ResidentQueueShape {
-  static constexpr int stage = stage_bytes, stages = n;
+  static constexpr int stage = stage_bytes, stages = n, under_way = most;
+};
+
+/// finish(norm(x) weights^T), without norm where it is null.
+template <int rows_depth, bool is_gated, class W>
+struct ResidentProduct {
+  static constexpr int depth = rows_depth;
+  static constexpr bool gated = is_gated;
+  const WeightRows<W>& weights;
+  int cols;
+  const bf16* norm = nullptr;
+  float eps = 0;
 };
 
 /// How the warps that multiply share a stage: `groups` times k_warps of them, RW rows of weights each.
@@ -44,10 +56,11 @@ struct ResidentShape {
   static constexpr int RH = RW / halves, pairs = RH * groups;
 };
 
-template <class Queue>
+template <class Queue, class W>
 struct ResidentShared {
   std::uint64_t full[Queue::stages], empty[Queue::stages];
   float squares[resident_warps];
+  float scales[2][WeightFormat<W>::row_scales ? resident_threads : 1];
 
   /// By one thread, before the block's first wait for all of its threads.
   __device__ void open() {
@@ -71,9 +84,9 @@ struct ResidentPlace {
 
 struct OwnColumns {
   int first, count;
-  __device__ explicit OwnColumns(int cols)
-      : first(static_cast<int>(static_cast<Index>(cols) * blockIdx.x / gridDim.x)),
-        count(static_cast<int>(static_cast<Index>(cols) * (blockIdx.x + 1) / gridDim.x) - first) {}
+  __device__ explicit OwnColumns(unsigned cols)
+      : first(static_cast<int>(cols * blockIdx.x / gridDim.x)),
+        count(static_cast<int>(cols * (blockIdx.x + 1) / gridDim.x) - first) {}
 };
 
 /// Results of rounding to bf16, and of arithmetic in float32, that are NaN are 0x7fff and 0x7fffffff.
@@ -119,24 +132,29 @@ __device__ inline bool lacks_word(std::uint32_t one) { return one == 0xffffffffu
 
 extern __shared__ __align__(128) unsigned char resident_memory[];
 
+template <int = 0>
+__device__ void copy_word(std::uint32_t to, const float* from) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to), "l"(from) : "memory");
+}
+
 /// The thread that asks.
 template <class Queue, class W>
 class ResidentAsker {
  public:
-  __device__ explicit ResidentAsker(ResidentShared<Queue>& shared) : shared_(shared) {}
+  __device__ explicit ResidentAsker(ResidentShared<Queue, W>& shared) : shared_(shared) {}
 
   template <int depth, bool gated>
-  __device__ void ask(const WeightRows<W>& weights, int cols) {
+  __device__ void ask(const ResidentProduct<depth, gated, W>& product) {
     using Shape = ResidentShape<Queue, depth, gated, W>;
-    const OwnColumns own(cols);
+    const OwnColumns own(product.cols);
     for (int done = 0; done < own.count; done += Shape::pairs) {
       const int n = min(Shape::pairs, own.count - done);
       stage(Shape::halves * n * WeightRows<W>::row_bytes(depth),
             [&](std::uint32_t to, std::uint32_t barrier) {
 #pragma unroll
               for (int h = 0; h < Shape::halves; ++h) {
-                weights.ask(to, Shape::halves * Shape::pairs, h * Shape::pairs, h * cols + own.first + done,
-                            n, depth, barrier);
+                product.weights.ask(to, Shape::halves * Shape::pairs, h * Shape::pairs,
+                                    h * product.cols + own.first + done, n, depth, barrier);
               }
             });
     }
@@ -146,6 +164,12 @@ class ResidentAsker {
   __device__ void stage(int bytes, const Copy& copy) {
     // A queue's first round waits for nobody.
     barrier_wait(shared_address(shared_.empty + place_.stage), place_.parity ^ 1);
+    if (asked_ < Queue::under_way) {
+      ++asked_;
+    } else {
+      barrier_wait(shared_address(shared_.full + landing_.stage), landing_.parity);
+      landing_.next();
+    }
     const std::uint32_t barrier = shared_address(shared_.full + place_.stage);
     barrier_expect(barrier, bytes);
     copy(shared_address(resident_memory) + place_.stage * Queue::stage, barrier);
@@ -153,8 +177,9 @@ class ResidentAsker {
   }
 
  private:
-  ResidentShared<Queue>& shared_;
-  ResidentPlace<Queue> place_;
+  ResidentShared<Queue, W>& shared_;
+  ResidentPlace<Queue> place_, landing_;
+  int asked_ = 0;  // at first, without waiting
 };
 
 /// A thread that multiplies.
@@ -163,15 +188,16 @@ class ResidentBlock {
  public:
   static constexpr int threads = resident_threads;
 
-  /// `row` has room for the longest row, `parts` for a product's parts; `arrived` counts blocks, from 0.
-  __device__ ResidentBlock(ResidentShared<Queue>& shared, bf16* row, float* parts, unsigned* arrived)
+  /// `row` has room for the longest row and for two of those that are normed, `parts` for a product's parts;
+  /// `arrived` counts blocks, from 0.
+  __device__ ResidentBlock(ResidentShared<Queue, W>& shared, bf16* row, float* parts, unsigned* arrived)
       : shared_(shared), row_(row), parts_(parts), arrived_(arrived) {}
 
   __device__ bf16* row() const { return row_; }
   __device__ float* parts() const { return parts_; }
   __device__ void sync() const { sync_consumers(threads); }
 
-  /// Says that the block is done with a product, or will be in a moment.
+  /// Says that the block will be done with a product in a moment.
   __device__ void arrive() {
     met_ += gridDim.x;
     if (threadIdx.x == 0) asm volatile("red.relaxed.gpu.global.add.u32 [%0], 1;" ::"l"(arrived_) : "memory");
@@ -234,36 +260,57 @@ class ResidentBlock {
     });
   }
 
-  /// Lets `prepare_row` wait for the others and fetch the row, and hands column i of the block's with its sum, or with
-  /// the two of a pair, to `finish`, from thread i.
-  template <int depth, bool gated, class FetchRow, class Finish>
-  __device__ __forceinline__ void product(const bf16* norm, float eps, const WeightRows<W>& weights, int cols,
-                                          const FetchRow& prepare_row, const Finish& finish) {
+  /// Starts to read what a product needs that depends on nobody: its norm, behind the row, and its scales.
+  template <int depth, bool gated>
+  __device__ __forceinline__ void look_ahead(const ResidentProduct<depth, gated, W>& product) {
+    constexpr int halves = gated ? 2 : 1;
+    const int tid = threadIdx.x;
+    if constexpr (WeightFormat<W>::row_scales) {
+      const OwnColumns own(product.cols);
+      if (tid < own.count) {
+#pragma unroll
+        for (int h = 0; h < halves; ++h)
+          copy_word(shared_address(&shared_.scales[h][tid]),
+                    product.weights.scales + h * product.cols + own.first + tid);
+      }
+    }
+    if (product.norm != nullptr) {
+      for (int at = tid; at < depth / 8; at += threads)
+        copy_async(shared_address(row_ + depth + 8 * at), product.norm + 8 * at, true);
+    }
+    commit_copies();
+  }
+
+  /// Lets `prepare_row` wait for the others and fetch the row, and hands column i of the block's with its sum, or
+  /// with the two of a pair, to `finish`, from thread i. The product has been looked ahead to; `next` looks ahead
+  /// to the next one, after `finish`, for which the others wait.
+  template <int depth, bool gated, class FetchRow, class Next, class Finish>
+  __device__ __forceinline__ void product(const ResidentProduct<depth, gated, W>& product,
+                                          const FetchRow& prepare_row, const Next& next,
+                                          const Finish& finish) {
     using Shape = ResidentShape<Queue, depth, gated, W>;
     constexpr int P = Shape::P, RW = Shape::RW, RH = Shape::RH, pairs = Shape::pairs, halves = Shape::halves;
-    const OwnColumns own(cols);
+    const OwnColumns own(product.cols);
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, k_warp = warp % Shape::k_warps,
               group = warp / Shape::k_warps, slice = k_warp * P, tid = threadIdx.x;
-    // What depends on nobody is read before the others are waited for.
-    float scale[halves], alpha[P * 8];
-#pragma unroll
-    for (int h = 0; h < halves; ++h)
-      scale[h] = tid < own.count ? weights.row_scale(h * cols + own.first + tid) : 0.0f;
-    if (norm != nullptr) load_slices<PastCache, W, P>(norm + slice * streamed_slice, lane, alpha);
     prepare_row();
     LaneSums<1, P, W> lanes;
     load_slices<InShared, W, P>(row_ + slice * streamed_slice, lane, lanes.x[0]);
-    if (norm != nullptr) {
+    await_copies_but<0>();
+    if (product.norm != nullptr) {
       const float square = lanes.square(0);
       if (lane == 0) shared_.squares[warp] = square;
       sync();
-      lanes.norm(0, shared_.squares, 1, Shape::k_warps, depth, eps, alpha);
+      float alpha[P * 8];
+      load_slices<InShared, W, P>(row_ + depth + slice * streamed_slice, lane, alpha);
+      lanes.norm(0, shared_.squares, 1, Shape::k_warps, depth, product.eps, alpha);
     }
     lanes.prepare();
 
     const int parts_ld = own.count * halves;
     for (int done = 0; done < own.count; done += pairs, place_.next()) {
       barrier_wait(shared_address(shared_.full + place_.stage), place_.parity);
+      if (done + pairs >= own.count) arrive();
       float sums[RW] = {};
       if (group < Shape::groups) {
         int stage_row[RW];
@@ -289,11 +336,12 @@ class ResidentBlock {
       }
       if constexpr (WeightFormat<W>::row_scales) {
 #pragma unroll
-        for (int h = 0; h < halves; ++h) total[h] = __fmul_rn(total[h], scale[h]);  // rounded before a sum
+        for (int h = 0; h < halves; ++h)
+          total[h] = __fmul_rn(total[h], shared_.scales[h][tid]);  // rounded before a sum
       }
       finish(own.first + tid, total);
     }
-    arrive();
+    next();
   }
 
   /// The next stage of what else the queue carries, once it is there.
@@ -311,7 +359,7 @@ class ResidentBlock {
     if (threadIdx.x % 32 == 0) barrier_arrive(shared_address(shared_.empty + place_.stage));
   }
 
-  ResidentShared<Queue>& shared_;
+  ResidentShared<Queue, W>& shared_;
   bf16* row_;
   float* parts_;
   unsigned* arrived_;

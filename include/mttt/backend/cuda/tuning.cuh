@@ -41,11 +41,13 @@ inline constexpr Index few_rows = sizeof(T) == 2 ? 4 : 8;
 /// and with queues of 64 and 48 KiB 0.866 and 0.854 ms.
 inline constexpr int streamed_threads = 416, streamed_queue = 96 << 10;
 
-/// Blocks that stay for all products of a step: warps that multiply; bytes and number of the queue's stages in
-/// layers of a large transformer, and in a step of the depformer. An H200, Moshi 7B, one session, 20 frames seen: all
-/// layers 3.41 ms in bf16, 2.13 in 8 bits, 1.74 in 4; eight steps of the depformer 0.79, 0.68, 0.75 ms. Not varied.
-inline constexpr int resident_warps = 16, layers_stage = 32 << 10, layers_stages = 6, depth_stage = 16 << 10,
-                     depth_stages = 12;
+/// Blocks that stay for all products of a step: warps that multiply; bytes and number of the queue's stages, and those
+/// that are asked for at a time, in layers of a large transformer and in a frame of the depformer. On an H200, Moshi
+/// 7B, one session, 3000 frames seen: all layers 3.42 ms in bf16, 2.15 in 8 bits, 1.71 in 4; a frame of the depformer
+/// 0.87, 0.75, 0.74. Before other changes 3.60, 2.30, 2.04 ms with 2 stages at a time, 3.66, 2.37, 2.07 with 3, 3.71,
+/// 2.45, 2.08 with all; with 1 bf16 loses 0.3 ms. Stages of 64 KB, or of 32 for the depformer, gain nothing.
+inline constexpr int resident_warps = 16, layers_stage = 32 << 10, layers_stages = 6, layers_under_way = 2,
+                     depth_stage = 16 << 10, depth_stages = 12, depth_under_way = 4;
 
 /// Steps in float32 of so many rows, or of 128 and of so many multiplications, are products of many rows: those
 /// of several sessions' codecs. An H200, microseconds by few_rows.cuh and by tiles of 32 x 32, 64 x 64 and
