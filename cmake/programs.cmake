@@ -36,6 +36,17 @@ foreach(component io audio text yaml)
   endif()
 endforeach()
 
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$")
+  include(widths)
+endif()
+if(MTTT_WIDTHS)
+  if(MTTT_NATIVE OR NOT TARGET mttt_width)
+    message(FATAL_ERROR "MTTT_WIDTHS=ON: found MTTT_NATIVE=${MTTT_NATIVE} on ${CMAKE_SYSTEM_PROCESSOR}; expected "
+      "MTTT_NATIVE=OFF on x86_64")
+  endif()
+  target_link_libraries(mttt_programs INTERFACE mttt_width)
+endif()
+
 if(MTTT_NATIVE)
   check_cxx_compiler_flag(-march=native MTTT_MARCH_NATIVE)
   if(MTTT_MARCH_NATIVE)
