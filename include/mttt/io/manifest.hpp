@@ -69,7 +69,7 @@ class CodeNames {
   explicit CodeNames(std::filesystem::path folder) : folder_(std::move(folder)) {}
 
   std::filesystem::path of(const std::filesystem::path& recording, std::string_view subject) {
-    const auto codes = folder_ / codes_name(recording);
+    auto codes = folder_ / codes_name(recording);
     if (!given_.insert(codes).second)
       fail(subject,
            cat(quote(recording.string()), ", whose codes would be ", codes.string(), " as those of another"),
@@ -163,7 +163,7 @@ inline std::vector<ManifestSource> read_data_sources(const std::string& text) {
         std::sort(manifests.begin(), manifests.end());
       }
     } else if (fs::exists(item)) {
-      manifests.push_back(item);
+      manifests.emplace_back(item);
     }
     ManifestSource source{item, weight, {}};
     for (const auto& manifest : manifests) {
@@ -200,7 +200,7 @@ inline std::vector<DataSource> load_data_sources(const std::string& text, std::v
           source.recordings.push_back(std::move(recording));
         }
       } catch (const Error& error) {
-        skipped.push_back(error.what());
+        skipped.emplace_back(error.what());
       }
     }
     if (source.recordings.empty())

@@ -181,7 +181,7 @@ class PngCanvas {
   }
   void cover(int x, int y, std::size_t colour, double share) {
     if (x < 0 || y < 0 || x >= chart_width || y >= chart_height) return;
-    auto& pixel = pixels_[static_cast<std::size_t>(y * chart_width + x)];
+    auto& pixel = pixels_[static_cast<std::size_t>(y) * chart_width + static_cast<std::size_t>(x)];
     const auto shade = static_cast<std::uint8_t>(std::lround(30 * share));
     if (shade > 0 && shade >= pixel % 31) pixel = static_cast<std::uint8_t>(colour * 31 + shade);
   }

@@ -104,7 +104,7 @@ class RunFolder {
   /// The rows of a state that each rank has, of those of all.
   template <class S, class B, class R>
   static RankParts rows_of(const Store<S, B>& own, const R& ranks) {
-    const RankParts parts =
+    RankParts parts =
         even_parts(static_cast<Index>(ranks.sum(static_cast<double>(own.batch()))), ranks.size());
     const Index expected = parts[static_cast<std::size_t>(ranks.rank())].count;
     if (own.batch() != expected) {

@@ -264,14 +264,14 @@ struct SpectralDiscriminator {
   static double work(double sample_rate) {
     double sum = 0;
     for (std::size_t k = 0; k < scales; ++k) {
-      const Index w = C.windows[k];
+      const Index w = C.windows[k], hop = w / 4;
       Index slots = w / 2 + 2, frame = w * (w + 4);
       const auto add = [&](auto layer, const auto&) {
         frame += decltype(layer)::type::work(slots);
         slots = decltype(layer)::type::out_slots(slots);
       };
       std::apply([&](const auto&... conv) { each(add, conv...); }, decltype(Scale::convs){});
-      sum += static_cast<double>(frame + Last::work(slots)) * sample_rate / static_cast<double>(w / 4);
+      sum += static_cast<double>(frame + Last::work(slots)) * sample_rate / static_cast<double>(hop);
     }
     return sum;
   }

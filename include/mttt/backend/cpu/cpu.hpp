@@ -54,7 +54,7 @@ class CpuMemory {
 #endif
     std::memset(data_, 0, static_cast<std::size_t>(bytes));
     bytes_ = bytes;
-    held_ += bytes;
+    all_bytes += bytes;
   }
   template <class B>
   CpuMemory(B&, Index bytes, MemoryUse use = MemoryUse::other) : CpuMemory(bytes, use) {}
@@ -67,17 +67,17 @@ class CpuMemory {
   CpuMemory& operator=(CpuMemory&&) = delete;
   ~CpuMemory() {
     ::operator delete(data_, alignment_);
-    held_ -= bytes_;
+    all_bytes -= bytes_;
   }
 
   void* data() { return data_; }
   const void* data() const { return data_; }
 
   /// Bytes that all objects of this process hold.
-  static Index held() { return held_; }
+  static Index held() { return all_bytes; }
 
  private:
-  static inline std::atomic<Index> held_ = 0;
+  static inline std::atomic<Index> all_bytes = 0;
   void* data_ = nullptr;
   std::align_val_t alignment_{64};
   Index bytes_ = 0;

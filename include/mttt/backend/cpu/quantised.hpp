@@ -92,8 +92,8 @@ float round_block(const T* from, Index count, std::int16_t* to) {
   float x[row_block] = {};
   for (Index k = 0; k < count; ++k) x[k] = wide(from[k]);
   std::uint32_t largest_bits = 0;  // as whole numbers NaN is above infinity, and that above the others
-  for (Index k = 0; k < row_block; ++k)
-    largest_bits = std::max(largest_bits, std::bit_cast<std::uint32_t>(x[k]) & 0x7fffffffu);
+  for (const float one : x)
+    largest_bits = std::max(largest_bits, std::bit_cast<std::uint32_t>(one) & 0x7fffffffu);
   const float largest = std::bit_cast<float>(largest_bits);
   const bool finite = largest_bits < 0x7f800000u, zero = !finite || largest < 0x1p-100f;
   const float per = zero ? 0.0f : 32639 / largest;
