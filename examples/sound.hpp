@@ -33,9 +33,9 @@ inline std::size_t bytes_of(RawFormat format) { return format == RawFormat::s16l
 class Interrupts {
  public:
   Interrupts() {
-    asked_ = 0;
+    interrupted = 0;
     struct sigaction action {};
-    action.sa_handler = [](int) { asked_ = 1; };
+    action.sa_handler = [](int) { interrupted = 1; };
     action.sa_flags = static_cast<int>(SA_RESETHAND);  // no SA_RESTART: a read that waits must end
     ::sigaction(SIGINT, &action, &old_[0]);
     ::sigaction(SIGTERM, &action, &old_[1]);
@@ -49,10 +49,10 @@ class Interrupts {
     ::sigaction(SIGTERM, &old_[1], nullptr);
     ::sigaction(SIGPIPE, &old_[2], nullptr);
   }
-  static bool asked() { return asked_ != 0; }
+  static bool asked() { return interrupted != 0; }
 
  private:
-  static inline volatile std::sig_atomic_t asked_ = 0;
+  static inline volatile std::sig_atomic_t interrupted = 0;
   struct sigaction old_[3];
 };
 

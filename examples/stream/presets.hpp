@@ -33,9 +33,9 @@ mttt::detail::Problems problems_of(const nlohmann::json& config) {
 }
 
 #ifdef MTTT_EXAMPLES_CUDA
-#define STREAM_ON_CUDA(function) function
+#define MTTT_ON_CUDA(function) function
 #else
-#define STREAM_ON_CUDA(function) nullptr
+#define MTTT_ON_CUDA(function) nullptr
 #endif
 
 #ifdef MTTT_EXAMPLES_CUDA
@@ -64,13 +64,13 @@ inline constexpr std::array presets{
            problems_of<mttt::presets::tiny_without_ttt>,
            [] { return mttt::config_json<mttt::presets::tiny_without_ttt>("tiny_without_ttt"); },
            {Way{"f32", stream_tiny_without_ttt}, Way{"int8", stream_tiny_without_ttt_int8},
-            Way{"bf16", STREAM_ON_CUDA(stream_tiny_without_ttt_bf16)}}},
+            Way{"bf16", MTTT_ON_CUDA(stream_tiny_without_ttt_bf16)}}},
     Preset{"tiny",
            problems_of<mttt::presets::tiny>,
            [] { return mttt::config_json<mttt::presets::tiny>("tiny"); },
-           {Way{"f32", stream_tiny}, Way{"bf16", STREAM_ON_CUDA(stream_tiny_bf16)}}}};
+           {Way{"f32", stream_tiny}, Way{"bf16", MTTT_ON_CUDA(stream_tiny_bf16)}}}};
 
-#undef STREAM_ON_CUDA
+#undef MTTT_ON_CUDA
 
 /// The preset without problems; if each has some, those of the one that has fewest are told.
 template <class Problems>
