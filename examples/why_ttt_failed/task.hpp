@@ -32,7 +32,7 @@ struct DrawStream {
     const std::uint64_t stream = first + static_cast<std::uint64_t>(b);
     const Index from = b * steps;
     Index last[keys];
-    for (Index k = 0; k < keys; ++k) last[k] = -1;
+    for (Index& place : last) place = -1;
     for (Index t = 0; t < steps; t += 2) {
       const Index key = philox(seed, stream, static_cast<std::uint64_t>(t)).word[0] % keys;
       const auto of_key = static_cast<std::uint64_t>(2 * key + 1);  // odd: no position has this counter
