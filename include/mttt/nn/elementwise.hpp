@@ -158,7 +158,7 @@ void add_row(B& be, const T* row, T* y, Index rows, Index width) {
   be.rows(rows, detail::AddRow<T>{row, y, width}, 0, width);
 }
 
-/// Column sums of dy * (x - mean) * r, all (rows, width), in parts that AddParts joins; in the arena.
+/// Column sums of dy * (x - mean) * r, all (rows, width), in few parts, which AddParts joins; in the arena.
 template <class B, class T>
 Tensor<typename B::Accum, dyn, dyn> sum_column_parts(B& be, const T* dy, const T* x,
                                                      const typename B::Accum* mean,
@@ -168,7 +168,9 @@ Tensor<typename B::Accum, dyn, dyn> sum_column_parts(B& be, const T* dy, const T
   const auto parts = be.template make<A, dyn, dyn>((rows + Parts::part - 1) / Parts::part, width);
   const Parts sums{dy, x, mean, r, parts.data(), rows, width};
   be.rows(parts.extent(0) * sums.blocks(), sums, 0, 2 * Parts::part * Parts::block);
-  return parts;
+  if (parts.extent(0) <= 8 * Parts::part)
+    return parts;  // else AddParts would go through thousands, one by one
+  return sum_column_parts<B, A>(be, parts.data(), nullptr, nullptr, nullptr, parts.extent(0), width);
 }
 
 /// grad += a b, of a parameter that trains; one that does not has a gradient without memory, left out.

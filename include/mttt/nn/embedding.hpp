@@ -128,45 +128,94 @@ struct NumberCodes {
   }
 };
 
-/// The rows of one code lie together, in order: the team of the first of them sums them, a block of columns.
-/// A member has W neighbouring columns, and reads several rows before it adds the first.
+/// The rows of one code lie together, in order: a run. Most rows may be of one code (silence, padding), so the sorted
+/// rows are cut in pieces, each summed by a team of its own for every block of columns. Runs inside a piece are done then;
+/// those that go on leave their sums in `parts` for JoinRuns.
 template <class T, class G, class A, Index W>
-struct SumSortedRows {
+struct SumPieces {
   const std::int32_t *keys, *numbers;
   const T* dy;
   G* grad;
+  A* parts;  // (pieces, 2, dim): of the run that comes from the piece before, of the one that goes on to the next
   Index rows, card, dim;
-  static constexpr Index members = 64, block = members * W, ahead = 4;
+  static constexpr Index members = 64, block = members * W, ahead = 8, piece = 64;
 
+  MTTT_HD Index pieces() const { return (rows + piece - 1) / piece; }
   MTTT_HD Index blocks() const { return (dim + block - 1) / block; }
+  MTTT_HD bool goes_on(Index end) const { return end < rows && keys[end] == keys[end - 1]; }
+  MTTT_HD bool comes_from_before(Index begin) const { return begin > 0 && keys[begin - 1] == keys[begin]; }
+
   template <class Team>
   MTTT_HD void operator()(Team team, Index i) const {
-    const Index begin = i / blocks(), first = i % blocks() * block;
-    const std::int32_t code = keys[begin];
-    if (code == card || (begin > 0 && keys[begin - 1] == code)) return;
-    const auto *key = keys, *number = numbers;
-    const T* up = dy + first;
-    G* to = grad + code * dim + first;
-    const Index ld = dim, last = rows - 1, columns = block < dim - first ? block : dim - first;
+    const Index p = i / blocks(), first = i % blocks() * block,
+                columns = block < dim - first ? block : dim - first;
+    const Index begin = p * piece, end = begin + piece < rows ? begin + piece : rows;
+    const SumPieces s = *this;
     team.for_each(columns / W, [=](Index lane) {
+      const Index column = first + lane * W;
       Lanes<A, W> total{};
-      bool more = true;
-      for (Index r = begin; more; r += ahead) {
-        bool same[ahead];
+      Index run = begin;
+      for (Index r = begin; r < end; r += ahead) {
         Lanes<T, W> row[ahead];
-        for (Index j = 0; j < ahead; ++j) {
-          const Index at = r + j < last ? r + j : last;
-          same[j] = r + j <= last && key[at] == code;
-          row[j] = load_lanes<W>(up + number[at] * ld + lane * W);
+        for (Index j = 0; j < ahead; ++j)
+          row[j] = load_lanes<W>(s.dy + s.numbers[r + j < end ? r + j : end - 1] * s.dim + column);
+        for (Index j = 0; j < ahead && r + j < end; ++j) {
+          const Index at = r + j;
+          for (Index k = 0; k < W; ++k) total.of[k] += static_cast<A>(row[j].of[k]);
+          if (at + 1 < end && s.keys[at + 1] == s.keys[at]) continue;
+          s.put(p, run, at + 1, column, total);
+          total = {}, run = at + 1;
         }
-        for (Index j = 0; j < ahead; ++j) {
-          for (Index k = 0; same[j] && k < W; ++k) total.of[k] += static_cast<A>(row[j].of[k]);
-        }
-        more = same[ahead - 1];
       }
-      auto sum = load_lanes<W>(to + lane * W);
-      for (Index k = 0; k < W; ++k) sum.of[k] += total.of[k];
-      store_lanes(to + lane * W, sum);
+    });
+  }
+
+  MTTT_HD void put(Index p, Index from, Index to, Index column, const Lanes<A, W>& total) const {
+    const bool before = comes_from_before(from);
+    if (before || goes_on(to)) {
+      store_lanes(parts + (2 * p + (before ? 0 : 1)) * dim + column, total);
+    } else {
+      add(keys[from], column, total);
+    }
+  }
+  MTTT_HD void add(std::int32_t code, Index column, const Lanes<A, W>& total) const {
+    if (code == card) return;
+    G* to = grad + code * dim + column;
+    auto sum = load_lanes<W>(to);
+    for (Index k = 0; k < W; ++k) sum.of[k] += total.of[k];
+    store_lanes(to, sum);
+  }
+};
+
+/// A run that goes on beyond the piece where it begins: its parts, in order.
+template <class T, class G, class A, Index W>
+struct JoinRuns {
+  SumPieces<T, G, A, W> of;
+
+  template <class Team>
+  MTTT_HD void operator()(Team team, Index i) const {
+    constexpr Index piece = of.piece, block = of.block, ahead = 16;
+    const Index p = i / of.blocks(), first = i % of.blocks() * block, begin = p * piece, end = begin + piece;
+    const std::int32_t code = of.keys[(end < of.rows ? end : of.rows) - 1];
+    if (!of.goes_on(end) || code == of.card || (begin > 0 && of.keys[begin - 1] == code)) return;
+    Index last = p + 1, beyond = of.pieces();  // the last piece that the run reaches, and one it does not
+    while (beyond - last > 1) {
+      const Index middle = last + (beyond - last) / 2;
+      (of.keys[middle * piece] == code ? last : beyond) = middle;
+    }
+    const auto s = of;
+    const Index columns = block < s.dim - first ? block : s.dim - first;
+    team.for_each(columns / W, [=](Index lane) {
+      const Index column = first + lane * W;
+      auto total = load_lanes<W>(s.parts + (2 * p + 1) * s.dim + column);
+      for (Index q = p + 1; q <= last; q += ahead) {
+        Lanes<A, W> part[ahead];
+        for (Index j = 0; j < ahead; ++j)
+          part[j] = load_lanes<W>(s.parts + 2 * (q + j < last ? q + j : last) * s.dim + column);
+        for (Index j = 0; j < ahead && q + j <= last; ++j)
+          for (Index k = 0; k < W; ++k) total.of[k] += part[j].of[k];
+      }
+      s.add(code, column, total);
     });
   }
 };
@@ -206,10 +255,14 @@ struct Embedding {
       be.for_each(rows, detail::NumberCodes<I>{codes, keys.data(), numbers.data(), card});
       const auto sorted = be.sort_pairs(keys.data(), numbers.data(), rows, card);
       constexpr Index width = 16 / static_cast<Index>(sizeof(T)), lanes = out % width == 0 ? width : 1;
-      const detail::SumSortedRows<T, G, typename B::Accum, lanes> sums{
-          sorted.keys, sorted.values, dy, grad.weight.data(), rows, card, out};
+      using A = typename B::Accum;
+      detail::SumPieces<T, G, A, lanes> sums{sorted.keys, sorted.values, dy,   grad.weight.data(),
+                                             nullptr,     rows,          card, out};
+      sums.parts = be.template make<A, dyn, 2, out>(sums.pieces()).data();
       // So costly that a GPU takes as many threads as a block has members.
-      be.rows(rows * sums.blocks(), sums, 0, 16 * std::min(sums.members, out / lanes));
+      const Index cost = 16 * std::min(sums.members, out / lanes), teams = sums.pieces() * sums.blocks();
+      be.rows(teams, sums, 0, cost);
+      if (sums.pieces() > 1) be.rows(teams, detail::JoinRuns<T, G, A, lanes>{sums}, 0, cost);
     } else {
       constexpr Index block = 64;
       be.rows((out + block - 1) / block,
