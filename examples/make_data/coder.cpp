@@ -14,26 +14,9 @@ using mttt::Index;
 namespace {
 using B = mttt::Cpu<float>;
 using Codec = mttt::Mimi<mttt::presets::mimi_small, B>;
+using Frames = std::vector<std::int32_t>;  // (frames, codebooks)
 constexpr Index n_q = Codec::n_q,
-                settled = 12;  // frames of silence after which a codec has forgotten its start
-
-/// Of `offset` samples of silence and the sentence.
-std::vector<std::int32_t> encode_with(const Codec::Params& params, const Codec::Codebooks& books,
-                                      Index offset, std::span<const std::int16_t> samples) {
-  B be(1);
-  const Index frames = Codec::frames_of(offset + static_cast<Index>(samples.size())),
-              lead = settled * Codec::frame_size + offset;
-  const auto pcm = be.make<float, mttt::dyn, mttt::dyn, 1>(1, lead + static_cast<Index>(samples.size()));
-  be.fill(pcm.data(), lead, 0.0f);
-  for (std::size_t i = 0; i < samples.size(); ++i)
-    pcm.data()[lead + static_cast<Index>(i)] = static_cast<float>(samples[i]) / 32768;
-  const auto codes = be.make<std::int32_t, mttt::dyn, mttt::dyn, mttt::dyn>(1, n_q, settled + frames);
-  Codec::encode_recording(be, params, books, pcm, codes);
-  std::vector<std::int32_t> by_frame;
-  for (Index t = settled; t < settled + frames; ++t)
-    for (Index q = 0; q < n_q; ++q) by_frame.push_back(codes(0, q, t));
-  return by_frame;
-}
+                settling = 12;  // frames of silence after which a codec has forgotten its start
 }  // namespace
 
 struct Coder::Impl {
@@ -42,17 +25,42 @@ struct Coder::Impl {
   mttt::Store<Codec::Codebooks, B> books;
   mttt::TextTokenizer tokenizer;
   std::string id;
-  std::vector<std::int32_t> silence;
+  mttt::Store<Codec::EncoderState, B> settled;  // a session for every phase
+  Frames silence;
 
   Impl(const std::filesystem::path& codec, const std::filesystem::path& text)
       : params(be),
         books(be),
         tokenizer(mttt::TextTokenizer::load(text)),
-        id(mttt::content_id(std::vector{codec, text})) {
+        id(mttt::content_id(std::vector{codec, text})),
+        settled(be, phases) {
     mttt::load_params(codec, be, params);
     Codec::derive(be, *params, *books);
-    silence = encode_with(*params, *books, 0, std::vector<std::int16_t>(Codec::frame_size));
+    Codec::reset_encoder(be, *params, *settled);
+    step(be, *settled, {}, settling);
+    silence = step(be, *settled, {}, 1)[0];
   }
+
+  /// Of the next `frames`, in each phase: the samples, later by its part of a frame, and then silence.
+  std::vector<Frames> step(B& b, Codec::EncoderState& state, std::span<const std::int16_t> samples,
+                           Index frames) const {
+    const auto scope = b.scope();
+    const auto pcm = b.make<float, mttt::dyn, mttt::dyn, 1>(phases, frames * Codec::frame_size);
+    const auto codes = b.make<std::int32_t, mttt::dyn, mttt::dyn, mttt::dyn>(phases, n_q, frames);
+    b.fill(pcm.data(), pcm.size(), 0.0f);
+    for (Index phase = 0; phase < static_cast<Index>(phases); ++phase)
+      std::transform(samples.begin(), samples.end(), &pcm(phase, offset_of(phase), 0),
+                     [](std::int16_t sample) { return static_cast<float>(sample) / 32768; });
+    Codec::encode_step(b, *params, *books, state, pcm, codes);
+    std::vector<Frames> by_phase(phases);
+    for (Index phase = 0; phase < static_cast<Index>(phases); ++phase)
+      for (Index t = 0; t < frames; ++t)
+        for (Index q = 0; q < n_q; ++q)
+          by_phase[static_cast<std::size_t>(phase)].push_back(codes(phase, q, t));
+    return by_phase;
+  }
+
+  static Index offset_of(Index phase) { return phase * Codec::frame_size / static_cast<Index>(phases); }
 };
 
 Coder::Coder(const std::filesystem::path& codec, const std::filesystem::path& tokenizer)
@@ -63,11 +71,15 @@ double Coder::frame_rate() const { return Codec::config.frame_rate(); }
 std::size_t Coder::codebooks() const { return n_q; }
 const std::vector<std::int32_t>& Coder::silence() const { return impl_->silence; }
 
-std::vector<std::vector<std::int32_t>> Coder::encode(std::span<const std::int16_t> samples) const {
-  std::vector<std::vector<std::int32_t>> by_phase;
+std::vector<Frames> Coder::encode(std::span<const std::int16_t> samples) const {
+  thread_local B be(1);
+  const auto frames_in = [&](std::size_t phase) {
+    return Codec::frames_of(Impl::offset_of(static_cast<Index>(phase)) + static_cast<Index>(samples.size()));
+  };
+  mttt::Store<Codec::EncoderState, B> state(be, impl_->settled);
+  auto by_phase = impl_->step(be, *state, samples, frames_in(phases - 1));
   for (std::size_t phase = 0; phase < phases; ++phase)
-    by_phase.push_back(encode_with(*impl_->params, *impl_->books,
-                                   static_cast<Index>(phase * Codec::frame_size / phases), samples));
+    by_phase[phase].resize(static_cast<std::size_t>(frames_in(phase) * n_q));
   return by_phase;
 }
 

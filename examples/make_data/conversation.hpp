@@ -39,6 +39,13 @@ class Conversation {
     end_ = free_[model] = start + spoken->seconds();
     return word;
   }
+  /// A word of the model's text without a sound, `frames` after the last one. Of a studio with a coder.
+  std::size_t think(const std::string& text, int frames) {
+    const double frame = 1 / studio_->coder()->frame_rate();
+    words_.push_back({text, end_, end_ + 0.2 * frame, std::string(mttt::main_speaker)});
+    end_ += frames * frame;
+    return words_.size() - 1;
+  }
   void say(const Exchange& exchange, mttt::Rng& rng) {
     for (const Line& line : exchange) say(line.speaker, line.text, turn_gap(rng));
   }
@@ -67,7 +74,11 @@ class Conversation {
 
   /// Of a studio with a coder.
   mttt::CodedRecording coded() const {
-    return studio_->coder()->recording(words_, codes_[true], codes_[false]);
+    const Coder& coder = *studio_->coder();
+    auto model = codes_[true];
+    while (static_cast<double>(model.size() / coder.codebooks()) < end_ * coder.frame_rate())
+      model.insert(model.end(), coder.silence().begin(), coder.silence().end());
+    return coder.recording(words_, std::move(model), codes_[false]);
   }
 
  private:

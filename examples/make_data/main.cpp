@@ -2,6 +2,7 @@
 //
 //   make_data voices            speakers, and how fast each speaks
 //   make_data memory   ...      a user states facts, talks about other things, asks for them
+//   make_data pairs    ...      words that go with words, asked for at once and often
 //   make_data dialogue ...      greetings, arithmetic, questions and answers
 //   make_data monologue ...     one voice reads texts
 //   make_data speech ...        people speak, from folders of sounds
@@ -43,7 +44,8 @@ struct Options {
   bool test = false, held_out_voices = false;
   double cache_gb = 4, length = 0;
   MemoryOptions memory;
-  std::string delays = "5:30", facts = "1:4";
+  PairOptions pairs;
+  std::string delays = "5:30", facts = "1:4", pace = "1:4";
   std::vector<fs::path> texts;
   std::vector<std::string> people, kept, festival;
   double minutes = 1e6;
@@ -69,7 +71,14 @@ std::vector<double> numbers_of(const std::string& name, const std::string& text)
 }
 
 void read_ranges(Options& o) {
-  const auto delays = numbers_of("--delays", o.delays), facts = numbers_of("--facts", o.facts);
+  const auto delays = numbers_of("--delays", o.delays), facts = numbers_of("--facts", o.facts),
+             pace = numbers_of("--pace", o.pace);
+  o.pairs.shortest = static_cast<int>(pace.front()), o.pairs.longest = static_cast<int>(pace.back());
+  if (o.pairs.shortest < 1 || o.pairs.longest < o.pairs.shortest)
+    mttt::fail("--pace", o.pace, "whole numbers of frames from 1 on, the smaller first");
+  if (o.pairs.keys + o.pairs.values > static_cast<int>(memory_values().size()))
+    mttt::fail("--keys and --values", std::to_string(o.pairs.keys + o.pairs.values),
+               std::to_string(memory_values().size()) + " words at most");
   if (o.delays.find(':') == std::string::npos) {
     o.memory.delays = delays;
   } else {
@@ -97,9 +106,9 @@ Recording finish(const Conversation& c, std::string about) {
   return {c.stereo(), 2, c.words(), std::move(about)};
 }
 
-Recording memory(const Options& o, Studio& studio, Rng& rng) {
-  auto [talk, questions] =
-      memory_conversation(o.memory, o.split(), Conversation(studio, draw_voice(o, rng)), rng);
+/// With what is asked.
+Recording finish(const Options& o, const char* kind, const MemoryConversation& memory) {
+  const auto& [talk, questions] = memory;
   std::string list;
   for (const Question& q : questions) {
     const auto& words = talk.words();
@@ -116,7 +125,16 @@ Recording memory(const Options& o, Studio& studio, Rng& rng) {
             ", \"delay\": " + json_number(answer.start - heard.end) + ", \"echoed\": " + flag(q.echoed) +
             ", \"held_out\": " + flag(q.held_out) + "}";
   }
-  return finish(talk, about(o, "memory", talk.user().name()) + ",\n\"questions\": [" + list + "\n]");
+  return finish(talk, about(o, kind, talk.user().name()) + ",\n\"questions\": [" + list + "\n]");
+}
+
+Recording memory(const Options& o, Studio& studio, Rng& rng) {
+  return finish(o, "memory",
+                memory_conversation(o.memory, o.split(), Conversation(studio, draw_voice(o, rng)), rng));
+}
+
+Recording pairs(const Options& o, Studio& studio, Rng& rng) {
+  return finish(o, "pairs", pair_conversation(o.pairs, Conversation(studio, draw_voice(o, rng)), rng));
 }
 
 Recording dialogue(const Options& o, Studio& studio, Rng& rng) {
@@ -323,7 +341,26 @@ int main(int argc, char** argv) {
   remember.add_option("--chat", o.memory.chat, "share of the waiting that is talk")
       ->capture_default_str()
       ->check(CLI::Range(0.0, 1.0));
+  remember.add_option("--talks", o.memory.talks, "exchanges of which talk is chosen; 0: without end")
+      ->capture_default_str()
+      ->check(CLI::NonNegativeNumber);
   remember.add_option("--echo", o.memory.echo, "share of facts that the model confirms by their value")
+      ->capture_default_str()
+      ->check(CLI::Range(0.0, 1.0));
+  CLI::App& pair = *app.add_subcommand("pairs", "words that go with words, asked for at once and often");
+  common(pair, o);
+  coded(pair, o);
+  pair.add_option("--keys", o.pairs.keys, "words that are asked with")
+      ->capture_default_str()
+      ->check(CLI::Range(3, 100));
+  pair.add_option("--values", o.pairs.values, "words that go with them")
+      ->capture_default_str()
+      ->check(CLI::Range(2, 100));
+  pair.add_option("--silent", o.pairs.silent, "share of conversations that are the model's text alone")
+      ->capture_default_str()
+      ->check(CLI::Range(0.0, 1.0));
+  pair.add_option("--pace", o.pace, "frames from word to word of those: 1:4")->capture_default_str();
+  pair.add_option("--by-user", o.pairs.by_user, "how often the user tells or asks")
       ->capture_default_str()
       ->check(CLI::Range(0.0, 1.0));
   CLI::App& talk = *app.add_subcommand("dialogue", "questions and answers by grammars");
@@ -363,6 +400,10 @@ int main(int argc, char** argv) {
       return make_all(o, studio, [&](Rng& rng) { return monologue(o, library, rng); });
     }
     read_ranges(o);
+    if (pair && o.length > 0) o.pairs.length = o.length;
+    if (pair && o.pairs.silent > 0 && !coder)
+      mttt::fail("--silent", "no --codec", "codes to write, for text has no sound");
+    if (pair) return make_all(o, studio, [&](Rng& rng) { return pairs(o, studio, rng); });
     o.memory.length = o.length;
     return make_all(o, studio, [&](Rng& rng) { return memory(o, studio, rng); });
   });

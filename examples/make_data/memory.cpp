@@ -128,13 +128,20 @@ std::vector<Fact> draw_facts(const MemoryOptions& o, Split split, Rng& rng) {
   return facts;
 }
 
+/// Of all, or of so many that their sentences are soon spoken and encoded.
+Exchange draw_talk(const MemoryOptions& o, Split split, Rng& rng) {
+  if (o.talks == 0) return small_talk(split, rng);
+  Rng one(text_hash("talk"), rng.below(static_cast<std::uint64_t>(o.talks)) << 32);
+  return small_talk(split, one);
+}
+
 /// Talk or silence until `due`, as near as sentences allow.
 void wait_until(double due, const MemoryOptions& o, Split split, Conversation& c, Rng& rng) {
   while (due - c.now() > 0.3) {
     const double left = due - c.now();
     if (rng.uniform() < o.chat) {
       for (int tries = 0; tries < 6; ++tries) {
-        const Exchange talk = small_talk(split, rng);
+        const Exchange talk = draw_talk(o, split, rng);
         double needed = 0;
         for (const Line& line : talk) needed += 0.5 + 0.068 * static_cast<double>(line.text.size());
         if (needed > left + 0.5) continue;
@@ -197,6 +204,44 @@ MemoryConversation memory_conversation(const MemoryOptions& o, Split split, Conv
     }
   }
   if (o.length > 0) wait_until(o.length - 0.5, o, split, talk, rng);
+  return memory;
+}
+
+MemoryConversation pair_conversation(const PairOptions& o, Conversation c, Rng& rng) {
+  static const List words = memory_values();
+  struct Pair {
+    std::string key, value;
+    std::size_t heard = 0;
+    bool told = false;
+  };
+  const auto first_value = static_cast<std::size_t>(o.keys);
+  List keys(words.begin(), words.begin() + o.keys);
+  std::vector<Pair> pairs;
+  for (auto wanted = 3 + rng.below(first_value - 2); pairs.size() < wanted;) {
+    std::swap(keys[pairs.size()], keys[pairs.size() + rng.below(keys.size() - pairs.size())]);
+    pairs.push_back(
+        {keys[pairs.size()], words[first_value + rng.below(static_cast<std::uint64_t>(o.values))]});
+  }
+
+  MemoryConversation memory{std::move(c), {}};
+  Conversation& talk = memory.conversation;
+  const bool silent = rng.uniform() < o.silent;
+  const auto say = [&](Speaker speaker, const std::string& word, double gap) {
+    if (!silent) return talk.say(speaker, word + ".", gap);
+    const auto more = rng.below(static_cast<std::uint64_t>(o.longest - o.shortest + 1));
+    return talk.think(word, o.shortest + static_cast<int>(more));
+  };
+  while (talk.now() < o.length) {
+    Pair& pair = pairs[rng.below(pairs.size())];
+    const Speaker asks = rng.uniform() < o.by_user ? Speaker::user : Speaker::model;
+    const std::size_t asked = say(asks, pair.key, 0.1 + 0.3 * rng.uniform());
+    const Speaker tells = pair.told ? Speaker::model : asks;
+    const std::size_t word = say(tells, pair.value, tells == asks ? 0.04 : 0.15 + 0.2 * rng.uniform());
+    if (pair.told)
+      memory.questions.push_back(
+          {"with", pair.key, pair.value, o.values, false, false, pair.heard, pair.heard, asked, word});
+    pair.heard = word, pair.told = true;
+  }
   return memory;
 }
 

@@ -10,6 +10,7 @@ struct MemoryOptions {
   int values = 16;                    // of each attribute
   int attributes = 10, people = 9;    // of those there are
   double chat = 0.8;                  // how much of the waiting is filled with talk; the rest is silence
+  int talks = 0;                      // exchanges of which talk is chosen; 0: without end
   double echo = 0.5;                  // how often the model confirms a fact by its value
   double length = 0;                  // seconds; 0: as the delays and facts need
 };
@@ -29,6 +30,18 @@ struct MemoryConversation {
 
 MemoryConversation memory_conversation(const MemoryOptions& options, Split split, Conversation start,
                                        mttt::Rng& rng);
+
+struct PairOptions {
+  int keys = 16, values = 32;     // words of which pairs are made
+  double silent = 0;              // share of conversations that are the model's text alone
+  int shortest = 1, longest = 4;  // frames from word to word of those
+  double by_user = 0.5;           // how often it is the user who tells, or asks
+  double length = 40;             // seconds
+};
+
+/// The quickest of memory: a word, and the word that goes with it for as long as the conversation lasts, again and again.
+/// Facts are asked for three times a minute, pairs up to twice a second: memory forms here first.
+MemoryConversation pair_conversation(const PairOptions& options, Conversation start, mttt::Rng& rng);
 
 /// Every sentence of a kind that memory conversations say, all values often enough to be pieces of a tokenizer.
 std::vector<std::string> memory_text();

@@ -55,6 +55,9 @@ int recall(int argc, char** argv) {
   app.add_option("--lr", settings.lr, "at its most")->check(CLI::PositiveNumber);
   app.add_option("--text-padding-weight", settings.text_padding_weight, "of frames without a word")
       ->check(CLI::Range(0.0, 1.0));
+  app.add_option("--text-embedding", settings.text_embedding,
+                 "the start of the text's embedding, as a multiple of that of every other stream")
+      ->check(CLI::PositiveNumber);
   app.add_option("--look-every", settings.look_every, "steps between two looks at the tests; 0: none")
       ->check(CLI::NonNegativeNumber);
   app.add_option("--looked-at", settings.looked_at, "recordings of each test then")
@@ -74,7 +77,7 @@ int recall(int argc, char** argv) {
   for (const auto& name : only) {
     if (std::none_of(std::begin(variants), std::end(variants),
                      [&](const Variant& v) { return v.name == name; }))
-      mttt::fail("--only", "'" + name + "'", "local, full, linear, mlp, after, before, instead",
+      mttt::fail("--only", "'" + name + "'", "local, full, linear, narrow, mlp, after, before, instead",
                  "correct it");
   }
   mttt::JsonLines file(output);

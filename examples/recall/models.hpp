@@ -43,6 +43,7 @@ consteval MoshiConfig with_memory(Memory memory) {
 inline constexpr MoshiConfig config_local = with_memory({.layers = {}});
 inline constexpr MoshiConfig config_full = with_memory({.layers = {}, .window = 8000});
 inline constexpr MoshiConfig config_linear = with_memory({});
+inline constexpr MoshiConfig config_narrow = with_memory({.window = 16});
 inline constexpr MoshiConfig config_mlp = with_memory({.inner_layers = 2});
 inline constexpr MoshiConfig config_after = with_memory({.placement = Placement::after_attention});
 inline constexpr MoshiConfig config_before = with_memory({.placement = Placement::before_attention});

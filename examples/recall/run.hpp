@@ -140,10 +140,16 @@ class Run {
         [&](std::string_view name, auto& t) {
           if (name.ends_with("base_lr")) init_constant(t, variant_.base_lr);
           if (name.ends_with("gating_alpha")) init_constant(t, variant_.gate);
+          if (name == "text_emb.weight") scale(t, settings_.text_embedding);
         },
         *drawn);
     if (!settings_.from.empty()) load_params(settings_.from, host, drawn);
     upload_start(be_, trainer_, drawn);
+  }
+
+  static void scale(auto& tensor, double by) {
+    for (Index i = 0; i < tensor.size(); ++i)
+      tensor.data()[i] = static_cast<float>(static_cast<double>(tensor.data()[i]) * by);
   }
 
   /// In an order of this seed's.
@@ -206,7 +212,8 @@ class Run {
 
   /// Of the first `most` recordings, or all (-1).
   Answers ask(const Test& test, Index most) {
-    constexpr Index chunk = 128;
+    // Many steps at once of attention over thousands of frames have no fast kernel; its one pass has.
+    constexpr ListenOptions how{.chunk = 128, .offline = !has_ttt && C.temporal.context > 1000};
     const auto is_word = [](std::int32_t code) {
       return code >= 0 && code != C.existing_text_padding_id && code != C.existing_text_end_padding_id;
     };
@@ -215,7 +222,7 @@ class Run {
       for (const ManifestEntry& entry : source.entries) {
         if (most-- == 0) return answers;
         const CodedRecording recording = load_codes(entry.codes);
-        const Listened heard = listen<Model>(be_, *params_, recording.codes, {.chunk = chunk});
+        const Listened heard = listen<Model>(be_, *params_, recording.codes, how);
         answers.add(heard);
         for (const Question& question : read_questions(
                  sidecar_of(entry.recording), "make it with make_data memory", WithoutQuestions::allowed)) {

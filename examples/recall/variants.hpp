@@ -29,6 +29,7 @@ struct Settings {
   std::vector<Test> tests;
   Index frames_a_step = 4800;
   double lr = 1e-3, text_padding_weight = 0.1;
+  double text_embedding = 1;  // times the usual start of the text's embedding
   std::int64_t look_every = 250;  // steps between two looks at some of the tests
   Index looked_at = 24;           // recordings of each test then; at the end all
   std::string from, save;         // checkpoints
@@ -44,6 +45,7 @@ struct Variant {
 nlohmann::json local(const Variant&, const Settings&, std::uint64_t seed);
 nlohmann::json full(const Variant&, const Settings&, std::uint64_t seed);
 nlohmann::json linear(const Variant&, const Settings&, std::uint64_t seed);
+nlohmann::json narrow(const Variant&, const Settings&, std::uint64_t seed);
 nlohmann::json mlp(const Variant&, const Settings&, std::uint64_t seed);
 nlohmann::json after(const Variant&, const Settings&, std::uint64_t seed);
 nlohmann::json before(const Variant&, const Settings&, std::uint64_t seed);
@@ -53,6 +55,7 @@ inline constexpr Variant variants[] = {
     {"local", "attention in a window", local},
     {"full", "attention over the whole stream", full},
     {"linear", "the window, TTT-Linear beside attention", linear},
+    {"narrow", "a window of 16 frames, TTT-Linear beside attention", narrow},
     {"mlp", "the window, TTT-MLP beside attention", mlp, 0.1},
     {"after", "the window, TTT-Linear after attention", after},
     {"before", "the window, TTT-Linear before attention", before},

@@ -7,7 +7,7 @@
 // Shapes:  codes (1 + n_q, frames); losses and likeliest words a number a frame.
 // Units:   nats; frames. NaN where nothing was to be predicted: codes of -1, and what a delay moves past the
 //          end.
-// Errors:  codes of another number of streams.
+// Errors:  codes of another number of streams; a probe or resets in one pass.
 // Not supported: several recordings at a time.
 // Source:  none.
 #pragma once
@@ -23,6 +23,7 @@ struct ListenOptions {
   Index chunk = 32;           // frames a step of the transformer; the numbers do not depend on it
   Index reset_ttt_every = 0;  // frames after which the fast weights are W_0 again; 0: never
   bool probe = false;         // watch the TTT layers
+  bool offline = false;       // one pass over the recording, as in training, instead of steps
 };
 
 struct Listened {
@@ -101,6 +102,9 @@ Listened listen(B& be, const typename Model::Params& p, const std::vector<std::i
     fail("listen", std::to_string(codes.size()) + " codes",
          "whole frames of " + std::to_string(streams) + " streams",
          "choose codes that were made for this model");
+  if (options.offline && (options.probe || options.reset_ttt_every > 0))
+    fail("listen", "a probe or resets in one pass over the recording", "steps",
+         "leave out ListenOptions::offline");
   const auto delayed = [&](Index k, Index t) {  // what the model says at t, and reads at t + 1
     const Index from = t - C.delays.of[k];
     return from < 0 ? C.initial().of(k) : codes[static_cast<std::size_t>(k * frames + from)];
@@ -119,7 +123,7 @@ Listened listen(B& be, const typename Model::Params& p, const std::vector<std::i
 
   for (Index at = 0, n = 0; at < frames; at += n) {
     const auto scope = be.scope();
-    n = std::min(options.chunk, frames - at);
+    n = options.offline ? frames : std::min(options.chunk, frames - at);
     if (const Index every = options.reset_ttt_every; every > 0) {
       if (at > 0 && at % every == 0) detail::reset_ttt<Transformer>(be, p.transformer, *state);
       n = std::min(n, every - at % every);
@@ -140,7 +144,10 @@ Listened listen(B& be, const typename Model::Params& p, const std::vector<std::i
     const auto x = make(), h = make(), z = make();
     const auto targets = on_device(said);
     Model::embed(be, p, on_device(read), x);
-    if (probe) {
+    if (options.offline) {
+      typename Transformer::Saved unused;
+      Transformer::forward(be, p.transformer, x, h, unused);
+    } else if (probe) {
       probe->step(p.transformer, *state, x, h);
     } else {
       Transformer::step(be, p.transformer, *state, x, h, Mask{});
