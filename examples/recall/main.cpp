@@ -58,6 +58,9 @@ int recall(int argc, char** argv) {
   app.add_option("--text-embedding", settings.text_embedding,
                  "the start of the text's embedding, as a multiple of that of every other stream")
       ->check(CLI::PositiveNumber);
+  app.add_option("--outputs", settings.outputs,
+                 "the start of what the temporal layers' last products add, as a multiple of the usual")
+      ->check(CLI::PositiveNumber);
   app.add_option("--look-every", settings.look_every, "steps between two looks at the tests; 0: none")
       ->check(CLI::NonNegativeNumber);
   app.add_option("--looked-at", settings.looked_at, "recordings of each test then")

@@ -141,10 +141,18 @@ class Run {
           if (name.ends_with("base_lr")) init_constant(t, variant_.base_lr);
           if (name.ends_with("gating_alpha")) init_constant(t, variant_.gate);
           if (name == "text_emb.weight") scale(t, settings_.text_embedding);
+          if (is_output(name)) scale(t, settings_.outputs);
         },
         *drawn);
     if (!settings_.from.empty()) load_params(settings_.from, host, drawn);
     upload_start(be_, trainer_, drawn);
+  }
+
+  /// Whether a layer of the temporal transformer adds its product to what came in.
+  static bool is_output(std::string_view name) {
+    return name.starts_with("transformer.") &&
+           (name.ends_with("out_projs.0.weight") || name.ends_with("o_proj.weight") ||
+            name.ends_with("linear_out.weight"));
   }
 
   static void scale(auto& tensor, double by) {

@@ -29,10 +29,10 @@ struct Settings {
   std::vector<Test> tests;
   Index frames_a_step = 4800;
   double lr = 1e-3, text_padding_weight = 0.1;
-  double text_embedding = 1;  // times the usual start of the text's embedding
-  std::int64_t look_every = 250;  // steps between two looks at some of the tests
-  Index looked_at = 24;           // recordings of each test then; at the end all
-  std::string from, save;         // checkpoints
+  double text_embedding = 1, outputs = 1;  // times their usual start: the text's embedding, what layers add
+  std::int64_t look_every = 250;           // steps between two looks at some of the tests
+  Index looked_at = 24;                    // recordings of each test then; at the end all
+  std::string from, save;                  // checkpoints
 };
 
 struct Variant {

@@ -4,12 +4,14 @@
 
 #include <cmath>
 #include <cstdio>
+#include <map>
 
 #include "../io/scratch.hpp"
 #include "mttt/io/alignment.hpp"
 #include "mttt/io/audio.hpp"
 #include "mttt/io/codes.hpp"
 #include "mttt/io/manifest.hpp"
+#include "mttt/io/text.hpp"
 
 namespace {
 using namespace mttt;
@@ -253,6 +255,38 @@ TEST_CASE("make_data: conversations put together of sentences' codes") {
     }
     CHECK(heard > 0.6 * said);
     CHECK(quiet > 0.9 * rest);
+  }
+}
+
+TEST_CASE("make_data: pairs of words, spoken and as text alone") {
+  if (!std::filesystem::exists(MTTT_BIN_DIR "/make_data")) return;  // told above
+  const Workshop shop;
+  const auto run = [&](const std::string& command) {
+    INFO(command);
+    REQUIRE(std::system((command + " >" + shop.at("log")).c_str()) == 0);
+  };
+  const std::string pairs =
+      MTTT_BIN_DIR "/make_data pairs --keys 4 --values 6 --hours 0.001 --codec " MTTT_SOURCE_DIR
+                   "/assets/mimi_small.safetensors --tokenizer " MTTT_SOURCE_DIR
+                   "/assets/speech_tokenizer.model --output ";
+  const TextTokenizer tokenizer = TextTokenizer::load(MTTT_SOURCE_DIR "/assets/speech_tokenizer.model");
+  for (const bool silent : {false, true}) {
+    run(pairs + shop.at("pairs") + (silent ? " --silent 1 --pace 1:3 --length 12" : " --length 20"));
+    const auto entry = read_manifest(shop.scratch / "pairs/train.jsonl").at(0);
+    const CodedRecording coded = load_codes(entry.codes);
+    const WholeFile file(sidecar_of(entry.recording));
+    const auto questions = detail::parse_json(file.text()).at("questions");
+    REQUIRE(questions.size() > (silent ? 20u : 3u));
+    std::map<std::string, std::string> of;  // a word keeps the word that goes with it
+    for (const auto& q : questions) {
+      const auto key = q.at("attribute").get<std::string>(), value = q.at("value").get<std::string>();
+      CHECK(of.emplace(key, value).first->second == value);
+      const auto frame = static_cast<std::size_t>(q.at("answer").at(0).get<double>() * coded.frame_rate);
+      CHECK(coded.stream(0)[frame] == tokenizer.encode(value).at(0));
+    }
+    const auto voice = coded.stream(1);
+    const bool still = std::all_of(voice.begin(), voice.end(), [&](auto code) { return code == voice[0]; });
+    CHECK(still == silent);
   }
 }
 

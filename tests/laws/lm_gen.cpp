@@ -235,6 +235,14 @@ TEST_CASE_METHOD(Fixture,
   CHECK(means[0].violations == Approx(summary.violations));
   for (std::size_t t = 0; t < steps; ++t)
     CHECK(pieces.layers[0].after[t] == Approx(whole.layers[0].after[t]).epsilon(1e-4));
+  const auto pass = listen<Model>(be, *params, codes, {.offline = true});
+  CHECK(pass.likeliest_word == whole.likeliest_word);
+  for (std::size_t t = 0; t < steps; ++t) {
+    CHECK(std::isnan(pass.text_loss[t]) == std::isnan(whole.text_loss[t]));
+    if (!std::isnan(pass.text_loss[t])) CHECK(pass.text_loss[t] == Approx(whole.text_loss[t]).epsilon(1e-4));
+  }
+  CHECK_THROWS_WITH(listen<Model>(be, *params, codes, {.probe = true, .offline = true}),
+                    mttt::test::contains("one pass"));
   // Starting anew is as if nothing had been heard.
   const auto anew = listen<Model>(be, *params, codes, {.reset_ttt_every = 5, .probe = true}).layers[0];
   CHECK(anew.drift[4] != Approx(anew.drift[5]));
