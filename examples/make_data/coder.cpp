@@ -69,7 +69,10 @@ Coder::~Coder() = default;
 
 double Coder::frame_rate() const { return Codec::config.frame_rate(); }
 std::size_t Coder::codebooks() const { return n_q; }
-const std::vector<std::int32_t>& Coder::silence() const { return impl_->silence; }
+void Coder::silence_until(std::size_t frames, std::vector<std::int32_t>& codes) const {
+  while (codes.size() < frames * codebooks())
+    codes.insert(codes.end(), impl_->silence.begin(), impl_->silence.end());
+}
 
 std::vector<Frames> Coder::encode(std::span<const std::int16_t> samples) const {
   thread_local B be(1);
@@ -97,8 +100,7 @@ mttt::CodedRecording Coder::recording(const std::vector<mttt::Word>& words, std:
       impl_->id,
       "composed"};
   for (auto* voice : {&model, &user}) {
-    while (static_cast<Index>(voice->size()) < frames * n_q)
-      voice->insert(voice->end(), silence().begin(), silence().end());
+    silence_until(static_cast<std::size_t>(frames), *voice);
     for (Index q = 0; q < n_q; ++q)
       for (Index t = 0; t < frames; ++t)
         coded.codes.push_back((*voice)[static_cast<std::size_t>(t * n_q + q)]);
@@ -117,10 +119,7 @@ Coder::~Coder() = default;
 double Coder::frame_rate() const { return 0; }
 std::size_t Coder::codebooks() const { return 0; }
 std::vector<std::vector<std::int32_t>> Coder::encode(std::span<const std::int16_t>) const { return {}; }
-const std::vector<std::int32_t>& Coder::silence() const {
-  static const std::vector<std::int32_t> none;
-  return none;
-}
+void Coder::silence_until(std::size_t, std::vector<std::int32_t>&) const {}
 mttt::CodedRecording Coder::recording(const std::vector<mttt::Word>&, std::vector<std::int32_t>,
                                       std::vector<std::int32_t>) const {
   return {};

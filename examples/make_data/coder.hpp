@@ -25,8 +25,8 @@ class Coder {
   /// (frames, codebooks) for a sentence that begins 0, 1/4, 1/2 and 3/4 of a frame after a frame does. Any number
   /// of threads.
   std::vector<std::vector<std::int32_t>> encode(std::span<const std::int16_t> samples) const;
-  /// What a frame of silence sounds like.
-  const std::vector<std::int32_t>& silence() const;
+  /// Appends silence until there are so many frames.
+  void silence_until(std::size_t frames, std::vector<std::int32_t>& codes) const;
   /// Text and the voices' codes, each (frames, codebooks), of which the shorter one ends in silence.
   mttt::CodedRecording recording(const std::vector<mttt::Word>& words, std::vector<std::int32_t> model,
                                  std::vector<std::int32_t> user) const;

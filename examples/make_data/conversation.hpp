@@ -39,7 +39,8 @@ class Conversation {
     end_ = free_[model] = start + spoken->seconds();
     return word;
   }
-  /// A word of the model's text without a sound, `frames` after the last one. Of a studio with a coder.
+  /// A word of the model's text without a sound, for a part of its frame; the next may come `frames` later. Of a studio
+  /// with a coder.
   std::size_t think(const std::string& text, int frames) {
     const double frame = 1 / studio_->coder()->frame_rate();
     words_.push_back({text, end_, end_ + 0.2 * frame, std::string(mttt::main_speaker)});
@@ -76,8 +77,7 @@ class Conversation {
   mttt::CodedRecording coded() const {
     const Coder& coder = *studio_->coder();
     auto model = codes_[true];
-    while (static_cast<double>(model.size() / coder.codebooks()) < end_ * coder.frame_rate())
-      model.insert(model.end(), coder.silence().begin(), coder.silence().end());
+    coder.silence_until(static_cast<std::size_t>(std::ceil(end_ * coder.frame_rate())), model);
     return coder.recording(words_, std::move(model), codes_[false]);
   }
 
@@ -98,8 +98,7 @@ class Conversation {
                                 track.size() / coder.codebooks() * Coder::phases);
     const std::size_t first = parts / Coder::phases;
     const auto& codes = spoken.codes[parts % Coder::phases];
-    while (track.size() < first * coder.codebooks())
-      track.insert(track.end(), coder.silence().begin(), coder.silence().end());
+    coder.silence_until(first, track);
     track.insert(track.end(), codes.begin(), codes.end());
     return static_cast<double>(parts) / Coder::phases / coder.frame_rate();
   }

@@ -70,15 +70,23 @@ std::vector<double> numbers_of(const std::string& name, const std::string& text)
   }
 }
 
-void read_ranges(Options& o) {
-  const auto delays = numbers_of("--delays", o.delays), facts = numbers_of("--facts", o.facts),
-             pace = numbers_of("--pace", o.pace);
+/// Of pairs.
+void read_pairs(Options& o) {
+  const auto pace = numbers_of("--pace", o.pace);
   o.pairs.shortest = static_cast<int>(pace.front()), o.pairs.longest = static_cast<int>(pace.back());
   if (o.pairs.shortest < 1 || o.pairs.longest < o.pairs.shortest)
     mttt::fail("--pace", o.pace, "whole numbers of frames from 1 on, the smaller first");
   if (o.pairs.keys + o.pairs.values > static_cast<int>(memory_values().size()))
     mttt::fail("--keys and --values", std::to_string(o.pairs.keys + o.pairs.values),
                std::to_string(memory_values().size()) + " words at most");
+  if (o.pairs.silent > 0 && o.codec.empty())
+    mttt::fail("--silent", "no --codec", "codes to write, for text has no sound");
+  if (o.length > 0) o.pairs.length = o.length;
+}
+
+/// Of facts.
+void read_ranges(Options& o) {
+  const auto delays = numbers_of("--delays", o.delays), facts = numbers_of("--facts", o.facts);
   if (o.delays.find(':') == std::string::npos) {
     o.memory.delays = delays;
   } else {
@@ -308,6 +316,13 @@ void common(CLI::App& app, Options& o) {
   app.add_flag("--test", o.test, "text that training leaves out");
 }
 
+void whole(CLI::App& app, const char* name, int& value, int least, int most, const char* says) {
+  app.add_option(name, value, says)->capture_default_str()->check(CLI::Range(least, most));
+}
+void share(CLI::App& app, const char* name, double& value, const char* says) {
+  app.add_option(name, value, says)->capture_default_str()->check(CLI::Range(0.0, 1.0));
+}
+
 /// Of conversations.
 void coded(CLI::App& app, Options& o) {
   auto* codec =
@@ -329,40 +344,22 @@ int main(int argc, char** argv) {
   coded(remember, o);
   remember.add_option("--delays", o.delays, "seconds: 5:600, any between, or 5,10,20")->capture_default_str();
   remember.add_option("--facts", o.facts, "in a conversation: 1:4")->capture_default_str();
-  remember.add_option("--values", o.memory.values, "of each attribute")
-      ->capture_default_str()
-      ->check(CLI::Range(2, 16));
-  remember.add_option("--attributes", o.memory.attributes, "kinds of facts")
-      ->capture_default_str()
-      ->check(CLI::Range(1, 10));
-  remember.add_option("--people", o.memory.people, "of whom facts are told")
-      ->capture_default_str()
-      ->check(CLI::Range(1, 9));
-  remember.add_option("--chat", o.memory.chat, "share of the waiting that is talk")
-      ->capture_default_str()
-      ->check(CLI::Range(0.0, 1.0));
+  whole(remember, "--values", o.memory.values, 2, 16, "of each attribute");
+  whole(remember, "--attributes", o.memory.attributes, 1, 10, "kinds of facts");
+  whole(remember, "--people", o.memory.people, 1, 9, "of whom facts are told");
+  share(remember, "--chat", o.memory.chat, "share of the waiting that is talk");
   remember.add_option("--talks", o.memory.talks, "exchanges of which talk is chosen; 0: without end")
       ->capture_default_str()
       ->check(CLI::NonNegativeNumber);
-  remember.add_option("--echo", o.memory.echo, "share of facts that the model confirms by their value")
-      ->capture_default_str()
-      ->check(CLI::Range(0.0, 1.0));
+  share(remember, "--echo", o.memory.echo, "share of facts that the model confirms by their value");
   CLI::App& pair = *app.add_subcommand("pairs", "words that go with words, asked for at once and often");
   common(pair, o);
   coded(pair, o);
-  pair.add_option("--keys", o.pairs.keys, "words that are asked with")
-      ->capture_default_str()
-      ->check(CLI::Range(3, 100));
-  pair.add_option("--values", o.pairs.values, "words that go with them")
-      ->capture_default_str()
-      ->check(CLI::Range(2, 100));
-  pair.add_option("--silent", o.pairs.silent, "share of conversations that are the model's text alone")
-      ->capture_default_str()
-      ->check(CLI::Range(0.0, 1.0));
+  whole(pair, "--keys", o.pairs.keys, 3, 100, "words that are asked with");
+  whole(pair, "--values", o.pairs.values, 2, 100, "words that go with them");
+  share(pair, "--silent", o.pairs.silent, "share of conversations that are the model's text alone");
   pair.add_option("--pace", o.pace, "frames from word to word of those: 1:4")->capture_default_str();
-  pair.add_option("--by-user", o.pairs.by_user, "how often the user tells or asks")
-      ->capture_default_str()
-      ->check(CLI::Range(0.0, 1.0));
+  share(pair, "--by-user", o.pairs.by_user, "how often the user tells or asks");
   CLI::App& talk = *app.add_subcommand("dialogue", "questions and answers by grammars");
   common(talk, o);
   coded(talk, o);
@@ -399,11 +396,11 @@ int main(int argc, char** argv) {
       const Library library(o.texts);
       return make_all(o, studio, [&](Rng& rng) { return monologue(o, library, rng); });
     }
+    if (pair) {
+      read_pairs(o);
+      return make_all(o, studio, [&](Rng& rng) { return pairs(o, studio, rng); });
+    }
     read_ranges(o);
-    if (pair && o.length > 0) o.pairs.length = o.length;
-    if (pair && o.pairs.silent > 0 && !coder)
-      mttt::fail("--silent", "no --codec", "codes to write, for text has no sound");
-    if (pair) return make_all(o, studio, [&](Rng& rng) { return pairs(o, studio, rng); });
     o.memory.length = o.length;
     return make_all(o, studio, [&](Rng& rng) { return memory(o, studio, rng); });
   });

@@ -77,11 +77,12 @@ int recall(int argc, char** argv) {
     if (colon == text.npos) mttt::fail("--test", "'" + text + "'", a_test, "correct it");
     settings.tests.push_back({text.substr(0, colon), text.substr(colon + 1)});
   }
+  std::string names;
+  for (const Variant& v : variants) names += (names.empty() ? "" : ", ") + std::string(v.name);
   for (const auto& name : only) {
     if (std::none_of(std::begin(variants), std::end(variants),
                      [&](const Variant& v) { return v.name == name; }))
-      mttt::fail("--only", "'" + name + "'", "local, full, linear, narrow, mlp, after, before, instead",
-                 "correct it");
+      mttt::fail("--only", "'" + name + "'", names, "correct it");
   }
   mttt::JsonLines file(output);
   for (const std::uint64_t seed : seeds) {
